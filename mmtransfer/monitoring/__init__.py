@@ -1,0 +1,6 @@
+"""Live transcription of monitoring video: source → voice activity → segments → text → sinks."""
+
+from mmtransfer.monitoring.pipeline import Monitor, MonitorStats, Transcript
+from mmtransfer.monitoring.segments import Segment, SegmenterSettings
+
+__all__ = ["Monitor", "MonitorStats", "Segment", "SegmenterSettings", "Transcript"]

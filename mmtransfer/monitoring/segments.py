@@ -1,0 +1,142 @@
+"""Cut a stream of audio into segments of speech, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmtransfer.audio import SAMPLE_RATE
+from mmtransfer.voice_activity import FRAME, SpeechProbability
+
+_FRAME_S = FRAME / SAMPLE_RATE
+_BLOCK_FRAMES = 32  # frames scored at once: about a second
+
+
+@dataclass(frozen=True)
+class SegmenterSettings:
+    """How speech is cut into segments."""
+
+    threshold: float = 0.5
+    """Speech probability at which a segment starts."""
+    threshold_off: float = 0.35
+    """Probability below which a frame is a pause; lower than `threshold`, so that a segment does
+    not flicker on and off."""
+    pause_s: float = 0.6
+    """A pause this long ends a segment; shorter ones are kept within it."""
+    min_speech_s: float = 0.2
+    """Less speech than this is a click, not a segment."""
+    max_segment_s: float = 15.0
+    """Longer speech is cut at its likeliest pause; padding included."""
+    pad_s: float = 0.25
+    """Audio kept before and after the speech."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of speech."""
+
+    start: float
+    """Seconds: where speech starts."""
+    end: float
+    """Seconds: where speech ends."""
+    samples: np.ndarray
+    """Float32 at 16 kHz, with padding on both sides."""
+
+
+class Segmenter:
+    """Turns audio blocks of any size into segments, as each ends."""
+
+    def __init__(self, settings: SegmenterSettings | None = None):
+        self.settings = settings or SegmenterSettings()
+        self._probability = SpeechProbability()
+        self._pending = np.zeros(0, np.float32)  # less than a scoring block, not scored yet
+        # Scored frames that may still be needed: from the start of the running segment (or the
+        # padding before a next one) to now. Row k is frame `_first + k` of the stream.
+        self._frames = np.zeros((0, FRAME), np.float32)
+        self._scores = np.zeros(0, np.float32)
+        self._first = 0
+        self._started: int | None = None  # frame where speech started
+        self._voiced = 0  # frames at or above the threshold in the running segment
+        self._last_voiced = 0  # last frame that was not a pause
+
+    def feed(self, samples: np.ndarray) -> Iterator[Segment]:
+        """Take the next samples of the stream; yields segments that ended in them."""
+        self._pending = np.concatenate([self._pending, samples])
+        block = _BLOCK_FRAMES * FRAME
+        while len(self._pending) >= block:
+            ready, self._pending = self._pending[:block], self._pending[block:]
+            yield from self._score(ready)
+
+    def finish(self) -> Iterator[Segment]:
+        """The stream is over; yields what was still running."""
+        padding = -len(self._pending) % FRAME
+        if len(self._pending):
+            yield from self._score(np.pad(self._pending, (0, padding)))
+            self._pending = np.zeros(0, np.float32)
+        if self._started is not None:
+            yield from self._close(self._last_voiced + 1)
+
+    def _score(self, samples: np.ndarray) -> Iterator[Segment]:
+        scores = self._probability(samples)
+        base = self._first + len(self._frames)
+        self._frames = np.concatenate([self._frames, samples.reshape(-1, FRAME)])
+        self._scores = np.concatenate([self._scores, scores])
+        settings = self.settings
+        pause = max(1, round(settings.pause_s / _FRAME_S))
+        longest = int((settings.max_segment_s - 2 * settings.pad_s) / _FRAME_S)
+        for offset, score in enumerate(scores):
+            frame = base + offset
+            if self._started is None:
+                if score < settings.threshold:
+                    continue
+                self._started, self._voiced = frame, 0
+            if score >= settings.threshold_off:
+                self._last_voiced = frame
+            if score >= settings.threshold:
+                self._voiced += 1
+            if frame - self._last_voiced >= pause:
+                yield from self._close(self._last_voiced + 1)
+            elif frame - self._started + 1 >= longest:
+                yield from self._split(frame)
+        self._forget()
+
+    def _split(self, frame: int) -> Iterator[Segment]:
+        """End a segment that has grown too long at the quietest moment of its second half."""
+        assert self._started is not None
+        middle = self._started + (frame - self._started) // 2
+        scores = self._scores[middle - self._first : frame - self._first]
+        # A little smoothing, so that one odd frame inside a word is not taken for a pause.
+        cut = middle + int(np.convolve(scores, np.ones(3) / 3, mode="same").argmin())
+        yield from self._close(cut + 1, hard_cut=True)
+        rest = self._scores[cut + 1 - self._first : frame + 1 - self._first]
+        voiced = np.flatnonzero(rest >= self.settings.threshold)
+        if len(voiced):
+            self._started = cut + 1 + int(voiced[0])
+            self._voiced = len(voiced)
+            audible = np.flatnonzero(rest >= self.settings.threshold_off)
+            self._last_voiced = cut + 1 + int(audible[-1])
+
+    def _close(self, end: int, *, hard_cut: bool = False) -> Iterator[Segment]:
+        """Emit the running segment up to (not including) frame `end`."""
+        assert self._started is not None
+        started, voiced = self._started, self._voiced
+        self._started = None
+        if voiced * _FRAME_S < self.settings.min_speech_s:
+            return
+        pad = round(self.settings.pad_s / _FRAME_S)
+        low = max(self._first, started - pad)
+        # After a cut through running speech, padding would repeat the next segment's words.
+        high = end if hard_cut else min(self._first + len(self._frames), end + pad)
+        samples = self._frames[low - self._first : high - self._first].reshape(-1)
+        yield Segment(started * _FRAME_S, end * _FRAME_S, samples.copy())
+
+    def _forget(self) -> None:
+        """Drop frames that no segment can need any more."""
+        pad = round(self.settings.pad_s / _FRAME_S)
+        now = self._first + len(self._frames)
+        keep = max(self._first, (now if self._started is None else self._started) - pad)
+        drop = keep - self._first
+        self._frames, self._scores = self._frames[drop:].copy(), self._scores[drop:].copy()
+        self._first = keep

@@ -1,0 +1,128 @@
+"""Where transcripts go: standard output, JSON Lines, SRT, WebVTT, plain text.
+
+Every sink writes a segment as it comes and flushes it, so that what was transcribed is on disk
+when a run is interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Protocol
+
+from mmtransfer.errors import UserError
+from mmtransfer.monitoring.pipeline import Transcript
+
+SUFFIXES = (".jsonl", ".srt", ".vtt", ".txt")
+
+
+def clock(seconds: float, *, decimals: int, separator: str = ".") -> str:
+    """Seconds as HH:MM:SS with decimals: clock(3.25, decimals=1) is 00:00:03.2."""
+    units = round(seconds * 10**decimals)
+    whole, fraction = divmod(units, 10**decimals)
+    minutes, second = divmod(whole, 60)
+    return (
+        f"{minutes // 60:02d}:{minutes % 60:02d}:{second:02d}{separator}{fraction:0{decimals}d}"
+    )
+
+
+def line(transcript: Transcript) -> str:
+    """The line a person reads: [00:00:14.6 → 00:00:21.9] text."""
+    start, end = (clock(t, decimals=1) for t in (transcript.start, transcript.end))
+    return f"[{start} → {end}] {transcript.text}"
+
+
+class Sink(Protocol):
+    """Takes transcripts in order."""
+
+    def write(self, transcript: Transcript) -> None:
+        """Put one transcript out, at once."""
+        ...
+
+    def close(self) -> None:
+        """No more will come."""
+        ...
+
+
+class StandardOutput:
+    """Prints lines; names the source where there are several."""
+
+    def __init__(self, *, name_source: bool = False):
+        self._name_source = name_source
+
+    def write(self, transcript: Transcript) -> None:
+        """Print the line."""
+        name = f"{Path(transcript.source).name} " if self._name_source else ""
+        print(name + line(transcript), flush=True)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class FileSink:
+    """Writes one file, in the form its ending names."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._count = 0
+        self._file: IO[str] = path.open("w", encoding="utf-8")
+        if path.suffix == ".vtt":
+            self._file.write("WEBVTT\n\n")
+            self._file.flush()
+
+    def write(self, transcript: Transcript) -> None:
+        """Write and flush one transcript."""
+        self._count += 1
+        suffix = self._path.suffix
+        if suffix == ".jsonl":
+            text = json.dumps(asdict(transcript), ensure_ascii=False) + "\n"
+        elif suffix == ".txt":
+            text = line(transcript) + "\n"
+        else:
+            separator = "," if suffix == ".srt" else "."
+            start, end = (
+                clock(t, decimals=3, separator=separator)
+                for t in (transcript.start, transcript.end)
+            )
+            # "-->" inside a cue's text would end the cue.
+            body = transcript.text.replace("-->", "→")
+            number = f"{self._count}\n" if suffix == ".srt" else ""
+            if suffix == ".vtt":
+                body = body.replace("&", "&amp;").replace("<", "&lt;")
+            text = f"{number}{start} --> {end}\n{body}\n\n"
+        self._file.write(text)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def check_outputs(paths: list[Path]) -> None:
+    """Refuse outputs that cannot be written, before any work is done.
+
+    Raises:
+        UserError: an unknown ending, or a folder that does not exist.
+    """
+    for path in paths:
+        if path.suffix not in SUFFIXES:
+            raise UserError(
+                f"{path}: unknown output format '{path.suffix}'; use {', '.join(SUFFIXES)}."
+            )
+        if path.is_dir():
+            raise UserError(f"{path}: expected a file to write, found a folder.")
+        if not path.parent.is_dir():
+            raise UserError(f"{path}: the folder {path.parent} does not exist.")
+
+
+def output_path(path: Path, source: str, sources: list[str]) -> Path:
+    """The file for one source. Subtitles belong to one recording, so with several sources each
+    gets a file of its own: out.srt becomes out.CAMERA.srt."""
+    if len(sources) == 1 or path.suffix in (".jsonl", ".txt"):
+        return path
+    stems = [Path(name).stem for name in sources]
+    name = Path(source).stem
+    if stems.count(name) > 1:
+        name = f"{name}-{sources.index(source) + 1}"
+    return path.with_name(f"{path.stem}.{name}{path.suffix}")

@@ -1,0 +1,82 @@
+"""Progress on standard error: a bar on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+def console() -> Any:
+    """The console that progress goes to."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def track(items: Iterable[T], description: str, *, total: int | None = None) -> Iterator[T]:
+    """Iterate with a bar that shows count, speed and time left."""
+    from rich.progress import track as rich_track
+
+    screen = console()
+    yield from rich_track(
+        items, description, total=total, console=screen, transient=True, disable=not screen.is_terminal
+    )
+
+
+class TrainingProgress:
+    """Step, loss, validation metric, speed and time left: a bar on a terminal, a log line every
+    few seconds elsewhere."""
+
+    _LOG_EVERY_S = 10.0
+
+    def __init__(self, total: int, done: int, *, enabled: bool = True):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+
+        screen = console()
+        self._total, self._done = total, done
+        self._enabled = enabled
+        self._score = ""
+        self._last_log = time.monotonic()
+        self._started, self._started_at = time.monotonic(), done
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=screen,
+            disable=not (enabled and screen.is_terminal),
+        )
+        self._task = self._bar.add_task("training", total=total, completed=done, status="")
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def evaluated(self, metric: str, value: float) -> None:
+        """A new validation score."""
+        self._score = f"{metric} {value:.4f}"
+        self._last_log = 0.0
+
+    def step(self, loss: float, units_per_second: float) -> None:
+        """One step is done; `units_per_second` is e.g. audio seconds trained on a second."""
+        self._done += 1
+        status = f"loss {loss:.4f}  {self._score}  {units_per_second:.0f}x"
+        self._bar.update(self._task, advance=1, status=status)
+        now = time.monotonic()
+        if self._enabled and self._bar.disable and now - self._last_log > self._LOG_EVERY_S:
+            self._last_log = now
+            per_step = (now - self._started) / max(1, self._done - self._started_at)
+            left = per_step * (self._total - self._done)
+            logger.info("step %d/%d  %s  %.0f s left", self._done, self._total, status, left)

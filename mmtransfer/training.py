@@ -1,0 +1,542 @@
+"""The training loop, on Accelerate, for every task.
+
+One optimiser step takes one planned batch. Each process takes its share of it as micro-batches;
+the loss is summed over target units and divided by their number over all processes, so that the
+gradient does not depend on how the batch was cut or on how many processes there are. Gradients are
+summed in one collective after the last backward pass. Everything random is a function of seed,
+epoch, step and example, so a run that resumes from a checkpoint repeats the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors.torch import load_file, save_file
+
+from mmtransfer.cache import atomic_path
+from mmtransfer.config import RuntimeConfig, TrainConfig
+from mmtransfer.errors import UserError
+from mmtransfer.progress import TrainingProgress
+from mmtransfer.tasks.base import Task, plan_epoch
+
+logger = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):  # noqa: N818 - an event, not an error
+    """The run was asked to stop and has written a checkpoint."""
+
+    def __init__(self, step: int, signal_number: int):
+        super().__init__(f"stopped at step {step}; a checkpoint is written, --resume continues")
+        self.step = step
+        self.exit_code = 128 + signal_number
+
+
+@dataclass
+class TrainState:
+    """Where a run stands, beside weights and optimiser."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    """Batches of this epoch that are done."""
+    best: float = math.inf
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    seconds: float = 0.0
+    """Wall-clock training time, over all sessions of the run."""
+    units: float = 0.0
+    """Audio seconds (or what the task counts) trained on."""
+    splits: int = 0
+    """How often micro-batches are halved, after running out of memory."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training cost and where its best weights come from."""
+
+    steps: int
+    epochs: float
+    best_step: int
+    best: float
+    metric: str
+    seconds: float
+    units: float
+    early_stopped: bool
+    devices: int
+
+
+def make_accelerator(train: TrainConfig, runtime: RuntimeConfig) -> Accelerator:
+    """An Accelerator from the configuration; `ACCELERATE_*` settings fill in what is `auto`.
+
+    Raises:
+        UserError: a device or precision this machine does not have, or a distributed type that
+            this loop does not run.
+    """
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("runtime.device: cuda: no usable GPU on this machine. Use auto or cpu.")
+    if runtime.device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("runtime.device: mps: not available on this machine. Use auto or cpu.")
+    precision: str | None = train.mixed_precision
+    if precision == "auto":
+        precision = None  # ACCELERATE_MIXED_PRECISION, if set
+        gpu = runtime.device in ("auto", "cuda") and torch.cuda.is_available()
+        if "ACCELERATE_MIXED_PRECISION" not in os.environ and gpu:
+            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    try:
+        accelerator = Accelerator(mixed_precision=precision, cpu=runtime.device == "cpu")
+    except ValueError as error:
+        raise UserError(f"train.mixed_precision: {precision}: {error}") from None
+    supported = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    if accelerator.distributed_type not in supported:
+        raise UserError(
+            f"accelerate is configured for {accelerator.distributed_type.value}; this trainer runs "
+            "on one device or data-parallel (MULTI_GPU, MULTI_CPU)."
+        )
+    return accelerator
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one acts at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # signals can only be handled in the main thread
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        logger.warning("stopping after this step, to write a checkpoint")
+
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+class Trainer:
+    """Trains one task into a run folder; see the module's docstring for how."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: TrainConfig,
+        runtime: RuntimeConfig,
+        accelerator: Accelerator,
+        run_dir: Path,
+    ):
+        self.task, self.config, self.runtime = task, config, runtime
+        self.accelerator, self.run_dir = accelerator, run_dir
+        self.checkpoint = run_dir / "checkpoints" / "last"
+        self.best_weights = run_dir / "checkpoints" / "best.safetensors"
+        self.metrics_path = run_dir / "metrics.jsonl"
+        self.state = TrainState()
+        self._budget = config.batch_seconds * config.gradient_accumulation
+        self._budget *= accelerator.num_processes
+        self._plan_epoch = -1
+        self._plan: list[list[int]] = []
+        self.total_steps = self._count_steps()
+        task.model.to(accelerator.device)
+        self.parameters = [p for p in task.model.parameters() if p.requires_grad]
+        # Biases and norms are vectors; only matrices and convolutions are pulled to zero.
+        groups = [
+            {
+                "params": [p for p in self.parameters if p.ndim > 1],
+                "weight_decay": config.weight_decay,
+            },
+            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        fused = accelerator.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
+        self.optimizer: Any = accelerator.prepare(optimizer)
+
+    # --- plan ---------------------------------------------------------------------------------
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        if self._plan_epoch != epoch:
+            self._plan = plan_epoch(
+                self.task.lengths, self._budget, seed=self.runtime.seed, epoch=epoch
+            )
+            self._plan_epoch = epoch
+        return self._plan
+
+    def _count_steps(self) -> int:
+        if self.config.steps is not None:
+            return self.config.steps
+        epochs = self.config.epochs or 3.0
+        # The number of batches can differ by a few between epochs, so they are counted.
+        whole = int(epochs)
+        steps = sum(len(self._batches(epoch)) for epoch in range(whole))
+        if epochs > whole:
+            steps += math.ceil((epochs - whole) * len(self._batches(whole)))
+        return max(1, steps)
+
+    def _upcoming(self) -> Iterator[tuple[int, int, list[int]]]:
+        """(epoch, batch, indices) of every step from the state's position on."""
+        epoch, batch = self.state.epoch, self.state.batch
+        for _ in range(self.state.step, self.total_steps):
+            while batch >= len(self._batches(epoch)):
+                epoch, batch = epoch + 1, 0
+            yield epoch, batch, self._batches(epoch)[batch]
+            batch += 1
+
+    def _prepared(self) -> Iterator[tuple[int, int, list[int], list[Any]]]:
+        """Steps with this process's micro-batches, prepared ahead by worker threads."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        waiting: list[tuple[int, int, list[int], Future[list[Any]]]] = []
+        workers = max(1, self.config.workers)
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for epoch, batch, indices in self._upcoming():
+                    mine = indices[rank::world]
+                    job = pool.submit(self.task.prepare, mine, epoch)
+                    waiting.append((epoch, batch, indices, job))
+                    if len(waiting) > workers:
+                        *step, job = waiting.pop(0)
+                        yield (*step, job.result())  # type: ignore[misc]
+                for *step, job in waiting:
+                    yield (*step, job.result())  # type: ignore[misc]
+            finally:
+                for *_, job in waiting:
+                    job.cancel()
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of the step with that number, from 0: linear warm-up, then the schedule."""
+        config = self.config
+        warmup = min(config.warmup_steps, self.total_steps // 2)
+        if step < warmup:
+            return config.learning_rate * (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1, self.total_steps - warmup)
+        if config.schedule == "cosine":
+            return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        if config.schedule == "linear":
+            return config.learning_rate * (1 - progress)
+        return config.learning_rate
+
+    # --- one step -----------------------------------------------------------------------------
+
+    def _step(self, step: int, indices: list[int], micros: list[Any]) -> tuple[float, float]:
+        """Forward, backward and update; returns the mean loss and the gradient norm."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        for _ in range(self.state.splits):
+            micros = [half for micro in micros for half in self.task.split(micro)]
+        device = self.accelerator.device
+        weight = torch.tensor(sum(self.task.weight(micro) for micro in micros), device=device)
+        total = float(self.accelerator.reduce(weight, "sum"))
+        while True:
+            try:
+                loss_sum = self._backward(step, micros, total)
+                break
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+            # Outside the except block, so that the traceback no longer holds the tensors.
+            micros = self._halve(step, indices, micros)
+        loss = float(self.accelerator.reduce(loss_sum, "sum")) / max(total, 1.0)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"Loss is {loss} at step {step + 1} on the batch: {self.task.describe(indices)}. "
+                "Lower train.learning_rate, or look at these examples."
+            )
+        self._sum_gradients()
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        norm = float(norm)
+        if not math.isfinite(norm) and self.accelerator.scaler is None:
+            raise UserError(
+                f"Gradient norm is {norm} at step {step + 1} on the batch: "
+                f"{self.task.describe(indices)}. Lower train.learning_rate."
+            )
+        self.optimizer.step()
+        return loss, norm
+
+    def _backward(self, step: int, micros: list[Any], total: float) -> torch.Tensor:
+        self.optimizer.zero_grad()
+        rank = self.accelerator.process_index
+        # Dropout depends on seed, step and process only, so resuming needs no generator states.
+        torch.manual_seed(hash((self.runtime.seed, step, rank)) % 2**63)
+        loss_sum = torch.zeros((), device=self.accelerator.device)
+        for micro in micros:
+            with self.accelerator.autocast():
+                loss = self.task.loss(micro, self.accelerator.device)
+            self.accelerator.backward(loss / max(total, 1.0))
+            loss_sum += loss.detach()
+        return loss_sum
+
+    def _halve(self, step: int, indices: list[int], micros: list[Any]) -> list[Any]:
+        self.optimizer.zero_grad()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        halves = [half for micro in micros for half in self.task.split(micro)]
+        if len(halves) == len(micros):
+            raise UserError(
+                f"Out of memory at step {step + 1} with a single example at a time: "
+                f"{self.task.describe(indices)}. Use shorter clips, "
+                "train.gradient_checkpointing: true, or a smaller model."
+            )
+        self.state.splits += 1
+        logger.warning(
+            "out of memory at step %d: micro-batches are halved; batches stay the same", step + 1
+        )
+        return halves
+
+    def _sum_gradients(self) -> None:
+        """Add up gradients over processes, in one collective of one flat tensor."""
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is None:  # this process had no example in the batch
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        flat = self.accelerator.reduce(flat, "sum")
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    # --- evaluation ---------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """Validation metrics; each process scores its share, all get the same result."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = list(range(self.task.validation_size))[rank::world]
+        records = self.task.validate(mine, self.accelerator.device) if mine else []
+        pairs = gather_object(list(zip(mine, records, strict=True)))
+        ordered = [record for _, record in sorted(pairs, key=lambda pair: pair[0])]
+        return self.task.summarize(ordered)
+
+    def _evaluate_and_keep_best(self) -> dict[str, float]:
+        metrics = self.evaluate()
+        value = metrics[self.task.metric]
+        if value < self.state.best:
+            self.state.best, self.state.best_step = value, self.state.step
+            self.state.evaluations_since_best = 0
+            if self.accelerator.is_main_process:
+                with atomic_path(self.best_weights) as part:
+                    save_file(_unshared(self.task.model), part)
+        else:
+            self.state.evaluations_since_best += 1
+        return metrics
+
+    # --- checkpoints --------------------------------------------------------------------------
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same for a run to resume."""
+        return {
+            "train": self.config.model_dump(mode="json"),
+            "seed": self.runtime.seed,
+            "data": self.task.fingerprint,
+            "processes": self.accelerator.num_processes,
+        }
+
+    def save_checkpoint(self) -> None:
+        """Weights, optimiser and position, atomically."""
+        if self.accelerator.is_main_process:
+            with atomic_path(self.checkpoint) as folder:
+                folder.mkdir(parents=True)
+                save_file(_unshared(self.task.model), folder / "model.safetensors")
+                scaler = self.accelerator.scaler
+                optimizer = {
+                    "optimizer": self.optimizer.optimizer.state_dict(),
+                    "scaler": scaler.state_dict() if scaler is not None else None,
+                }
+                torch.save(optimizer, folder / "optimizer.pt")
+                text = json.dumps({"state": asdict(self.state), "settings": self._settings()})
+                (folder / "state.json").write_text(text, encoding="utf-8")
+        self.accelerator.wait_for_everyone()
+
+    def load_checkpoint(self) -> bool:
+        """Continue from the run folder's checkpoint; False if it has none.
+
+        Raises:
+            UserError: the checkpoint belongs to other settings or other data.
+        """
+        if not self.checkpoint.is_dir():
+            return False
+        saved = json.loads((self.checkpoint / "state.json").read_text(encoding="utf-8"))
+        found, expected = saved["settings"], self._settings()
+        for key in expected:
+            if found[key] != expected[key]:
+                old, new = found[key], expected[key]
+                if isinstance(old, dict):
+                    changed = [name for name in new if old.get(name) != new[name]]
+                    key = ", ".join(f"{key}.{name}" for name in changed)
+                    old = {name: old.get(name) for name in changed}
+                    new = {name: new[name] for name in changed}
+                raise UserError(
+                    f"{self.run_dir}: the checkpoint was written with another {key} ({old}, now "
+                    f"{new}). Resume with the same settings, or start anew in another run folder."
+                )
+        weights = load_file(self.checkpoint / "model.safetensors")
+        _load_weights(self.task.model, weights)
+        optimizer = torch.load(
+            self.checkpoint / "optimizer.pt", map_location="cpu", weights_only=True
+        )
+        self.optimizer.optimizer.load_state_dict(optimizer["optimizer"])
+        if optimizer["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(optimizer["scaler"])
+        self.state = TrainState(**saved["state"])
+        return True
+
+    def load_best(self) -> None:
+        """Put the weights of the best evaluation into the model."""
+        if self.best_weights.is_file():
+            _load_weights(self.task.model, load_file(self.best_weights))
+
+    # --- metrics ------------------------------------------------------------------------------
+
+    def _log(self, values: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def _forget_metrics_after(self, step: int) -> None:
+        """Drop what a killed run logged after its last checkpoint; resuming logs it again."""
+        if not self.accelerator.is_main_process or not self.metrics_path.exists():
+            return
+        kept = []
+        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:
+                break  # the process was killed in the middle of this line
+        with atomic_path(self.metrics_path) as part:
+            part.write_text("".join(kept), encoding="utf-8")
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def run(self, *, resume: bool = False) -> TrainResult:
+        """Train to the end; leaves the best weights in the model.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM; a checkpoint is written.
+            UserError: a loss that is not finite, no memory for a single example, or a checkpoint
+                of another run.
+        """
+        if resume and self.load_checkpoint():
+            logger.info("resuming at step %d of %d", self.state.step, self.total_steps)
+        self._forget_metrics_after(self.state.step)
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), _stop_signals() as signals:
+            stopped_early = self._loop(signals)
+        self.load_best()
+        state = self.state
+        return TrainResult(
+            steps=state.step,
+            epochs=round(state.epoch + state.batch / len(self._batches(state.epoch)), 3),
+            best_step=state.best_step,
+            best=state.best,
+            metric=self.task.metric,
+            seconds=round(state.seconds, 2),
+            units=round(state.units, 2),
+            early_stopped=stopped_early,
+            devices=self.accelerator.num_processes,
+        )
+
+    def _loop(self, signals: list[int]) -> bool:
+        state, config = self.state, self.config
+        checkpoint_every = config.checkpoint_every
+        self.task.model.train()
+        started = time.monotonic() - state.seconds
+        progress = TrainingProgress(
+            self.total_steps, state.step, enabled=self.accelerator.is_main_process
+        )
+        with progress:
+            for epoch, batch, indices, micros in self._prepared():
+                if self._patience_is_over():
+                    return True
+                loss, norm = self._step(state.step, indices, micros)
+                state.step += 1
+                state.epoch, state.batch = epoch, batch + 1
+                state.units += sum(self.task.lengths[index] for index in indices)
+                state.seconds = time.monotonic() - started
+                rate = self.learning_rate(state.step - 1)
+                self._log(
+                    {
+                        "step": state.step,
+                        "epoch": epoch,
+                        "loss": loss,
+                        "learning_rate": rate,
+                        "grad_norm": norm,
+                        "seconds": round(state.seconds, 3),
+                    }
+                )
+                last = state.step == self.total_steps
+                epoch_done = state.batch == len(self._batches(epoch))
+                every = config.evaluate_every
+                evaluate = last or (state.step % every == 0 if every else epoch_done)
+                if evaluate:
+                    metrics = self._evaluate_and_keep_best()
+                    state.seconds = time.monotonic() - started
+                    self._log(
+                        {"step": state.step, "epoch": epoch}
+                        | {f"validation_{name}": value for name, value in metrics.items()}
+                    )
+                    progress.evaluated(self.task.metric, metrics[self.task.metric])
+                    self.task.model.train()
+                progress.step(loss, state.units / max(state.seconds, 1e-9))
+                stop = self._agreed_stop(signals)
+                due = state.step % checkpoint_every == 0 if checkpoint_every else evaluate
+                if (due and not last) or stop:
+                    self.save_checkpoint()
+                if stop:
+                    raise Interrupted(state.step, stop)
+        return False
+
+    def _patience_is_over(self) -> bool:
+        patience = self.config.patience
+        return bool(patience) and self.state.evaluations_since_best >= patience
+
+    def _agreed_stop(self, signals: list[int]) -> int:
+        """The signal that any process received, so that all stop at the same step."""
+        mine = signals[0] if signals else 0
+        if self.accelerator.num_processes == 1:
+            return mine
+        return max(gather_object([mine]))
+
+    def from_main_process(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        return broadcast_object_list([value])[0]
+
+
+def _unshared(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict on the CPU, with tensors that share storage stored once."""
+    seen: set[int] = set()
+    state = {}
+    for name, value in model.state_dict().items():
+        if value.data_ptr() not in seen or not value.numel():
+            seen.add(value.data_ptr())
+            state[name] = value.detach().cpu().contiguous()
+    return state
+
+
+def _load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        own = model.state_dict()
+        for name, value in weights.items():
+            own[name].copy_(value)
