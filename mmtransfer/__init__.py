@@ -10,21 +10,28 @@ _LAZY = {
     "Config": "mmtransfer.config",
     "load_config": "mmtransfer.config",
     "UserError": "mmtransfer.errors",
-    "backbones": "mmtransfer.bundled",
-    "train": "mmtransfer.training",
-    "evaluate": "mmtransfer.evaluation",
+    "load_speech_model": "mmtransfer.backbones",
     "Recognizer": "mmtransfer.recognition",
+    "train": "mmtransfer.runs",
+    "evaluate": "mmtransfer.runs",
+    "load_monitor": "mmtransfer.monitoring",
     "monitor": "mmtransfer.monitoring",
 }
 __all__ = ["__version__", *_LAZY]
 
 if TYPE_CHECKING:
-    from mmtransfer.config import Config, load_config
-    from mmtransfer.errors import UserError
+    from mmtransfer.backbones import load_speech_model as load_speech_model
+    from mmtransfer.config import Config as Config
+    from mmtransfer.config import load_config as load_config
+    from mmtransfer.errors import UserError as UserError
+    from mmtransfer.monitoring import load_monitor as load_monitor
+    from mmtransfer.monitoring import monitor as monitor
+    from mmtransfer.recognition import Recognizer as Recognizer
+    from mmtransfer.runs import evaluate as evaluate
+    from mmtransfer.runs import train as train
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        module = import_module(_LAZY[name])
-        return module if module.__name__.endswith(f".{name}") else getattr(module, name)
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'mmtransfer' has no attribute '{name}'")

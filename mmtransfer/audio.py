@@ -61,7 +61,9 @@ def open_media(source: str | Path) -> Any:
     if not container.streams.audio:
         kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
         container.close()
-        raise MediaError(f"{source}: has no audio track (found: {kinds}). There is no speech in it.")
+        raise MediaError(
+            f"{source}: has no audio track (found: {kinds}). There is no speech in it."
+        )
     return container
 
 
@@ -99,7 +101,7 @@ def _decoded_frames(container: Any, source: str | Path) -> Iterator[Any]:
     if cut is not None or (expected_s is not None and end_s < expected_s - 1.0):
         wanted = f" of {expected_s:.1f} s" if expected_s is not None else ""
         raise TruncatedMediaError(
-            f"{source}: the audio ends early, at {end_s:.1f} s{wanted}; the file is cut or damaged. "
+            f"{source}: the audio ends early, at {end_s:.1f} s{wanted}; it is cut or damaged. "
             "Everything before that was used."
         )
 
@@ -119,18 +121,25 @@ class _Converter:
         shape = (frame.format.name, frame.layout.name, frame.sample_rate)
         if shape != self._shape:
             yield from self.flush()
-            self._resampler = av.AudioResampler("flt", "mono", self._rate or frame.sample_rate)
+            self._resampler = av.AudioResampler(
+                "fltp", frame.layout, self._rate or frame.sample_rate
+            )
             self._shape = shape
         frame.pts = None  # the resampler would otherwise refuse jumps in time; we handle those
         for out in self._resampler.resample(frame):
-            yield out.to_ndarray()[0]
+            yield _mono(out)
 
     def flush(self) -> Iterator[np.ndarray]:
         if self._resampler is not None:
             for out in self._resampler.resample(None):
-                yield out.to_ndarray()[0]
+                yield _mono(out)
             self._resampler = None
             self._shape = ()
+
+
+def _mono(frame: Any) -> np.ndarray:
+    # The mean of the channels; FFmpeg's own mix of float audio would be louder than its input.
+    return frame.to_ndarray().mean(axis=0, dtype=np.float32)
 
 
 @lru_cache(maxsize=16)
@@ -183,7 +192,9 @@ def decode_clip(source: str | Path, start: float = 0.0, end: float | None = None
     samples = samples[begin:stop]
     wanted_s = None if end is None else end - start
     if len(samples) < 0.05 * rate or (wanted_s and len(samples) < 0.5 * wanted_s * rate):
-        asked = f" between {start:g} s and {end:g} s" if end is not None else f" from {start:g} s on"
+        asked = (
+            f" between {start:g} s and {end:g} s" if end is not None else f" from {start:g} s on"
+        )
         raise MediaError(f"{source}: only {len(samples) / rate:.2f} s of audio{asked}.")
     if rate != SAMPLE_RATE:
         samples = _torch_resampler(rate)(torch.from_numpy(np.ascontiguousarray(samples))).numpy()
@@ -209,7 +220,7 @@ def stream_audio(source: str | Path) -> Iterator[np.ndarray]:
         for frame in _decoded_frames(container, source):
             if frame.time is not None:
                 gap_s = frame.time - origin_s - shift_s - position_s
-                if _GAP_S < gap_s and (total_s is None or frame.time - origin_s <= total_s):
+                if gap_s > _GAP_S and (total_s is None or frame.time - origin_s <= total_s):
                     yield from convert.flush()
                     yield from _silence(gap_s)
                     position_s += gap_s

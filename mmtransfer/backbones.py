@@ -57,7 +57,7 @@ class SpeechModel:
     def context_s(self, seconds: float, *, shortest: float | None = None) -> float:
         """Context in which a clip of that length is read: the next multiple of the grid."""
         floor = self.shortest_context_s if shortest is None else shortest
-        wanted = max(seconds, floor, CONTEXT_GRID_S)
+        wanted = min(max(seconds, floor, CONTEXT_GRID_S), self.max_context_s)
         steps = -(-round(wanted * SAMPLE_RATE) // round(CONTEXT_GRID_S * SAMPLE_RATE))
         return min(steps * CONTEXT_GRID_S, self.max_context_s)
 

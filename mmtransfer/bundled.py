@@ -285,7 +285,8 @@ def whisper_state_dict(variables: dict[str, np.ndarray]) -> dict[str, torch.Tens
 
 def convert_whisper(parts: list[Path], package_folder: Path, target: Path) -> None:
     """Write a CTranslate2 Whisper as a Hugging Face checkpoint: weights, tokenizer, feature
-    extractor, configuration, generation configuration."""
+    extractor, configuration, generation configuration.
+    """
     from transformers import (
         AddedToken,
         GenerationConfig,

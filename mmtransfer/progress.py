@@ -24,19 +24,31 @@ def track(items: Iterable[T], description: str, *, total: int | None = None) -> 
 
     screen = console()
     yield from rich_track(
-        items, description, total=total, console=screen, transient=True, disable=not screen.is_terminal
+        items,
+        description,
+        total=total,
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
     )
 
 
 class TrainingProgress:
     """Step, loss, validation metric, speed and time left: a bar on a terminal, a log line every
-    few seconds elsewhere."""
+    few seconds elsewhere.
+    """
 
     _LOG_EVERY_S = 10.0
 
     def __init__(self, total: int, done: int, *, enabled: bool = True):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         screen = console()
         self._total, self._done = total, done

@@ -83,8 +83,8 @@ All weights of `{base}` were fine-tuned on {data["train"]["clips"]} clips
 
 ## Results
 
-{metric.upper()} with 95 % bootstrap interval, normaliser `{after["normalizer"]}`. A source row shows
-what the model lost on the domain it came from.
+{metric.upper()} with 95 % bootstrap interval, normaliser `{after["normalizer"]}`. A source row
+shows what the model lost on the domain it came from.
 
 | set | before | after | change |
 |---|---|---|---|
@@ -100,17 +100,18 @@ print(recognize("recording.wav")["text"])
 ```
 
 It reads contexts as short as {report["model"]["shortest_context_s"]:g} s without loss
-(`shortest_context_s` in `config.json`); plain pipelines pad to {report["model"]["max_context_s"]:g} s.
+(`shortest_context_s` in `config.json`); plain pipelines pad to
+{report["model"]["max_context_s"]:g} s.
 
 ## Training
 
-{cost["steps"]} steps ({cost["epochs"]:g} epochs) in {cost["train_seconds"]:.0f} s on {cost["device"]};
-best weights from step {cost["best_step"]}. Learning rate {config.train.learning_rate:g},
-{config.train.schedule} schedule, weight decay {config.train.weight_decay:g}, seed
+{cost["steps"]} steps ({cost["epochs"]:g} epochs) in {cost["train_seconds"]:.0f} s on
+{cost["device"]}; best weights from step {cost["best_step"]}. Learning
+rate {config.train.learning_rate:g}, {config.train.schedule} schedule, weight decay {config.train.weight_decay:g}, seed
 {config.runtime.seed}. Software: {", ".join(f"{k} {v}" for k, v in report["versions"].items())}.
 
 ## Limits
 
-The target validation set holds {after["clips"]} clips; the interval says how far to trust the figure.
-Speech unlike the target data is read worse than by the source model where the table shows a loss.
+The target validation set holds {after["clips"]} clips; the interval says how far to trust the
+figure. Where the table shows a loss, speech of that kind is read worse than by the source model.
 """

@@ -36,7 +36,8 @@ class Hypothesis:
     @property
     def compression_ratio(self) -> float:
         """Bytes of the text over its zlib-compressed bytes; loops compress well (Radford et al.
-        2022, section 4.5)."""
+        2022, section 4.5).
+        """
         data = self.text.encode()
         return len(data) / len(zlib.compress(data)) if data else 0.0
 
@@ -108,9 +109,7 @@ class Recognizer:
         prompt = speech.prompt(timestamps=False)
         room = model.config.max_target_positions - len(prompt)
         limit = min(room // 2, _TOKENS_AT_LEAST + int(_TOKENS_PER_SECOND * longest_s))
-        first, later = (
-            m.to(self.device) for m in (self._suppressed_first, self._suppressed)
-        )
+        first, later = (m.to(self.device) for m in (self._suppressed_first, self._suppressed))
         step_input = torch.tensor([prompt] * count, device=self.device)
         cache = None
         done = torch.zeros(count, dtype=torch.bool, device=self.device)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,26 +17,16 @@ import yaml
 
 from mmtransfer.backbones import SpeechModel, load_speech_model
 from mmtransfer.cache import atomic_path
-from mmtransfer.config import Config, DataConfig, RuntimeConfig
+from mmtransfer.config import Config, DataConfig
 from mmtransfer.data import ClipSet, hold_out, load_clips, refuse_leaks
 from mmtransfer.errors import UserError
 from mmtransfer.evaluation import speech_metric
 from mmtransfer.publishing import model_card
+from mmtransfer.runtime import choose_device, make_accelerator, use_runtime
 from mmtransfer.tasks.speech import SpeechTask, evaluate_clips
-from mmtransfer.training import Trainer, make_accelerator
+from mmtransfer.training import Trainer
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def use_runtime(runtime: RuntimeConfig) -> Iterator[None]:
-    """The configured number of threads, for as long as the block lasts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(runtime.threads or len(os.sched_getaffinity(0)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def load_splits(config: Config, max_seconds: float) -> tuple[ClipSet, ClipSet, dict[str, ClipSet]]:
@@ -57,9 +44,7 @@ def load_splits(config: Config, max_seconds: float) -> tuple[ClipSet, ClipSet, d
         validation = ClipSet("validation (held out)", [train.clips[i] for i in held])
         train = ClipSet("train", [train.clips[i] for i in chosen], train.skipped)
     else:
-        validation = load_clips(
-            data.validation, data, name="validation", max_seconds=max_seconds
-        )
+        validation = load_clips(data.validation, data, name="validation", max_seconds=max_seconds)
     refuse_leaks(train, validation, data.allow_leaks)
     sources = {
         name: load_clips(path, data, name=name, max_seconds=max_seconds)
@@ -265,7 +250,7 @@ def evaluate(
     """
     config = config or Config(data=DataConfig(language=language))
     with use_runtime(config.runtime):
-        device = make_accelerator(config.train, config.runtime).device
+        device = choose_device(config.runtime)
         speech = load_speech_model(model, revision=config.revision, language=config.data.language)
         clips = load_clips(data, config.data, name="data", max_seconds=speech.max_context_s)
         speech.model.to(device)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import signal
 import threading
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
 
@@ -78,36 +77,6 @@ class TrainResult:
     units: float
     early_stopped: bool
     devices: int
-
-
-def make_accelerator(train: TrainConfig, runtime: RuntimeConfig) -> Accelerator:
-    """An Accelerator from the configuration; `ACCELERATE_*` settings fill in what is `auto`.
-
-    Raises:
-        UserError: a device or precision this machine does not have, or a distributed type that
-            this loop does not run.
-    """
-    if runtime.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("runtime.device: cuda: no usable GPU on this machine. Use auto or cpu.")
-    if runtime.device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("runtime.device: mps: not available on this machine. Use auto or cpu.")
-    precision: str | None = train.mixed_precision
-    if precision == "auto":
-        precision = None  # ACCELERATE_MIXED_PRECISION, if set
-        gpu = runtime.device in ("auto", "cuda") and torch.cuda.is_available()
-        if "ACCELERATE_MIXED_PRECISION" not in os.environ and gpu:
-            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    try:
-        accelerator = Accelerator(mixed_precision=precision, cpu=runtime.device == "cpu")
-    except ValueError as error:
-        raise UserError(f"train.mixed_precision: {precision}: {error}") from None
-    supported = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-    if accelerator.distributed_type not in supported:
-        raise UserError(
-            f"accelerate is configured for {accelerator.distributed_type.value}; this trainer runs "
-            "on one device or data-parallel (MULTI_GPU, MULTI_CPU)."
-        )
-    return accelerator
 
 
 @contextmanager
@@ -314,8 +283,8 @@ class Trainer:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        flat = self.accelerator.reduce(flat, "sum")
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        parts = self.accelerator.reduce(flat, "sum").split([g.numel() for g in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
     # --- evaluation ---------------------------------------------------------------------------

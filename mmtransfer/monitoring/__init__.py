@@ -1,6 +1,20 @@
 """Live transcription of monitoring video: source → voice activity → segments → text → sinks."""
 
-from mmtransfer.monitoring.pipeline import Monitor, MonitorStats, Transcript
+from mmtransfer.monitoring.pipeline import (
+    Monitor,
+    MonitorStats,
+    Transcript,
+    load_monitor,
+    monitor,
+)
 from mmtransfer.monitoring.segments import Segment, SegmenterSettings
 
-__all__ = ["Monitor", "MonitorStats", "Segment", "SegmenterSettings", "Transcript"]
+__all__ = [
+    "Monitor",
+    "MonitorStats",
+    "Segment",
+    "SegmenterSettings",
+    "Transcript",
+    "load_monitor",
+    "monitor",
+]

@@ -9,6 +9,8 @@ from mmtransfer.recognition import Hypothesis
 NO_SPEECH_PROB = 0.6
 NO_SPEECH_LOGPROB = -1.0
 MIN_LOGPROB = -1.5
+SHORT_S = 1.0
+SHORT_MIN_LOGPROB = -0.8
 MAX_COMPRESSION_RATIO = 2.4
 MAX_REPEATS = 4
 _WORD = re.compile(r"\w+", re.UNICODE)
@@ -43,12 +45,13 @@ def _run_length(words: list[str], start: int, length: int) -> int:
     return count
 
 
-def rejection(hypothesis: Hypothesis) -> str | None:
-    """Why the text is not to be believed, or None.
+def rejection(hypothesis: Hypothesis, speech_s: float) -> str | None:
+    """Why the text of `speech_s` seconds of speech is not to be believed, or None.
 
     - `empty`: nothing was recognised, or only symbols.
     - `no speech`: the model holds the segment for silence and is unsure of its words.
-    - `improbable`: the words are very unlikely even to the model.
+    - `improbable`: the words are unlikely even to the model. Under a second of "speech" is often
+      a sneeze or a bark, so it needs better evidence than a sentence does.
     - `looping`: see `is_looping`.
     """
     if not _WORD.search(hypothesis.text):
@@ -56,7 +59,7 @@ def rejection(hypothesis: Hypothesis) -> str | None:
     unsure = hypothesis.avg_logprob < NO_SPEECH_LOGPROB
     if hypothesis.no_speech_prob > NO_SPEECH_PROB and unsure:
         return "no speech"
-    if hypothesis.avg_logprob < MIN_LOGPROB:
+    if hypothesis.avg_logprob < (SHORT_MIN_LOGPROB if speech_s < SHORT_S else MIN_LOGPROB):
         return "improbable"
     if is_looping(hypothesis):
         return "looping"

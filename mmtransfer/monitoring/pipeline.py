@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmtransfer.audio import SAMPLE_RATE, MediaError, stream_audio
+from mmtransfer.backbones import load_speech_model
+from mmtransfer.config import RuntimeConfig
 from mmtransfer.monitoring.filters import rejection
 from mmtransfer.monitoring.segments import Segment, Segmenter, SegmenterSettings
 from mmtransfer.recognition import Hypothesis, Recognizer
+from mmtransfer.runtime import choose_device, use_runtime
 
 logger = logging.getLogger(__name__)
 _QUEUED_SEGMENTS = 16  # bounds memory when recognition is slower than reading
@@ -137,7 +140,7 @@ class Monitor:
                 ending = error  # what came before it is still transcribed
             for segment in segmenter.finish():
                 put(segment)
-        except Exception as error:  # noqa: BLE001 - handed to the caller's thread
+        except Exception as error:
             ending = error
         put(ending)
 
@@ -146,18 +149,58 @@ class Monitor:
         full = self._recognizer.speech.max_context_s
         for segment, hypothesis in zip(batch, hypotheses, strict=True):
             chosen = hypothesis
-            reason = rejection(chosen)
+            reason = rejection(chosen, segment.end - segment.start)
             if reason is not None and chosen.context_s < full:
                 # Short contexts are the commoner cause; the full one is what the model knows best.
                 self.stats.repeated += 1
                 chosen = self._recognizer.transcribe([segment.samples], context_s=full)[0]
-                reason = rejection(chosen)
+                reason = rejection(chosen, segment.end - segment.start)
             if reason is not None:
                 self.stats.rejected[reason] += 1
                 logger.debug("%.1f s: rejected (%s): %s", segment.start, reason, chosen.text)
                 continue
             self.stats.segments += 1
             yield _transcript(source, segment, chosen)
+
+
+def load_monitor(
+    model: str,
+    *,
+    language: str | None = None,
+    context_s: float | None = None,
+    settings: SegmenterSettings | None = None,
+    runtime: RuntimeConfig | None = None,
+) -> Monitor:
+    """A monitor with a run folder's, checkpoint's, Hub or bundled model.
+
+    `context_s` overrides the shortest context stored with the model (infinity: always the full).
+
+    Raises:
+        UserError: a model that cannot be used.
+    """
+    device = choose_device(runtime or RuntimeConfig())
+    speech = load_speech_model(model, language=language)
+    speech.model.to(device)
+    budget = _BATCH_SEGMENTS * speech.max_context_s  # a batch is decoded in one go
+    recognizer = Recognizer(
+        speech, device=device, batch_seconds=budget, shortest_context_s=context_s
+    )
+    return Monitor(recognizer, settings)
+
+
+def monitor(
+    model: str,
+    source: str | Path,
+    *,
+    language: str | None = None,
+    settings: SegmenterSettings | None = None,
+    runtime: RuntimeConfig | None = None,
+) -> Iterator[Transcript]:
+    """Transcripts of a recording, each as soon as it is recognised; see `load_monitor`."""
+    runtime = runtime or RuntimeConfig()
+    with use_runtime(runtime):
+        loaded = load_monitor(model, language=language, settings=settings, runtime=runtime)
+        yield from loaded.transcribe(source)
 
 
 def _transcript(source: str, segment: Segment, hypothesis: Hypothesis) -> Transcript:

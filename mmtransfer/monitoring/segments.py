@@ -25,7 +25,7 @@ class SegmenterSettings:
     not flicker on and off."""
     pause_s: float = 0.6
     """A pause this long ends a segment; shorter ones are kept within it."""
-    min_speech_s: float = 0.2
+    min_speech_s: float = 0.25
     """Less speech than this is a click, not a segment."""
     max_segment_s: float = 15.0
     """Longer speech is cut at its likeliest pause; padding included."""
@@ -60,6 +60,7 @@ class Segmenter:
         self._started: int | None = None  # frame where speech started
         self._voiced = 0  # frames at or above the threshold in the running segment
         self._last_voiced = 0  # last frame that was not a pause
+        self._taken = 0  # frames before this went into a segment that was cut in running speech
 
     def feed(self, samples: np.ndarray) -> Iterator[Segment]:
         """Take the next samples of the stream; yields segments that ended in them."""
@@ -110,6 +111,7 @@ class Segmenter:
         # A little smoothing, so that one odd frame inside a word is not taken for a pause.
         cut = middle + int(np.convolve(scores, np.ones(3) / 3, mode="same").argmin())
         yield from self._close(cut + 1, hard_cut=True)
+        self._taken = cut + 1
         rest = self._scores[cut + 1 - self._first : frame + 1 - self._first]
         voiced = np.flatnonzero(rest >= self.settings.threshold)
         if len(voiced):
@@ -126,7 +128,7 @@ class Segmenter:
         if voiced * _FRAME_S < self.settings.min_speech_s:
             return
         pad = round(self.settings.pad_s / _FRAME_S)
-        low = max(self._first, started - pad)
+        low = max(self._first, self._taken, started - pad)
         # After a cut through running speech, padding would repeat the next segment's words.
         high = end if hard_cut else min(self._first + len(self._frames), end + pad)
         samples = self._frames[low - self._first : high - self._first].reshape(-1)

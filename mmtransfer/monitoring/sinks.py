@@ -18,13 +18,11 @@ SUFFIXES = (".jsonl", ".srt", ".vtt", ".txt")
 
 
 def clock(seconds: float, *, decimals: int, separator: str = ".") -> str:
-    """Seconds as HH:MM:SS with decimals: clock(3.25, decimals=1) is 00:00:03.2."""
+    """Seconds as HH:MM:SS with decimals, e.g. 00:00:03.25 with two."""
     units = round(seconds * 10**decimals)
     whole, fraction = divmod(units, 10**decimals)
     minutes, second = divmod(whole, 60)
-    return (
-        f"{minutes // 60:02d}:{minutes % 60:02d}:{second:02d}{separator}{fraction:0{decimals}d}"
-    )
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{second:02d}{separator}{fraction:0{decimals}d}"
 
 
 def line(transcript: Transcript) -> str:
@@ -118,7 +116,8 @@ def check_outputs(paths: list[Path]) -> None:
 
 def output_path(path: Path, source: str, sources: list[str]) -> Path:
     """The file for one source. Subtitles belong to one recording, so with several sources each
-    gets a file of its own: out.srt becomes out.CAMERA.srt."""
+    gets a file of its own: out.srt becomes out.CAMERA.srt.
+    """
     if len(sources) == 1 or path.suffix in (".jsonl", ".txt"):
         return path
     stems = [Path(name).stem for name in sources]

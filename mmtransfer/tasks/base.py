@@ -29,7 +29,8 @@ class Task(Protocol):
 
     def prepare(self, indices: Sequence[int], epoch: int) -> list[Any]:
         """Micro-batches of these training examples, on the CPU. Depends on its arguments and the
-        seed only; called from another thread."""
+        seed only; called from another thread.
+        """
         ...
 
     def weight(self, micro: Any) -> float:
@@ -66,7 +67,9 @@ class Task(Protocol):
         ...
 
 
-def plan_epoch(lengths: Sequence[float], budget: float, *, seed: int, epoch: int) -> list[list[int]]:
+def plan_epoch(
+    lengths: Sequence[float], budget: float, *, seed: int, epoch: int
+) -> list[list[int]]:
     """Batches of example indices for one epoch, each within the budget, padding counted.
 
     Examples are shuffled, sorted by length within windows of 50 batches' worth, cut into batches,

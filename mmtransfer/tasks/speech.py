@@ -73,8 +73,8 @@ class SpeechTask:
         for clip, tokens in zip(train.clips, self._tokens, strict=True):
             if len(tokens) > room:
                 raise UserError(
-                    f"{clip.name}: the transcript has {len(tokens)} tokens, the model takes at most "
-                    f"{room}. Cut the clip or mend the transcript."
+                    f"{clip.name}: the transcript has {len(tokens)} tokens, the model takes at "
+                    f"most {room}. Cut the clip or mend the transcript."
                 )
         generation = self.model.generation_config
         end = self.model.config.eos_token_id

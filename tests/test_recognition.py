@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import torch
+from conftest import EXAMPLE
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmtransfer.audio import decode_clip
+from mmtransfer.backbones import encode_whisper, load_speech_model, resolve_source
+from mmtransfer.errors import UserError
+from mmtransfer.monitoring.filters import is_looping, rejection
+from mmtransfer.recognition import Hypothesis, Recognizer
+
+
+@pytest.fixture(scope="module")
+def tiny(whisper_tiny):
+    return load_speech_model(str(whisper_tiny))
+
+
+@pytest.fixture(scope="module")
+def clips():
+    paths = sorted(p for p in (EXAMPLE / "source").iterdir() if p.suffix != ".csv")[:8]
+    return [decode_clip(path) for path in paths]
+
+
+def test_full_window_is_the_models_own_encoder(tiny, clips):
+    features = tiny.features(clips[:2], 30.0)
+    with torch.inference_mode():
+        expected = tiny.model.get_encoder()(features).last_hidden_state
+        torch.testing.assert_close(encode_whisper(tiny.model, features), expected)
+
+
+def test_short_contexts_encode_to_half_their_frames(tiny, clips):
+    features = tiny.features(clips[:1], 3.5)
+    assert features.shape == (1, 80, 350)
+    with torch.inference_mode():
+        assert encode_whisper(tiny.model, features).shape == (1, 175, 384)
+
+
+def test_results_do_not_depend_on_the_batch(tiny, clips):
+    alone = [Recognizer(tiny).transcribe([clip])[0] for clip in clips]
+    for batch_seconds in (20.0, 45.0, 1000.0):
+        together = Recognizer(tiny, batch_seconds=batch_seconds).transcribe(clips)
+        assert [h.tokens for h in together] == [h.tokens for h in alone]
+        for one, other in zip(together, alone, strict=True):
+            assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-3)
+
+
+def test_source_model_reads_general_speech(tiny, clips):
+    texts = [h.text for h in Recognizer(tiny).transcribe(clips)]
+    assert all(len(text.split()) >= 3 for text in texts)
+    assert all(h.avg_logprob > -1 for h in Recognizer(tiny).transcribe(clips))
+
+
+def test_no_clips_and_one_sample(tiny):
+    recognizer = Recognizer(tiny)
+    assert recognizer.transcribe([]) == []
+    assert len(recognizer.transcribe([np.zeros(1, np.float32)])) == 1
+
+
+@given(st.floats(0.0, 40.0), st.floats(0.0, 30.0))
+def test_context_covers_the_clip_on_the_grid(seconds, shortest):
+    from types import SimpleNamespace
+
+    from mmtransfer.backbones import SpeechModel
+
+    speech = SpeechModel(
+        SimpleNamespace(config=SimpleNamespace()),
+        SimpleNamespace(feature_extractor=SimpleNamespace(chunk_length=30)),
+        "x",
+    )
+    context = speech.context_s(seconds, shortest=shortest)
+    assert context % 0.5 == 0
+    assert 0.5 <= context <= 30
+    assert context >= min(seconds, 30) - 1e-4
+    assert context >= min(shortest, 30) - 1e-4
+    assert context <= max(seconds, shortest, 0.5) + 0.5
+    assert speech.shortest_context_s == 20.0
+
+
+def test_shortest_context_is_kept_with_the_model(random_whisper, tmp_path):
+    speech = load_speech_model(str(random_whisper))
+    assert speech.shortest_context_s == 20.0
+    speech.shortest_context_s = 3.5
+    speech.save(tmp_path / "m")
+    assert load_speech_model(str(tmp_path / "m")).shortest_context_s == 3.5
+
+
+def test_unusable_models_get_one_clear_line(tmp_path, random_whisper):
+    from transformers import BertConfig
+
+    for source, message in [
+        (str(tmp_path), "expected a run folder"),
+        (str(tmp_path / "nothing"), "no such model folder"),
+        ("bundled:nothing", "no such bundled source"),
+        ("someone/not-on-this-machine", "cannot be loaded"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            load_speech_model(source)
+        assert "\n" not in str(caught.value)
+    BertConfig().save_pretrained(tmp_path / "bert")
+    with pytest.raises(UserError, match="expected a Whisper model, found 'bert'"):
+        load_speech_model(str(tmp_path / "bert"))
+    with pytest.raises(UserError, match="English only"):
+        load_speech_model(str(random_whisper), language="zh")
+    with pytest.raises(UserError, match="no revisions"):
+        resolve_source("bundled:whisper-tiny.en", "main")
+
+
+def hypothesis(text, *, logprob=-0.2, no_speech=0.0, finished=True):
+    return Hypothesis(text, (1,), logprob, no_speech, 20.0, finished)
+
+
+@pytest.mark.parametrize(
+    ("text", "looping"),
+    [
+        ("go " * 5, True),
+        ("go go go go", False),
+        ("the gate is open, " * 5, True),
+        ("the gate is open, the gate is shut, the gate is open, the gate is shut", False),
+        ("好好好好好好", True),
+        ("one two three four five six seven eight nine ten", False),
+        ("", False),
+    ],
+)
+def test_loops_are_recognised(text, looping):
+    assert is_looping(hypothesis(text)) is looping
+
+
+def test_loops_with_small_changes_compress_too_well():
+    text = " ".join(f"and then we went to the gate {n}" for n in range(30))
+    assert hypothesis(text).compression_ratio > 2.4
+    assert is_looping(hypothesis(text))
+    assert is_looping(hypothesis("cut off by the token limit", finished=False))
+
+
+@pytest.mark.parametrize(
+    ("found", "seconds", "reason"),
+    [
+        (hypothesis("Gate two is open."), 2.0, None),
+        (hypothesis(""), 2.0, "empty"),
+        (hypothesis(" ... "), 2.0, "empty"),
+        (hypothesis("Thanks for watching!", logprob=-1.2, no_speech=0.9), 2.0, "no speech"),
+        (hypothesis("Sure of it.", logprob=-0.3, no_speech=0.9), 2.0, None),
+        (hypothesis("Hard to hear.", logprob=-1.2, no_speech=0.3), 2.0, None),
+        (hypothesis("Wxyz", logprob=-1.7), 2.0, "improbable"),
+        (hypothesis("Huh?", logprob=-0.9), 0.4, "improbable"),
+        (hypothesis("Yes.", logprob=-0.4), 0.4, None),
+        (hypothesis("no " * 9), 2.0, "looping"),
+    ],
+)
+def test_guards(found, seconds, reason):
+    assert rejection(found, seconds) == reason
