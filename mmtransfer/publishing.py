@@ -67,6 +67,7 @@ def model_card(config: Config, report: dict[str, Any]) -> str:
         for name, before, after_, change in metric_rows(report)
     )
     cost, data = report["cost"], report["data"]
+    software = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     silence = ""
     if after["silence_clips"]:
         silence = (
@@ -107,8 +108,8 @@ It reads contexts as short as {report["model"]["shortest_context_s"]:g} s withou
 
 {cost["steps"]} steps ({cost["epochs"]:g} epochs) in {cost["train_seconds"]:.0f} s on
 {cost["device"]}; best weights from step {cost["best_step"]}. Learning
-rate {config.train.learning_rate:g}, {config.train.schedule} schedule, weight decay {config.train.weight_decay:g}, seed
-{config.runtime.seed}. Software: {", ".join(f"{k} {v}" for k, v in report["versions"].items())}.
+rate {config.train.learning_rate:g}, {config.train.schedule} schedule, weight decay
+{config.train.weight_decay:g}, seed {config.runtime.seed}. Software: {software}.
 
 ## Limits
 

@@ -182,8 +182,8 @@ class Trainer:
         with ThreadPoolExecutor(workers) as pool:
             try:
                 for epoch, batch, indices in self._upcoming():
-                    mine = indices[rank::world]
-                    job = pool.submit(self.task.prepare, mine, epoch)
+                    share = slice(rank, None, world)
+                    job = pool.submit(self.task.prepare, indices, share, epoch)
                     waiting.append((epoch, batch, indices, job))
                     if len(waiting) > workers:
                         *step, job = waiting.pop(0)

@@ -91,7 +91,9 @@ def write_media(
         ".flac": "flac",
         ".ogg": "libopus",
     }
-    with av.open(str(path), "w") as container:
+    # The index at the front, so that a cut file can be read up to the cut.
+    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
         picture = sound = None
         if video:
             picture = container.add_stream("libx264", rate=5)

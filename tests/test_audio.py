@@ -79,7 +79,7 @@ def cut(path, share):
 
 
 def test_a_cut_recording_gives_all_there_is_and_then_says_so(tmp_path):
-    path = write_media(tmp_path / "a.wav", tone(10.0))
+    path = write_media(tmp_path / "a.mp4", tone(10.0), video=True)
     blocks = []
 
     def read():
@@ -88,7 +88,7 @@ def test_a_cut_recording_gives_all_there_is_and_then_says_so(tmp_path):
 
     with pytest.raises(TruncatedMediaError, match="ends early"):
         read()
-    assert sum(map(len, blocks)) / SAMPLE_RATE == pytest.approx(5.0, abs=0.3)
+    assert sum(map(len, blocks)) / SAMPLE_RATE == pytest.approx(5.0, abs=1.0)
 
 
 def test_a_clip_needs_its_own_part_only(tmp_path):

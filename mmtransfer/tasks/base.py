@@ -27,9 +27,10 @@ class Task(Protocol):
         """Identity of the training data; a run resumes only on the same data."""
         ...
 
-    def prepare(self, indices: Sequence[int], epoch: int) -> list[Any]:
-        """Micro-batches of these training examples, on the CPU. Depends on its arguments and the
-        seed only; called from another thread.
+    def prepare(self, batch: Sequence[int], share: slice, epoch: int) -> list[Any]:
+        """Micro-batches of this process's share of a batch of training examples, on the CPU.
+
+        Depends on its arguments and the seed only; called from another thread.
         """
         ...
 

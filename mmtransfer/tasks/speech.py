@@ -83,8 +83,10 @@ class SpeechTask:
             generation.begin_suppress_tokens = [
                 token for token in generation.begin_suppress_tokens if token != end
             ]
+        # The encoder's position table is a constant (sinusoids), which loading marks as a weight.
+        self.model.get_encoder().embed_positions.requires_grad_(False)
         if config.train.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable()
         self.lengths = [speech.context_s(clip.seconds, shortest=0) for clip in train.clips]
 
     # --- training ---------------------------------------------------------------------------
@@ -94,14 +96,14 @@ class SpeechTask:
         parts = [f"{clip.digest} {clip.seconds} {clip.text}" for clip in self.train.clips]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
-    def prepare(self, indices: Sequence[int], epoch: int) -> list[SpeechBatch]:
-        """Micro-batches: the clips at their common short context, and a few at the full one."""
+    def prepare(self, batch: Sequence[int], share: slice, epoch: int) -> list[SpeechBatch]:
+        """Micro-batches: clips at the batch's common short context, and a few at the full one."""
         config, full = self._config.train, self.speech.max_context_s
         short: list[tuple[np.ndarray, list[int]]] = []
         padded: list[tuple[np.ndarray, list[int]]] = []
         rngs: list[np.random.Generator] = []
         padded_rngs: list[np.random.Generator] = []
-        for index in indices:
+        for index in batch[share]:
             rng = np.random.default_rng([self._config.runtime.seed, epoch, index])
             is_padded = rng.random() < config.full_context
             stamped = rng.random() < config.timestamps
@@ -111,7 +113,9 @@ class SpeechTask:
             (padded_rngs if is_padded else rngs).append(rng)
         batches = []
         if short:
-            longest = max(len(samples) for samples, _ in short) / 16_000
+            # From the whole batch, so that the context does not depend on who shares the work.
+            slowest = min(1.0, *(self._config.augment.speed or (1.0,)))
+            longest = max(self.train.clips[index].seconds for index in batch) / slowest
             context = self.speech.context_s(longest, shortest=0)
             batches += self._batches(short, rngs, context)
         if padded:
