@@ -54,6 +54,11 @@ def open_media(source: str | Path) -> Any:
         container = av.open(str(source), metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        if not is_url and _is_mp4(path):
+            raise MediaError(
+                f"{source}: an mp4 file without its index, so nothing in it can be found: it is "
+                "cut, or still being written. Finish or repair the recording."
+            ) from None
         raise MediaError(
             f"{source}: not a readable video or audio file ({reason}). Expected a container FFmpeg "
             "knows, such as mp4, mkv, avi, wav, flac or ogg."
@@ -65,6 +70,11 @@ def open_media(source: str | Path) -> Any:
             f"{source}: has no audio track (found: {kinds}). There is no speech in it."
         )
     return container
+
+
+def _is_mp4(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"ftyp"
 
 
 def _decoded_frames(container: Any, source: str | Path) -> Iterator[Any]:

@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mmtransfer import __version__
 from mmtransfer.errors import UserError
@@ -69,8 +69,15 @@ def _storage_problem(error: Exception) -> str | None:
     return f"{' '.join(str(error).split())}. Free space or choose another folder, then run again."
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line like any other unusable input: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See {self.prog} --help.")
+
+
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mmtransfer",
         description="Transfer pretrained speech and text models to your domain, and run them on "
         "live video.",
@@ -129,7 +136,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="shortest encoder context, or 'full'; by default what is stored with the model",
     )
-    monitor.add_argument("--threads", type=int, default=0, help="CPU threads; 0 uses every core")
+    monitor.add_argument("--threads", type=_count, default=0, help="CPU threads; 0 uses every core")
     monitor.add_argument("--quiet", action="store_true", help="print no transcript lines")
     monitor.set_defaults(run=_monitor)
 
@@ -138,13 +145,20 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, found {text!r}")
+    return int(text)
+
+
 def _context(text: str) -> float:
-    if text == "full":
-        return float("inf")
     try:
-        return float(text)
+        seconds = float("inf" if text == "full" else text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected seconds or 'full', found {text!r}") from None
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"expected seconds or 'full', found {text!r}")
+    return seconds
 
 
 def _refuse_unknown(unknown: list[str], arguments: argparse.Namespace) -> None:

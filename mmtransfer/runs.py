@@ -205,12 +205,12 @@ def _write_report(run_dir: Path, config: Config, report: dict[str, Any]) -> None
 
 
 def _finite(value: Any) -> Any:
-    """Infinities as text: JSON has none."""
+    """Infinities as null: JSON has none."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def resolved(config: Config) -> dict[str, Any]:

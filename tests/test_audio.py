@@ -91,6 +91,13 @@ def test_a_cut_recording_gives_all_there_is_and_then_says_so(tmp_path):
     assert sum(map(len, blocks)) / SAMPLE_RATE == pytest.approx(5.0, abs=1.0)
 
 
+def test_an_mp4_that_lost_its_index_says_so(tmp_path):
+    path = write_media(tmp_path / "a.mp4", tone(3.0), video=True)
+    (tmp_path / "b.mp4").write_bytes(path.read_bytes()[:40])
+    with pytest.raises(MediaError, match="without its index"):
+        open_media(tmp_path / "b.mp4")
+
+
 def test_a_clip_needs_its_own_part_only(tmp_path):
     path = cut(write_media(tmp_path / "a.wav", tone(10.0)), 0.5)
     assert len(decode_clip(path, 1.0, 2.0)) == SAMPLE_RATE

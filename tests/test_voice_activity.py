@@ -26,7 +26,7 @@ def test_batched_probabilities_equal_the_library_frame_by_frame(recording):
     torch.set_num_threads(threads)  # the library changes it
     part = recording[: 600 * FRAME]
     expected = [
-        float(model(torch.from_numpy(part[i : i + FRAME]), SAMPLE_RATE))
+        model(torch.from_numpy(part[i : i + FRAME]), SAMPLE_RATE).item()
         for i in range(0, len(part), FRAME)
     ]
     np.testing.assert_allclose(SpeechProbability()(part), expected, atol=1e-4)

@@ -30,8 +30,8 @@ from mmtransfer.recognition import Hypothesis, Recognizer
 from mmtransfer.voice_activity import speech_bounds
 
 _IGNORED = -100  # target positions without loss
-_SAFE_CONTEXTS_S = (10.0, 20.0)  # contexts tried between a clip's own length and the full window
-_SAFE_WER_LOSS = 0.01
+_SAFE_CONTEXTS_S = (20.0, 10.0)  # tried between the full window and the clips' own length
+_SAFE_LOSS = 0.01  # of the metric
 _SAFE_CLIPS = 64  # validation clips that decide which contexts are safe
 
 
@@ -207,17 +207,17 @@ class SpeechTask:
         return len(self.validation.clips)
 
     def validate(
-        self, indices: Sequence[int], device: torch.device, *, context_s: float | None = None
+        self, indices: Sequence[int], device: torch.device, *, shortest_context_s: float = 0.0
     ) -> list[ClipScore]:
-        """Scores at each clip's own context (or at `context_s`), which training made readable."""
+        """Scores at each clip's own length, which training makes readable, or a longer context."""
         clips = [self.validation.clips[index] for index in indices]
         recognizer = Recognizer(
             self.speech,
             device=device,
             batch_seconds=self._config.evaluation.batch_seconds,
-            shortest_context_s=0.0,
+            shortest_context_s=shortest_context_s,
         )
-        hypotheses = recognizer.transcribe([clip.samples() for clip in clips], context_s=context_s)
+        hypotheses = recognizer.transcribe([clip.samples() for clip in clips])
         return [
             score_clip(clip.text, hypothesis.text, self._normalize)
             for clip, hypothesis in zip(clips, hypotheses, strict=True)
@@ -239,28 +239,24 @@ class SpeechTask:
     def measure_shortest_context(self, device: torch.device) -> float:
         """Set the shortest context at which the model keeps its accuracy, by measuring it.
 
-        Candidates are the shortest length trained on, 10 and 20 s. A context is safe if it and
-        every longer candidate score within 0.01 of the full window on validation clips.
+        Tried from long to short are 20 s, 10 s and the shortest length trained on. A context is
+        safe while validation clips score within 0.01 of the full window.
         """
         indices = range(min(_SAFE_CLIPS, self.validation_size))
         full = self.speech.max_context_s
 
-        def rate(context_s: float | None) -> float:
-            records = self.validate(indices, device, context_s=context_s)
-            return float(self.summarize(records)[self.metric])
+        def rate(shortest_s: float) -> float:
+            records = self.validate(indices, device, shortest_context_s=shortest_s)
+            return self.summarize(records)[self.metric]
 
         reference = rate(full)
-        own = min(self.lengths)
-        longest = max(self.validation.clips[index].seconds for index in indices)
         shortest = full
-        for candidate in sorted({c for c in _SAFE_CONTEXTS_S if own < c}, reverse=True):
-            # A clip longer than the candidate would be cut by it; such clips decide nothing.
-            if candidate >= longest and rate(candidate) > reference + _SAFE_WER_LOSS:
+        for candidate in (*_SAFE_CONTEXTS_S, min(self.lengths)):
+            if candidate >= shortest:
+                continue
+            if rate(candidate) > reference + _SAFE_LOSS:
                 break
             shortest = candidate
-        else:
-            if rate(None) <= reference + _SAFE_WER_LOSS:
-                shortest = own
         self.speech.shortest_context_s = shortest
         return shortest
 

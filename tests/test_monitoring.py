@@ -1,0 +1,271 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import EXAMPLE, ROOT, child_environment, tone, write_media
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmtransfer.audio import SAMPLE_RATE, TruncatedMediaError, stream_audio
+from mmtransfer.cli import main
+from mmtransfer.errors import UserError
+from mmtransfer.evaluation import get_normalizer, score_clip
+from mmtransfer.monitoring import Monitor, Transcript
+from mmtransfer.monitoring.sinks import FileSink, check_outputs, clock, line, output_path
+from mmtransfer.recognition import Hypothesis
+
+VIDEO = EXAMPLE / "monitor.mp4"
+
+
+def decode(path):
+    return np.concatenate(list(stream_audio(path)))
+
+
+def transcript(text="gate two", start=14.6, end=21.9):
+    return Transcript("a.mp4", start, end, text, -0.1, 0.0, 1.0, 20.0)
+
+
+@given(st.floats(0, 200_000), st.sampled_from([1, 3]))
+def test_clock_reads_back(seconds, decimals):
+    text = clock(seconds, decimals=decimals)
+    hours, minutes, rest = text.split(":")
+    assert int(minutes) < 60
+    assert float(rest) < 60
+    value = int(hours) * 3600 + int(minutes) * 60 + float(rest)
+    assert value == pytest.approx(seconds, abs=0.6 * 10**-decimals)
+
+
+def test_line_for_people():
+    assert line(transcript()) == "[00:00:14.6 → 00:00:21.9] gate two"
+
+
+def test_subtitles_open_in_a_player(tmp_path):
+    """FFmpeg's own parsers read back what was written."""
+    lines = ["gate two", "a --> b <open> & shut", "北门"]
+    for suffix in (".srt", ".vtt"):
+        sink = FileSink(tmp_path / f"out{suffix}")
+        for index, text in enumerate(lines):
+            sink.write(transcript(text, 3661.5 + index, 3662.25 + index))
+        sink.close()
+        with av.open(str(tmp_path / f"out{suffix}")) as container:
+            packets = [p for p in container.demux(container.streams[0]) if p.size]
+        assert len(packets) == 3
+        base = packets[0].time_base
+        assert [float(p.pts * base) for p in packets] == [3661.5, 3662.5, 3663.5]
+        assert [float(p.duration * base) for p in packets] == [0.75] * 3
+        assert "gate two" in bytes(packets[0]).decode()
+
+
+def test_json_lines_and_text_are_on_disk_at_once(tmp_path):
+    for suffix in (".jsonl", ".txt"):
+        sink = FileSink(tmp_path / f"out{suffix}")
+        sink.write(transcript("北门"))
+        content = (tmp_path / f"out{suffix}").read_text(encoding="utf-8")
+        assert "北门" in content
+        assert content.endswith("\n")
+        sink.close()
+    row = json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))
+    assert (row["start"], row["end"], row["text"]) == (14.6, 21.9, "北门")
+    assert {"avg_logprob", "no_speech_prob", "compression_ratio"} <= set(row)
+
+
+def test_outputs_are_checked_before_work(tmp_path):
+    for path, message in [
+        (tmp_path / "x.doc", r"unknown output format '\.doc'"),
+        (tmp_path / "no" / "x.srt", "does not exist"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            check_outputs([path])
+    (tmp_path / "x.srt").mkdir()
+    with pytest.raises(UserError, match="found a folder"):
+        check_outputs([tmp_path / "x.srt"])
+
+
+def test_each_video_gets_its_own_subtitles():
+    sources = ["in/gate.mp4", "in/yard.mp4", "out/gate.mp4"]
+    names = [output_path(Path("o.srt"), s, sources).name for s in sources]
+    assert names == ["o.gate-1.srt", "o.yard.srt", "o.gate-3.srt"]
+    assert output_path(Path("o.jsonl"), "in/gate.mp4", sources).name == "o.jsonl"
+    assert output_path(Path("o.srt"), "a.mp4", ["a.mp4"]).name == "o.srt"
+
+
+class FakeSpeech:
+    max_context_s = 30.0
+
+
+class FakeRecognizer:
+    """Says when and on what it was called; text is the segment's length."""
+
+    speech = FakeSpeech()
+
+    def __init__(self, texts=None, delay=0.0):
+        self.calls: list[tuple[int, float | None]] = []
+        self._texts = texts or (lambda context_s: "some words here")
+        self._delay = delay
+
+    def transcribe(self, clips, *, context_s=None):
+        self.calls.append((len(clips), context_s))
+        time.sleep(self._delay)
+        text = self._texts(context_s)
+        return [Hypothesis(text, (1,), -0.1, 0.0, context_s or 5.0) for _ in clips]
+
+
+def test_transcripts_come_in_order_and_in_batches():
+    recognizer = FakeRecognizer(delay=0.2)
+    monitor = Monitor(recognizer)
+    found = list(monitor.transcribe(VIDEO))
+    starts = [t.start for t in found]
+    assert starts == sorted(starts)
+    assert len(found) >= 10
+    assert max(size for size, _ in recognizer.calls) > 1
+    assert max(size for size, _ in recognizer.calls) <= 8
+    assert monitor.stats.segments == len(found)
+    assert monitor.stats.audio_s == pytest.approx(120, abs=1)
+
+
+def test_the_first_transcript_does_not_wait_for_the_end():
+    """It is there while the reader is held by the bounded queue or still reading."""
+    import threading
+
+    monitor = Monitor(FakeRecognizer())
+    stream = monitor.transcribe(VIDEO)
+    next(stream)
+    read_by_then = monitor.stats.audio_s
+    stream.close()
+    assert read_by_then < 119
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(t.name == "reader" for t in threading.enumerate()):
+        time.sleep(0.05)
+    assert not any(t.name == "reader" for t in threading.enumerate())
+
+
+def test_a_guarded_segment_is_decoded_again_with_the_full_context():
+    loop = "gate " * 30
+    recognizer = FakeRecognizer(lambda context_s: "gate two" if context_s == 30.0 else loop)
+    monitor = Monitor(recognizer)
+    found = list(monitor.transcribe(VIDEO))
+    assert {t.text for t in found} == {"gate two"}
+    assert {t.context_s for t in found} == {30.0}
+    assert monitor.stats.repeated == len(found)
+    monitor = Monitor(FakeRecognizer(lambda context_s: loop))
+    assert list(monitor.transcribe(VIDEO)) == []
+    assert monitor.stats.rejected["looping"] == monitor.stats.repeated > 0
+
+
+@pytest.fixture(scope="module")
+def cut_video(tmp_path_factory):
+    """The first half of the example's bytes, with the container's index at the front."""
+    path = write_media(tmp_path_factory.mktemp("cut") / "cut.mp4", decode(VIDEO), video=True)
+    data = path.read_bytes()
+    assert data.find(b"moov") < data.find(b"mdat")
+    path.write_bytes(data[: len(data) // 2])
+    return path
+
+
+def test_a_cut_video_is_transcribed_up_to_the_cut(cut_video):
+    found = []
+
+    def run():
+        for piece in Monitor(FakeRecognizer()).transcribe(cut_video):
+            found.append(piece)
+
+    with pytest.raises(TruncatedMediaError, match="ends early"):
+        run()
+    whole = list(Monitor(FakeRecognizer()).transcribe(VIDEO))
+    assert 3 <= len(found) < len(whole)
+    for one, other in zip(found[:-1], whole, strict=False):
+        assert one.start == pytest.approx(other.start, abs=0.1)
+
+
+def test_the_source_model_reads_the_example(whisper_tiny, tmp_path, capsys):
+    """The whole command on real speech: text in order, four outputs, nothing in silence."""
+    outputs = [tmp_path / f"out{suffix}" for suffix in (".jsonl", ".srt", ".vtt", ".txt")]
+    options = ["--output", *map(str, outputs)]
+    assert main(["monitor", str(whisper_tiny), str(VIDEO), *options]) == 0
+    captured = capsys.readouterr()
+    rows = [json.loads(row) for row in outputs[0].read_text(encoding="utf-8").splitlines()]
+    assert len(captured.out.strip().splitlines()) == len(rows)
+    assert "real-time factor" in captured.err
+    reference = json.loads((EXAMPLE / "monitor.json").read_text(encoding="utf-8"))
+    score = score_clip(
+        " ".join(item["text"] for item in reference),
+        " ".join(row["text"] for row in rows),
+        get_normalizer("english-v1"),
+    )
+    assert score.word_errors / score.words < 0.75  # its names are strange to the source model
+    for row in rows:
+        assert any(r["start"] < row["end"] and row["start"] < r["end"] for r in reference), row
+
+
+def test_silence_and_noise_give_no_text(whisper_tiny, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    sound = np.concatenate(
+        [
+            np.zeros(8 * SAMPLE_RATE, np.float32),
+            rng.normal(0, 0.05, 8 * SAMPLE_RATE).astype(np.float32),
+            tone(8.0, hertz=120),
+        ]
+    )
+    path = write_media(tmp_path / "quiet.mp4", sound, video=True)
+    assert main(["monitor", str(whisper_tiny), str(path), "--output", str(tmp_path / "o.txt")]) == 0
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "o.txt").read_text() == ""
+
+
+def test_unplayable_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video")
+    write_media(tmp_path / "mute.mp4", None, video=True)
+    for name in ("missing.mp4", "empty.mp4", "text.mp4", "mute.mp4"):
+        assert main(["monitor", "bundled:whisper-tiny.en", str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert len(error.strip().splitlines()) == 1
+        assert name in error
+        assert "Traceback" not in error
+
+
+def test_a_cut_video_exits_with_2_after_its_text(random_whisper, cut_video):
+    """In a process of its own, as a user would see it."""
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mmtransfer.cli",
+            "monitor",
+            str(random_whisper),
+            str(cut_video),
+        ],
+        env=child_environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "ends early" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_videos_length(whisper_tiny, tmp_path):
+    """Peak memory of a 10-minute and a 60-minute file within 10 %."""
+    peaks = []
+    blocks = decode(VIDEO)
+    for minutes in (10, 60):
+        samples = np.resize(blocks, minutes * 60 * SAMPLE_RATE)
+        path = write_media(tmp_path / f"{minutes}.mp4", samples)
+        program = (
+            "import resource, sys\nfrom mmtransfer.cli import main\n"
+            f"code = main(['monitor', {str(whisper_tiny)!r}, {str(path)!r}, '--quiet'])\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\nsys.exit(code)"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", program], env=child_environment(), capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        peaks.append(int(result.stdout))
+    assert peaks[1] < 1.1 * peaks[0]
