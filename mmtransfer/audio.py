@@ -50,21 +50,24 @@ def open_media(source: str | Path) -> Any:
             raise MediaError(f"{source}: expected a video or audio file, found a folder.")
         if path.stat().st_size == 0:
             raise MediaError(f"{source}: the file is empty (0 bytes).")
+    reason: Any = "it holds no streams"
+    container = None
     try:
         container = av.open(str(source), metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+    if container is None or not container.streams:
         if not is_url and _is_mp4(path):
             raise MediaError(
                 f"{source}: an mp4 file without its index, so nothing in it can be found: it is "
                 "cut, or still being written. Finish or repair the recording."
-            ) from None
+            )
         raise MediaError(
             f"{source}: not a readable video or audio file ({reason}). Expected a container FFmpeg "
             "knows, such as mp4, mkv, avi, wav, flac or ogg."
-        ) from None
+        )
     if not container.streams.audio:
-        kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
+        kinds = ", ".join(stream.type for stream in container.streams)
         container.close()
         raise MediaError(
             f"{source}: has no audio track (found: {kinds}). There is no speech in it."

@@ -229,7 +229,7 @@ def test_unplayable_input_is_one_line_and_exit_code_2(tmp_path, capsys):
         assert "Traceback" not in error
 
 
-def test_a_cut_video_exits_with_2_after_its_text(random_whisper, cut_video):
+def test_a_cut_video_exits_with_2_after_its_text(whisper_tiny, cut_video):
     """In a process of its own, as a user would see it."""
     result = subprocess.run(
         [
@@ -237,7 +237,7 @@ def test_a_cut_video_exits_with_2_after_its_text(random_whisper, cut_video):
             "-m",
             "mmtransfer.cli",
             "monitor",
-            str(random_whisper),
+            str(whisper_tiny),
             str(cut_video),
         ],
         env=child_environment(),
