@@ -21,8 +21,6 @@ from mmtransfer.errors import UserError
 
 SAMPLE_RATE = 16_000
 logger = logging.getLogger(__name__)
-# FFmpeg's own messages about broken files would print past ours; errors reach us as exceptions.
-av.logging.set_level(av.logging.PANIC)
 
 _GAP_S = 0.1  # smaller jumps in the timestamps are rounding, not missing audio
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 from mmtransfer.audio import SAMPLE_RATE
 from mmtransfer.bundled import PREFIX, materialize
 from mmtransfer.errors import UserError
+from mmtransfer.progress import no_library_bars
 
 CONTEXT_GRID_S = 0.5
 """Contexts are multiples of this, so that a clip's result does not depend on its batch."""
@@ -93,8 +94,9 @@ class SpeechModel:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that plain transformers loads."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        with no_library_bars():
+            self.model.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
 
 
 def resolve_source(source: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -140,9 +142,10 @@ def load_speech_model(
         kind = AutoConfig.from_pretrained(location, revision=revision).model_type
         if kind != "whisper":
             raise UserError(f"{source}: expected a Whisper model, found '{kind}'.")
-        model = WhisperForConditionalGeneration.from_pretrained(
-            location, revision=revision, dtype=torch.float32, use_safetensors=True
-        )
+        with no_library_bars():
+            model = WhisperForConditionalGeneration.from_pretrained(
+                location, revision=revision, dtype=torch.float32, use_safetensors=True
+            )
         processor = WhisperProcessor.from_pretrained(location, revision=revision)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         first_line = str(error).strip().splitlines()[0]

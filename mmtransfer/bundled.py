@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmtransfer.cache import atomic_path, cache_dir
 from mmtransfer.errors import UserError
+from mmtransfer.progress import no_library_bars
 
 if TYPE_CHECKING:
     import numpy as np
@@ -370,6 +371,7 @@ def convert_whisper(parts: list[Path], package_folder: Path, target: Path) -> No
         raise UserError(f"Conversion failed: missing {missing}, unexpected {unexpected}.")
     model.tie_weights()
     model.generation_config = generation
-    model.save_pretrained(target)
+    with no_library_bars():
+        model.save_pretrained(target)
     extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
     WhisperProcessor(extractor, tokenizer).save_pretrained(target)

@@ -344,11 +344,10 @@ def _backbones(arguments: argparse.Namespace) -> int:
 
 
 def _quiet_libraries() -> None:
-    """No progress bars or advice from transformers between our own lines."""
+    """No advice from transformers between our own lines."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

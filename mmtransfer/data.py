@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import logging
 import math
@@ -133,7 +134,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     if kind == ".csv":
         try:
-            rows = list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         except csv.Error as error:
             raise UserError(f"{path}: not a valid CSV file: {error}.") from None
     elif kind == ".jsonl":
@@ -287,7 +288,7 @@ def load_clips(
         except MediaError as error:
             return str(error)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(track(pool.map(attempt, clips), f"reading {name}", total=len(clips)))
     failed = [result for result in results if isinstance(result, str)]
     for line in failed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -16,6 +17,20 @@ def console() -> Any:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+@contextmanager
+def no_library_bars() -> Iterator[None]:
+    """No progress bars of transformers within the block; loading a model takes a moment only."""
+    from transformers.utils import logging as library
+
+    was_enabled = library.is_progress_bar_enabled()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            library.enable_progress_bar()
 
 
 def track(items: Iterable[T], description: str, *, total: int | None = None) -> Iterator[T]:

@@ -12,6 +12,7 @@ import torch
 
 from mmtransfer.audio import SAMPLE_RATE
 from mmtransfer.backbones import SpeechModel, encode_whisper
+from mmtransfer.progress import track
 
 _TOKENS_PER_SECOND = 16  # above what any language's fastest speech needs
 _TOKENS_AT_LEAST = 24
@@ -75,9 +76,13 @@ class Recognizer:
         self._no_speech = tokenizer.get_vocab().get(name)
 
     def transcribe(
-        self, clips: Sequence[np.ndarray], *, context_s: float | None = None
+        self,
+        clips: Sequence[np.ndarray],
+        *,
+        context_s: float | None = None,
+        progress: str | None = None,
     ) -> list[Hypothesis]:
-        """Hypotheses of 16-kHz float32 clips, in their order.
+        """Hypotheses of 16-kHz float32 clips, in their order; `progress` labels a bar.
 
         A clip's context depends on its own length only (or is `context_s` for all), and a batch
         holds clips of one context, so results do not depend on what else is in the batch.
@@ -88,13 +93,15 @@ class Recognizer:
                 len(clip) / SAMPLE_RATE, shortest=self.shortest_context_s
             )
             by_context[wanted].append(index)
-        results: dict[int, Hypothesis] = {}
+        batches: list[tuple[float, list[int]]] = []
         for context, indices in sorted(by_context.items()):
             size = max(1, int(self.batch_seconds / context))
-            for start in range(0, len(indices), size):
-                chosen = indices[start : start + size]
-                batch = self._decode([clips[index] for index in chosen], context)
-                results.update(zip(chosen, batch, strict=True))
+            starts = range(0, len(indices), size)
+            batches += [(context, indices[start : start + size]) for start in starts]
+        results: dict[int, Hypothesis] = {}
+        for context, chosen in track(batches, progress) if progress else batches:
+            found = self._decode([clips[index] for index in chosen], context)
+            results.update(zip(chosen, found, strict=True))
         return [results[index] for index in range(len(clips))]
 
     @torch.inference_mode()

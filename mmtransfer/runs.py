@@ -170,7 +170,7 @@ def _scores(
     config: Config, speech: SpeechModel, sets: dict[str, ClipSet], device: torch.device
 ) -> dict[str, dict[str, Any]]:
     return {
-        name: evaluate_clips(speech, clips.clips, config, device)[0].as_dict()
+        name: evaluate_clips(speech, clips, config, device).as_dict()
         for name, clips in sets.items()
     }
 
@@ -255,7 +255,7 @@ def evaluate(
         clips = load_clips(data, config.data, name="data", max_seconds=speech.max_context_s)
         speech.model.to(device)
         started = time.perf_counter()
-        score, _ = evaluate_clips(speech, clips.clips, config, device)
+        score = evaluate_clips(speech, clips, config, device)
         seconds = time.perf_counter() - started
     result = {
         **score.as_dict(),

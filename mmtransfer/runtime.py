@@ -13,11 +13,18 @@ from mmtransfer.config import RuntimeConfig, TrainConfig
 from mmtransfer.errors import UserError
 
 
+def _cores() -> int:
+    """Cores for this process: those it may run on, shared with the processes launched beside it."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 @contextmanager
 def use_runtime(runtime: RuntimeConfig) -> Iterator[None]:
     """The configured number of threads, for as long as the block lasts."""
     before = torch.get_num_threads()
-    torch.set_num_threads(runtime.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(runtime.threads or _cores())
     try:
         yield
     finally:

@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -248,6 +249,36 @@ def test_a_cut_video_exits_with_2_after_its_text(whisper_tiny, cut_video):
     assert result.returncode == 2
     assert "ends early" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_interrupted_run_keeps_what_it_wrote(whisper_tiny, tmp_path):
+    output = tmp_path / "o.jsonl"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "mmtransfer.cli",
+            "monitor",
+            str(whisper_tiny),
+            str(VIDEO),
+            "--output",
+            str(output),
+        ],
+        env=child_environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    rest, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    printed = [first, *rest.splitlines()]
+    rows = [json.loads(row) for row in output.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == len(printed) >= 1
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, child_environment, write_dataset
+from conftest import ROOT, child_environment, tone, write_dataset, write_media
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -419,3 +419,45 @@ def test_resume_folder_errors(data, random_whisper, tmp_path):
         runs.train(build_config(values(data, random_whisper, tmp_path / "file")))
     with pytest.raises(UserError, match=r"data\.train is not set"):
         runs.train(build_config({"run_dir": str(tmp_path / "x")}))
+
+
+def test_the_task_script_runs_and_resumes_nothing_when_done(data, random_whisper, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values(data, random_whisper, tmp_path / "run", steps=2)))
+    video = write_media(tmp_path / "v.mp4", tone(2.0), video=True)
+    command = [sys.executable, str(ROOT / "tasks" / "video_monitoring.py")]
+    command += ["--config", str(path), "--video", str(video)]
+    for expected in (True, False):
+        result = subprocess.run(
+            command, env=child_environment(), capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode == 0, result.stderr
+        assert ("target" in result.stdout) is expected
+        assert str(video) in result.stdout
+    result = subprocess.run(
+        [*command, "--video", "nothing.mp4"],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: nothing.mp4: no such file."
+
+
+def test_full_disk_is_one_line(data, random_whisper, tmp_path, monkeypatch, capsys):
+    """A write that fails for lack of space ends in one line, and the run can be resumed."""
+    from mmtransfer.cli import main
+
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values(data, random_whisper, tmp_path / "run", steps=4)))
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr(training, "save_file", full)
+    assert main(["train", str(path)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "No space left on device" in error
+    monkeypatch.undo()
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.part"))
+    assert main(["train", str(path), "--resume"]) == 0

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from mmtransfer.augmentation import Augmenter
 from mmtransfer.backbones import SpeechModel, encode_whisper
 from mmtransfer.config import Config
-from mmtransfer.data import Clip, ClipSet
+from mmtransfer.data import ClipSet
 from mmtransfer.errors import UserError
 from mmtransfer.evaluation import (
     ClipScore,
@@ -26,7 +26,7 @@ from mmtransfer.evaluation import (
     speech_metric,
     summarize_speech,
 )
-from mmtransfer.recognition import Hypothesis, Recognizer
+from mmtransfer.recognition import Recognizer
 from mmtransfer.voice_activity import speech_bounds
 
 _IGNORED = -100  # target positions without loss
@@ -265,18 +265,20 @@ class SpeechTask:
 
 
 def evaluate_clips(
-    speech: SpeechModel, clips: Sequence[Clip], config: Config, device: torch.device
-) -> tuple[SpeechScore, list[Hypothesis]]:
+    speech: SpeechModel, clips: ClipSet, config: Config, device: torch.device
+) -> SpeechScore:
     """Score a model on clips as it is used: at its shortest safe context."""
     name = config.evaluation.normalizer or default_normalizer(speech.language)
     normalize = get_normalizer(name)
     recognizer = Recognizer(speech, device=device, batch_seconds=config.evaluation.batch_seconds)
-    hypotheses = recognizer.transcribe([clip.samples() for clip in clips])
-    score = summarize_speech(
-        [score_clip(c.text, h.text, normalize) for c, h in zip(clips, hypotheses, strict=True)],
+    hypotheses = recognizer.transcribe(
+        [clip.samples() for clip in clips.clips], progress=f"evaluating {clips.name}"
+    )
+    pairs = zip(clips.clips, hypotheses, strict=True)
+    return summarize_speech(
+        [score_clip(clip.text, found.text, normalize) for clip, found in pairs],
         normalizer=name,
         metric=speech_metric(speech.language),
         bootstrap_samples=config.evaluation.bootstrap_samples,
         seed=config.runtime.seed,
     )
-    return score, hypotheses
