@@ -13,6 +13,7 @@ import torch
 from mmtransfer.audio import SAMPLE_RATE
 from mmtransfer.backbones import SpeechModel, encode_whisper
 from mmtransfer.progress import track
+from mmtransfer.runtime import is_out_of_memory
 
 _TOKENS_PER_SECOND = 16  # above what any language's fastest speech needs
 _TOKENS_AT_LEAST = 24
@@ -100,9 +101,21 @@ class Recognizer:
             batches += [(context, indices[start : start + size]) for start in starts]
         results: dict[int, Hypothesis] = {}
         for context, chosen in track(batches, progress) if progress else batches:
-            found = self._decode([clips[index] for index in chosen], context)
+            found = self._decode_halving([clips[index] for index in chosen], context)
             results.update(zip(chosen, found, strict=True))
         return [results[index] for index in range(len(clips))]
+
+    def _decode_halving(self, clips: list[np.ndarray], context_s: float) -> list[Hypothesis]:
+        """Decode a batch; if memory does not hold it, as two halves."""
+        try:
+            return self._decode(clips, context_s)
+        except (RuntimeError, MemoryError) as error:
+            if len(clips) == 1 or not is_out_of_memory(error):
+                raise
+        half = len(clips) // 2
+        self.batch_seconds = half * context_s  # later calls start with what fits
+        parts = (clips[:half], clips[half:])
+        return [found for part in parts for found in self._decode_halving(part, context_s)]
 
     @torch.inference_mode()
     def _decode(self, clips: list[np.ndarray], context_s: float) -> list[Hypothesis]:

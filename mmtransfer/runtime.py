@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, PartialState
 
 from mmtransfer.config import RuntimeConfig, TrainConfig
 from mmtransfer.errors import UserError
@@ -31,6 +31,14 @@ def use_runtime(runtime: RuntimeConfig) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the device or the machine has no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def _check_device(runtime: RuntimeConfig) -> None:
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device: cuda: no usable GPU on this machine. Use auto or cpu.")
@@ -45,7 +53,10 @@ def choose_device(runtime: RuntimeConfig) -> torch.device:
         UserError: a device this machine does not have.
     """
     _check_device(runtime)
-    return Accelerator(cpu=runtime.device == "cpu").device
+    if runtime.device == "cpu":
+        return torch.device("cpu")
+    # Without an Accelerator, whose precision would bind a training run later in this process.
+    return PartialState().device
 
 
 def make_accelerator(train: TrainConfig, runtime: RuntimeConfig) -> Accelerator:
@@ -65,7 +76,10 @@ def make_accelerator(train: TrainConfig, runtime: RuntimeConfig) -> Accelerator:
     try:
         accelerator = Accelerator(mixed_precision=precision, cpu=runtime.device == "cpu")
     except ValueError as error:
-        raise UserError(f"train.mixed_precision: {precision}: {error}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"device {runtime.device} with mixed precision {precision}: {reason}"
+        ) from None
     supported = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
     if accelerator.distributed_type not in supported:
         raise UserError(

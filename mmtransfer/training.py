@@ -25,12 +25,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors.torch import load_file, save_file
 
 from mmtransfer.cache import atomic_path
+from mmtransfer.checkpoints import read_checkpoint, read_weights, write_checkpoint, write_weights
 from mmtransfer.config import RuntimeConfig, TrainConfig
 from mmtransfer.errors import UserError
 from mmtransfer.progress import TrainingProgress
+from mmtransfer.runtime import is_out_of_memory
 from mmtransfer.tasks.base import Task, plan_epoch
 
 logger = logging.getLogger(__name__)
@@ -101,13 +102,6 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 class Trainer:
     """Trains one task into a run folder; see the module's docstring for how."""
 
@@ -127,8 +121,7 @@ class Trainer:
         self.state = TrainState()
         self._budget = config.batch_seconds * config.gradient_accumulation
         self._budget *= accelerator.num_processes
-        self._plan_epoch = -1
-        self._plan: list[list[int]] = []
+        self._plans: dict[int, list[list[int]]] = {}
         self.total_steps = self._count_steps()
         task.model.to(accelerator.device)
         self.parameters = [p for p in task.model.parameters() if p.requires_grad]
@@ -147,12 +140,13 @@ class Trainer:
     # --- plan ---------------------------------------------------------------------------------
 
     def _batches(self, epoch: int) -> list[list[int]]:
-        if self._plan_epoch != epoch:
-            self._plan = plan_epoch(
+        if epoch not in self._plans:
+            # Two are kept: batches are prepared ahead, across the end of an epoch.
+            self._plans = {e: plan for e, plan in self._plans.items() if e == epoch - 1}
+            self._plans[epoch] = plan_epoch(
                 self.task.lengths, self._budget, seed=self.runtime.seed, epoch=epoch
             )
-            self._plan_epoch = epoch
-        return self._plan
+        return self._plans[epoch]
 
     def _count_steps(self) -> int:
         if self.config.steps is not None:
@@ -222,8 +216,8 @@ class Trainer:
             try:
                 loss_sum = self._backward(step, micros, total)
                 break
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
             # Outside the except block, so that the traceback no longer holds the tensors.
             micros = self._halve(step, indices, micros)
@@ -305,8 +299,7 @@ class Trainer:
             self.state.best, self.state.best_step = value, self.state.step
             self.state.evaluations_since_best = 0
             if self.accelerator.is_main_process:
-                with atomic_path(self.best_weights) as part:
-                    save_file(_unshared(self.task.model), part)
+                write_weights(self.best_weights, self.task.model)
         else:
             self.state.evaluations_since_best += 1
         return metrics
@@ -323,19 +316,20 @@ class Trainer:
         }
 
     def save_checkpoint(self) -> None:
-        """Weights, optimiser and position, atomically."""
+        """Weights, optimiser and position, written by the main process."""
         if self.accelerator.is_main_process:
-            with atomic_path(self.checkpoint) as folder:
-                folder.mkdir(parents=True)
-                save_file(_unshared(self.task.model), folder / "model.safetensors")
-                scaler = self.accelerator.scaler
-                optimizer = {
-                    "optimizer": self.optimizer.optimizer.state_dict(),
-                    "scaler": scaler.state_dict() if scaler is not None else None,
-                }
-                torch.save(optimizer, folder / "optimizer.pt")
-                text = json.dumps({"state": asdict(self.state), "settings": self._settings()})
-                (folder / "state.json").write_text(text, encoding="utf-8")
+            scaler = self.accelerator.scaler
+            optimizer = {
+                "optimizer": self.optimizer.optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            }
+            write_checkpoint(
+                self.checkpoint,
+                self.task.model,
+                optimizer,
+                state=asdict(self.state),
+                settings=self._settings(),
+            )
         self.accelerator.wait_for_everyone()
 
     def load_checkpoint(self) -> bool:
@@ -346,35 +340,19 @@ class Trainer:
         """
         if not self.checkpoint.is_dir():
             return False
-        saved = json.loads((self.checkpoint / "state.json").read_text(encoding="utf-8"))
-        found, expected = saved["settings"], self._settings()
-        for key in expected:
-            if found[key] != expected[key]:
-                old, new = found[key], expected[key]
-                if isinstance(old, dict):
-                    changed = [name for name in new if old.get(name) != new[name]]
-                    key = ", ".join(f"{key}.{name}" for name in changed)
-                    old = {name: old.get(name) for name in changed}
-                    new = {name: new[name] for name in changed}
-                raise UserError(
-                    f"{self.run_dir}: the checkpoint was written with another {key} ({old}, now "
-                    f"{new}). Resume with the same settings, or start anew in another run folder."
-                )
-        weights = load_file(self.checkpoint / "model.safetensors")
-        _load_weights(self.task.model, weights)
-        optimizer = torch.load(
-            self.checkpoint / "optimizer.pt", map_location="cpu", weights_only=True
+        optimizer, state = read_checkpoint(
+            self.checkpoint, self.task.model, settings=self._settings()
         )
         self.optimizer.optimizer.load_state_dict(optimizer["optimizer"])
         if optimizer["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(optimizer["scaler"])
-        self.state = TrainState(**saved["state"])
+        self.state = TrainState(**state)
         return True
 
     def load_best(self) -> None:
         """Put the weights of the best evaluation into the model."""
         if self.best_weights.is_file():
-            _load_weights(self.task.model, load_file(self.best_weights))
+            read_weights(self.best_weights, self.task.model)
 
     # --- metrics ------------------------------------------------------------------------------
 
@@ -491,21 +469,3 @@ class Trainer:
     def from_main_process(self, value: Any) -> Any:
         """The main process's value, in every process."""
         return broadcast_object_list([value])[0]
-
-
-def _unshared(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict on the CPU, with tensors that share storage stored once."""
-    seen: set[int] = set()
-    state = {}
-    for name, value in model.state_dict().items():
-        if value.data_ptr() not in seen or not value.numel():
-            seen.add(value.data_ptr())
-            state[name] = value.detach().cpu().contiguous()
-    return state
-
-
-def _load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    with torch.no_grad():
-        own = model.state_dict()
-        for name, value in weights.items():
-            own[name].copy_(value)

@@ -10,6 +10,8 @@ import av
 import numpy as np
 import pytest
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so set before any test
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "site"
 SHARED = ROOT.parent / "shared" / "data"
@@ -17,10 +19,9 @@ SHARED = ROOT.parent / "shared" / "data"
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory):
-    """A cache folder of the session's own, inherited by child processes, and no network."""
+    """A cache folder of the session's own, inherited by child processes."""
     patch = pytest.MonkeyPatch()
     patch.setenv("MMTRANSFER_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.setenv("HF_HUB_OFFLINE", "1")
     yield
     patch.undo()
 

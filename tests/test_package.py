@@ -11,6 +11,7 @@ PACKAGE = ROOT / "mmtransfer"
 # Lowest first: a module may import from its own line or a lower one.
 LAYERS = [
     {"errors", "cache", "progress"},
+    {"checkpoints"},
     {"config"},
     {"audio"},
     {"data", "voice_activity", "augmentation", "evaluation", "bundled", "runtime"},

@@ -46,6 +46,22 @@ def test_results_do_not_depend_on_the_batch(tiny, clips):
             assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-3)
 
 
+def test_a_batch_that_memory_does_not_hold_is_halved(tiny, clips, monkeypatch):
+    expected = [h.tokens for h in Recognizer(tiny).transcribe(clips[:4])]
+    recognizer = Recognizer(tiny)
+    whole, sizes = recognizer._decode, []
+
+    def limited(part, context_s):
+        sizes.append(len(part))
+        if len(part) > 2:
+            raise torch.OutOfMemoryError("made here")
+        return whole(part, context_s)
+
+    monkeypatch.setattr(recognizer, "_decode", limited)
+    assert [h.tokens for h in recognizer.transcribe(clips[:4])] == expected
+    assert sizes == [4, 2, 2]
+
+
 def test_source_model_reads_general_speech(tiny, clips):
     texts = [h.text for h in Recognizer(tiny).transcribe(clips)]
     assert all(len(text.split()) >= 3 for text in texts)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from mmtransfer import runs, training
+from mmtransfer import checkpoints, runs, training
 from mmtransfer.backbones import load_speech_model
 from mmtransfer.config import build_config
 from mmtransfer.data import load_clips
@@ -351,6 +351,17 @@ def test_accelerate_settings_reach_the_accelerator(monkeypatch):
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def test_mixed_precision_trains_to_nearly_the_same_losses(data, random_whisper, tmp_path):
+    for name, precision in (("a", "no"), ("b", "bf16")):
+        config = values(data, random_whisper, tmp_path / name, mixed_precision=precision)
+        process = start(config, tmp_path, name=f"{name}.yaml")
+        assert process.wait(300) == 0, process.communicate()
+    a, b = losses(tmp_path / "a"), losses(tmp_path / "b")
+    assert list(a) == list(b)
+    assert list(a.values()) != list(b.values())
+    np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=0.02)
+
+
 def test_a_device_this_machine_lacks():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
@@ -454,7 +465,7 @@ def test_full_disk_is_one_line(data, random_whisper, tmp_path, monkeypatch, caps
     def full(*_):
         raise OSError(28, "No space left on device", "model.safetensors")
 
-    monkeypatch.setattr(training, "save_file", full)
+    monkeypatch.setattr(checkpoints, "save_file", full)
     assert main(["train", str(path)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "No space left on device" in error

@@ -1,0 +1,77 @@
+"""Checkpoints to resume from: weights, optimiser, position, and the settings they belong to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mmtransfer.cache import atomic_path
+from mmtransfer.errors import UserError
+
+
+def write_weights(path: Path, model: torch.nn.Module) -> None:
+    """Write a model's weights as safetensors, atomically; tied weights are stored once."""
+    seen: set[int] = set()
+    state = {}
+    for name, value in model.state_dict().items():
+        if value.data_ptr() not in seen or not value.numel():
+            seen.add(value.data_ptr())
+            state[name] = value.detach().cpu().contiguous()
+    with atomic_path(path) as part:
+        save_file(state, part)
+
+
+def read_weights(path: Path, model: torch.nn.Module) -> None:
+    """Put weights that `write_weights` wrote into the model."""
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, value in load_file(path).items():
+            own[name].copy_(value)
+
+
+def write_checkpoint(
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: dict[str, Any],
+    *,
+    state: dict[str, Any],
+    settings: dict[str, Any],
+) -> None:
+    """Write everything a run needs to go on, atomically: there is the old one or the new one."""
+    with atomic_path(folder) as part:
+        part.mkdir(parents=True)
+        write_weights(part / "model.safetensors", model)
+        torch.save(optimizer, part / "optimizer.pt")
+        text = json.dumps({"state": state, "settings": settings})
+        (part / "state.json").write_text(text, encoding="utf-8")
+
+
+def read_checkpoint(
+    folder: Path, model: torch.nn.Module, *, settings: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Put the weights into the model; returns (optimiser state, position).
+
+    Raises:
+        UserError: the checkpoint was written with other settings.
+    """
+    saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    for key, new in settings.items():
+        old = saved["settings"][key]
+        if old == new:
+            continue
+        if isinstance(new, dict):
+            changed = [name for name in new if old.get(name) != new[name]]
+            key = ", ".join(f"{key}.{name}" for name in changed)
+            old = ", ".join(str(old.get(name)) for name in changed)
+            new = ", ".join(str(new[name]) for name in changed)
+        raise UserError(
+            f"{folder}: the checkpoint was written with another {key} ({old}, now {new}). Resume "
+            "with the same settings, or start anew in another run folder."
+        )
+    read_weights(folder / "model.safetensors", model)
+    optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    return optimizer, saved["state"]
