@@ -140,10 +140,10 @@ class Recognizer:
             output = model.model.decoder(
                 input_ids=step_input,
                 encoder_hidden_states=hidden,
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
             )
-            cache = output.past_key_values
+            cache = output.cache
             if step == 0 and self._no_speech is not None:
                 start = model.proj_out(output.last_hidden_state[:, 0]).float().softmax(-1)
                 no_speech = start[:, self._no_speech]

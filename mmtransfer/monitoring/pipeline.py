@@ -22,6 +22,7 @@ from mmtransfer.runtime import choose_device, use_runtime
 logger = logging.getLogger(__name__)
 _QUEUED_SEGMENTS = 16  # bounds memory when recognition is slower than reading
 _BATCH_SEGMENTS = 8
+_READER_EXIT_S = 10.0  # a read of a failing disk may hang; do not wait for it for ever
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,9 @@ class Monitor:
                 yield from self._recognize(str(source), batch)
         finally:
             stopping.set()
+            # A thread inside native code when the interpreter exits would abort the process.
+            reader.join(_READER_EXIT_S)
             self.stats.wall_s += time.monotonic() - started
-        reader.join()
         if isinstance(ending, BaseException):
             raise ending
 
