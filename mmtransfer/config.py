@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -26,26 +26,45 @@ class DataConfig(_Section):
     """Target data, and the source-domain sets on which forgetting is measured."""
 
     train: str | None = None
-    """Training data: a folder with metadata.csv, a CSV/JSONL manifest, or a folder of recordings
-    with .srt/.vtt files beside them."""
+    """Training data. Speech: a folder with metadata.csv, a CSV/JSONL manifest, or a folder of
+    recordings with .srt/.vtt files beside them. Text: a CSV, JSONL or Parquet file, or a Hub
+    dataset as NAME or NAME:SPLIT."""
     validation: str | None = None
     """Validation data, in the same forms. Without it a tenth of the training data is held out."""
     sources: dict[str, str] = Field(default_factory=dict)
     """Source-domain sets, name to path: evaluated before and after, to measure forgetting."""
+    rehearsal: str | None = None
+    """Source-domain training data, mixed into the batches (see `transfer.rehearsal`)."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the training clips held out when no validation data is named."""
     file_column: str = "file_name"
     """Column with the path of the recording, relative to the manifest."""
-    text_column: str = "transcription"
-    """Column with the transcript; an empty cell means that nothing is said."""
+    text_column: str | None = None
+    """Column with the transcript (by default `transcription`; an empty cell means that nothing is
+    said) or the text to classify (by default `text`)."""
+    label_column: str = "label"
+    """Column with the class of a text."""
+    target_column: str = "target"
+    """Column with what the sentiment is about (a person, a body); without it texts stand alone."""
     group_column: str = "group"
-    """Column that keeps clips together when validation data is held out (speaker, camera, file)."""
-    allow_leaks: list[Literal["same-recording", "same-audio"]] = Field(default_factory=list)
+    """Column that keeps examples together when validation data is held out (speaker, camera, file,
+    article)."""
+    allow_leaks: list[Literal["same-recording", "same-audio", "same-text"]] = Field(
+        default_factory=list
+    )
     """Overlaps between splits that are accepted instead of refused."""
     max_undecodable: float = Field(0.05, ge=0, le=1)
     """Largest share of files that may fail to decode before the run stops."""
     language: str | None = None
     """Language of the speech as an ISO code (en, zh, ...); needed by multilingual sources."""
+    max_tokens: int | None = Field(None, ge=8)
+    """Longest piece of text in tokens; by default what the backbone takes, at most 512."""
+    long_texts: Literal["truncate", "windows"] = "truncate"
+    """Texts over `max_tokens`: cut, or read in overlapping windows whose logits are averaged."""
+    window_overlap: int = Field(64, ge=0)
+    """Tokens that neighbouring windows share."""
+    max_windows: int = Field(16, ge=1)
+    """Windows read of one text; what lies behind them is not read."""
 
 
 class AugmentConfig(_Section):
@@ -87,6 +106,124 @@ class AugmentConfig(_Section):
         return value
 
 
+Frozen = Literal["all", "none"] | Annotated[int, Field(ge=0)]
+
+
+class StageConfig(_Section):
+    """One stage of a transfer. What is not set is taken from the `train` section."""
+
+    frozen: Frozen = "none"
+    """Backbone layers that stay as they are, counted from the input: all, none, or a number; 0
+    freezes only what lies below the first layer (embeddings, convolutional front)."""
+    adapter: dict[str, Any] | None = None
+    """Train an adapter instead of the unfrozen layers: {type: lora, r: 8, ...}, with the type and
+    arguments of a peft method; `dora` is lora with use_dora."""
+    objective: Literal["target", "contrastive"] = "target"
+    """target: the task's loss. contrastive: supervised contrastive loss on pooled features (Khosla
+    et al. 2020), which shapes a backbone from few labels before a head is trained on it."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training data."""
+    steps: int | None = Field(None, gt=0)
+    """Optimiser steps, instead of epochs."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of weights that come from the source (and of adapters)."""
+    head_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of new layers."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Each layer learns at this times the rate of the layer above it (Howard & Ruder 2018)."""
+    schedule: Literal["cosine", "linear", "constant"] | None = None
+    """Decay of the learning rate after the warm-up."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps of linear warm-up from zero."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> StageConfig:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give epochs or steps, not both")
+        if self.adapter is not None and "type" not in self.adapter:
+            raise ValueError("the adapter needs a type, e.g. {type: lora, r: 8}")
+        if self.adapter is not None and self.frozen == "all":
+            raise ValueError("an adapter needs unfrozen layers to sit in; set frozen: none")
+        if self.objective == "contrastive" and self.frozen == "all":
+            raise ValueError("a contrastive stage trains the backbone; set frozen: none or a number")
+        return self
+
+
+class TransferConfig(_Section):
+    """How the source becomes the target: stages and regularisers."""
+
+    preset: Literal["end_to_end", "feature", "combined", "lora"] = "end_to_end"
+    """end_to_end: fine-tune everything. feature: freeze the backbone, train what stands on it.
+    combined: feature, then end to end. lora: a low-rank adapter. Used where no stages are given."""
+    stages: list[StageConfig] = Field(default_factory=list)
+    """The stages, in order."""
+    cache: Literal["disk", "none"] = "disk"
+    """disk: each example passes the frozen layers once, and their output is kept in the cache
+    folder. none: it passes them every time."""
+    cache_dtype: Literal["float16", "float32"] = "float16"
+    """Precision of cached activations."""
+    cached_views: int = Field(0, ge=0)
+    """Augmented versions of each clip to cache; needed when augmentation meets a cached prefix."""
+    l2sp: float = Field(0.0, ge=0)
+    """Strength of the L2 pull of source weights towards their source values (Li et al. 2018)."""
+    l2sp_new: float = Field(0.0, ge=0)
+    """Strength of the L2 pull of new layers towards zero, beside `l2sp`."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout in the unfrozen part of the backbone, instead of the source's own."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each target spread evenly over all classes."""
+    class_weights: Literal["none", "inverse", "effective"] = "none"
+    """Weights against imbalance: inverse frequency, or effective number (Cui et al. 2019)."""
+    effective_beta: float = Field(0.999, gt=0, lt=1)
+    """Beta of the effective number."""
+    rehearsal: float = Field(0.0, ge=0, lt=1)
+    """Share of each epoch's examples that comes from `data.rehearsal`."""
+    merge_adapter: bool = False
+    """Save the backbone with the adapter merged into it, instead of the adapter alone."""
+
+
+class HeadConfig(_Section):
+    """The layers on top of the backbone."""
+
+    type: Literal["auto", "classifier", "native", "ctc", "decoder"] = "auto"
+    """classifier: pooled features to classes. native: the backbone's own classification head, for
+    plain `transformers` pipelines. ctc: characters from frames. decoder: Whisper's own. auto:
+    classifier for text, decoder for Whisper, ctc for other speech encoders."""
+    layers: Literal["last", "all"] | list[int] = "last"
+    """Backbone layers that the head reads (0: below the first layer). Several are summed with
+    learned weights (Peters et al. 2018)."""
+    conv_layers: int = Field(0, ge=0)
+    """1-D convolutions between the features and the pooling or the output."""
+    conv_width: int | None = Field(None, ge=1)
+    """Channels of the convolutions; by default the backbone's width."""
+    conv_kernel: int = Field(3, ge=1)
+    """Width of the convolutions in positions; odd."""
+    pooling: Literal["mean", "max", "attention", "first"] = "mean"
+    """How positions become one vector."""
+    feature_norm: Literal["none", "l2"] = "none"
+    """l2: pooled features are divided by their L2 norm."""
+    batch_norm: bool = False
+    """Batch normalisation of the pooled features."""
+    relu: bool = False
+    """ReLU before dropout and the output layer."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout before the output layer and behind each convolution."""
+
+    @field_validator("conv_kernel")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("expected an odd number, so that every position stays in its place")
+        return value
+
+    @field_validator("layers")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if value == [] or (isinstance(value, list) and len(set(value)) < len(value)):
+            raise ValueError("expected at least one layer, each named once")
+        return value
+
+
 class TrainConfig(_Section):
     """The training loop."""
 
@@ -95,13 +232,19 @@ class TrainConfig(_Section):
     steps: int | None = Field(None, gt=0)
     """Optimiser steps; give this or `epochs`."""
     learning_rate: float = Field(1e-4, gt=0)
-    """Peak learning rate."""
+    """Peak learning rate of weights that come from the source (and of adapters)."""
+    head_learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of new layers."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Each layer learns at this times the rate of the layer above it (Howard & Ruder 2018)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Decay of the learning rate after the warm-up."""
     warmup_steps: int = Field(10, ge=0)
     """Steps of linear warm-up from zero."""
     batch_seconds: float = Field(48.0, gt=0)
     """Audio seconds, padding included, that one device processes per forward pass."""
+    batch_tokens: int = Field(1024, ge=1)
+    """Text tokens, padding included, that one device processes per forward pass."""
     gradient_accumulation: int = Field(1, ge=1)
     """Forward passes per optimiser step."""
     weight_decay: float = Field(0.01, ge=0)
@@ -141,6 +284,8 @@ class EvaluationConfig(_Section):
     """Resamples of the 95 % bootstrap interval."""
     batch_seconds: float = Field(120.0, gt=0)
     """Audio seconds, padding included, per forward pass."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Text tokens, padding included, per forward pass."""
 
 
 class RuntimeConfig(_Section):
@@ -157,8 +302,8 @@ class RuntimeConfig(_Section):
 class Config(_Section):
     """One transfer, from source to run folder."""
 
-    task: Literal["speech"] = "speech"
-    """What is transferred: speech (speech recognition)."""
+    task: Literal["speech", "sentiment"] = "speech"
+    """What is transferred: speech (speech recognition) or sentiment (text classification)."""
     source: str = "bundled:whisper-tiny.en"
     """Source model: a Hub id, a local folder, or bundled:NAME (see `mmtransfer backbones`)."""
     revision: str | None = None
@@ -167,6 +312,8 @@ class Config(_Section):
     """Run folder to write."""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
+    transfer: TransferConfig = TransferConfig()
+    head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()

@@ -108,7 +108,7 @@ def read_clips(source: str | Path, config: DataConfig) -> list[Clip]:
     clips = [clip for subtitle in subtitles for clip in _subtitle_clips(subtitle)]
     if not clips:
         raise UserError(
-            f"{path}: expected metadata.csv (columns {config.file_column},{config.text_column}), "
+            f"{path}: expected metadata.csv (columns {config.file_column},{_text_column(config)}), "
             "or recordings with .srt or .vtt files beside them; found neither."
         )
     return clips
@@ -155,10 +155,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _text_column(config: DataConfig) -> str:
+    return config.text_column or "transcription"
+
+
 def _manifest_clips(path: Path, config: DataConfig) -> list[Clip]:
     rows = read_rows(path)
-    for setting in ("file_column", "text_column"):
-        column = getattr(config, setting)
+    text_column = _text_column(config)
+    for setting, column in (("file_column", config.file_column), ("text_column", text_column)):
         if column not in rows[0]:
             found = ", ".join(str(name) for name in rows[0])
             raise UserError(
@@ -176,7 +180,7 @@ def _manifest_clips(path: Path, config: DataConfig) -> list[Clip]:
         clips.append(
             Clip(
                 path=path.parent / str(row[config.file_column]),
-                text=" ".join(str(row[config.text_column] or "").split()),
+                text=" ".join(str(row[text_column] or "").split()),
                 start=start,
                 end=end,
                 group=str(row[config.group_column]) if row.get(config.group_column) else None,
