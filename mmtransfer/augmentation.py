@@ -55,13 +55,10 @@ class Augmenter:
     def waveform(self, samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
         """Augmented float32 samples at 16 kHz, and the speed factor that was applied."""
         config = self._config
-        speed = 1.0
-        if config.speed is not None:
-            # Steps of 0.05, since each distinct ratio needs a resampling kernel of its own.
-            speed = round(rng.uniform(*config.speed) * 20) / 20
-            if speed != 1.0:
-                wave = torch.from_numpy(samples)
-                samples = audio_functional.resample(wave, round(speed * 100), 100).numpy()
+        speed = self.draw_speed(rng)
+        if speed != 1.0:
+            wave = torch.from_numpy(samples)
+            samples = audio_functional.resample(wave, round(speed * 100), 100).numpy()
         if self._rooms and rng.random() < config.reverb_probability:
             room = _recording(self._rooms[rng.integers(len(self._rooms))])
             samples = _reverberate(samples, room)
@@ -69,6 +66,25 @@ class Augmenter:
             noise = _recording(self._noises[rng.integers(len(self._noises))])
             samples = _add_noise(samples, noise, rng.uniform(*config.noise_snr_db), rng)
         return samples, speed
+
+    def draw_speed(self, rng: np.random.Generator) -> float:
+        """The speed factor that `waveform` would apply with this generator."""
+        if self._config.speed is None:
+            return 1.0
+        # Steps of 0.05, since each distinct ratio needs a resampling kernel of its own.
+        return round(rng.uniform(*self._config.speed) * 20) / 20
+
+    @property
+    def slowest(self) -> float:
+        """Lowest speed factor; a clip becomes at most one over this longer."""
+        return min(1.0, *(self._config.speed or (1.0,)))
+
+    @property
+    def is_active(self) -> bool:
+        """Whether clips are changed at all."""
+        config = self._config
+        masks = config.spec_time_masks + config.spec_frequency_masks
+        return bool(config.speed or self._noises or self._rooms or masks)
 
     def features(self, features: torch.Tensor, seconds: float, rng: np.random.Generator) -> None:
         """Mask bands and stretches of one clip's log-mel [mel, frame] in place (SpecAugment).

@@ -8,18 +8,29 @@ never saw short inputs reads them badly until it has been trained on them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
+from safetensors import SafetensorError
 
+from mmtransfer.adapters import load_merged, save_adapter
 from mmtransfer.audio import SAMPLE_RATE
-from mmtransfer.bundled import PREFIX, materialize
+from mmtransfer.bundled import PREFIX, get_bundle, materialize
+from mmtransfer.encoders import SpeechEncoder
 from mmtransfer.errors import UserError
+from mmtransfer.networks import (
+    METADATA,
+    Base,
+    check_base,
+    encoder_digest,
+    read_metadata,
+    write_metadata,
+)
 from mmtransfer.progress import no_library_bars
 
 CONTEXT_GRID_S = 0.5
@@ -37,8 +48,10 @@ class SpeechModel:
     processor: Any
     source: str
     """Name it was loaded by."""
-    language: str | None = None
+    language: str | None
     """ISO code that prompts carry; None for an English-only model."""
+    base: Base
+    """What it was loaded from."""
 
     @property
     def max_context_s(self) -> float:
@@ -58,9 +71,7 @@ class SpeechModel:
     def context_s(self, seconds: float, *, shortest: float | None = None) -> float:
         """Context in which a clip of that length is read: the next multiple of the grid."""
         floor = self.shortest_context_s if shortest is None else shortest
-        wanted = min(max(seconds, floor, CONTEXT_GRID_S), self.max_context_s)
-        steps = -(-round(wanted * SAMPLE_RATE) // round(CONTEXT_GRID_S * SAMPLE_RATE))
-        return min(steps * CONTEXT_GRID_S, self.max_context_s)
+        return grid_context_s(max(seconds, floor), self.max_context_s)
 
     def features(self, clips: Sequence[np.ndarray], context_s: float) -> torch.Tensor:
         """Log-mel of 16-kHz clips, each padded with silence to the context: [clip, mel, frame].
@@ -92,37 +103,113 @@ class SpeechModel:
         """Id of the token <|0.00|>; each next one is 0.02 s later."""
         return self.model.generation_config.no_timestamps_token_id + 1
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint that plain transformers loads."""
+    def save(self, folder: Path, form: str = "full", adapted: Any = None) -> None:
+        """Write a checkpoint that plain transformers loads, or with `adapted` a peft adapter."""
         with no_library_bars():
-            self.model.save_pretrained(folder)
+            if form == "adapter":
+                save_adapter(adapted, folder)
+                self.model.generation_config.save_pretrained(folder)
+            else:
+                self.model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
+        write_metadata(
+            folder,
+            task="speech",
+            form=form,
+            base=self.base,
+            shortest_context_s=self.shortest_context_s,
+        )
 
 
-def resolve_source(source: str, revision: str | None = None) -> tuple[str, str | None]:
-    """(folder or Hub id, revision) that `from_pretrained` takes.
+def grid_context_s(seconds: float, longest_s: float) -> float:
+    """The next multiple of the grid, at least one and at most the longest context."""
+    wanted = min(max(seconds, CONTEXT_GRID_S), longest_s)
+    steps = -(-round(wanted * SAMPLE_RATE) // round(CONTEXT_GRID_S * SAMPLE_RATE))
+    return min(steps * CONTEXT_GRID_S, longest_s)
+
+
+def fetch(source: str, revision: str | None = None) -> tuple[Path, str | None]:
+    """(local folder, commit) of a source; a Hub id is downloaded.
 
     A run folder stands for the model in it.
 
     Raises:
-        UserError: unknown bundled name, missing package, or a folder without a model.
+        UserError: unknown bundled name, missing package, a folder without a model, or a Hub id
+            that cannot be reached.
     """
     if source.startswith(PREFIX):
         if revision is not None:
             raise UserError(f"{source}: a bundled source has no revisions; remove 'revision'.")
-        return str(materialize(source)), None
+        return materialize(source), None
     path = Path(source)
     if path.is_dir():
         for folder in (path / "model", path):
-            if (folder / "config.json").is_file():
-                return str(folder), None
+            if (folder / "config.json").is_file() or (folder / METADATA).is_file():
+                return folder, None
         raise UserError(
             f"{source}: expected a run folder (with model/) or a checkpoint folder (with "
             "config.json); found neither."
         )
     if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(f"{source}: no such model folder.")
-    return source, revision
+    return _download(source, revision)
+
+
+def _download(source: str, revision: str | None) -> tuple[Path, str | None]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        # Everything comes from one commit, and files in folders are other formats of the same.
+        folder = snapshot_download(
+            source,
+            revision=revision,
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+            ignore_patterns=["*/*"],
+        )
+    except (OSError, ValueError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{source}: cannot be downloaded from the Hub ({reason}). Expected a run folder, a "
+            "checkpoint folder, a Hub id, or a name that `mmtransfer backbones` lists."
+        ) from None
+    return Path(folder), Path(folder).name
+
+
+def make_base(source: str, revision: str | None, model: Any) -> Base:
+    """What a transfer from this source records of it."""
+    model_id: str | None = source
+    if source.startswith(PREFIX):
+        model_id = get_bundle(source).base_model
+    elif Path(source).is_dir():
+        source, model_id = str(Path(source).resolve()), None
+    return Base(source, revision, model_id, encoder_digest(model))
+
+
+@contextmanager
+def load_errors(source: str, what: str) -> Iterator[None]:
+    """Failures of loading a checkpoint as one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{source}: cannot be loaded as {what} ({first_line}). Expected a run folder, "
+            "a checkpoint folder, a Hub id, or a name that `mmtransfer backbones` lists."
+        ) from None
+
+
+def model_type(source: str, folder: Path) -> tuple[str, list[str]]:
+    """(model type, architectures) of a checkpoint folder.
+
+    Raises:
+        UserError: no readable config.json.
+    """
+    with load_errors(source, "a model"):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return str(config["model_type"]), list(config.get("architectures") or [])
 
 
 def load_speech_model(
@@ -135,24 +222,29 @@ def load_speech_model(
     Raises:
         UserError: not found, not a Whisper, or a language it does not have.
     """
-    from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor
+    from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperProcessor
 
-    location, revision = resolve_source(source, revision)
-    try:
-        kind = AutoConfig.from_pretrained(location, revision=revision).model_type
-        if kind != "whisper":
-            raise UserError(f"{source}: expected a Whisper model, found '{kind}'.")
-        with no_library_bars():
-            model = WhisperForConditionalGeneration.from_pretrained(
-                location, revision=revision, dtype=torch.float32, use_safetensors=True
-            )
-        processor = WhisperProcessor.from_pretrained(location, revision=revision)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{source}: cannot be loaded as a speech model ({first_line}). Expected a run folder, "
-            "a checkpoint folder, a Hub id, or a name that `mmtransfer backbones` lists."
-        ) from None
+    folder, commit = fetch(source, revision)
+    metadata = read_metadata(folder)
+    if metadata is not None and metadata["form"] == "adapter":
+        # The model beneath comes from its own place; the rest stands in this folder.
+        base: Base = metadata["base"]
+        beneath, _ = fetch(base.source, base.revision)
+    else:
+        beneath = folder
+    kind, _ = model_type(source, beneath)
+    if kind != "whisper":
+        raise UserError(f"{source}: expected a Whisper model, found '{kind}'.")
+    with load_errors(source, "a speech model"), no_library_bars():
+        model = WhisperForConditionalGeneration.from_pretrained(
+            beneath, dtype=torch.float32, use_safetensors=True
+        )
+        processor = WhisperProcessor.from_pretrained(folder)
+        if beneath != folder:
+            check_base(model, base)
+            model = load_merged(model, folder)
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+            setattr(model.config, _CONTEXT_KEY, metadata["shortest_context_s"])  # type: ignore[index]
     generation = model.generation_config
     if getattr(generation, "is_multilingual", False):
         language = language or getattr(generation, "language", None)
@@ -167,7 +259,7 @@ def load_speech_model(
         raise UserError(f"{source}: English only, but the language is set to '{language}'.")
     else:
         language = None
-    return SpeechModel(model, processor, source, language)
+    return SpeechModel(model, processor, source, language, make_base(source, commit, model))
 
 
 def encode_whisper(model: Any, features: torch.Tensor) -> torch.Tensor:
@@ -176,11 +268,5 @@ def encode_whisper(model: Any, features: torch.Tensor) -> torch.Tensor:
     `features` [clip, mel, frame] -> hidden states [clip, frame / 2, width]. With the full window
     this is the model's own encoder.
     """
-    encoder = model.get_encoder()
-    hidden = functional.gelu(encoder.conv1(features))
-    hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
-    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
-    hidden = functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
-    for layer in encoder.layers:
-        hidden = layer(hidden, None)
-    return encoder.layer_norm(hidden)
+    encoder = SpeechEncoder(model.get_encoder())
+    return encoder.hidden_states([encoder.depth], {"features": features})[encoder.depth]

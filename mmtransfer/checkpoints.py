@@ -13,11 +13,17 @@ from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
 
 
-def write_weights(path: Path, model: torch.nn.Module) -> None:
-    """Write a model's weights as safetensors, atomically; tied weights are stored once."""
+def write_weights(path: Path, model: torch.nn.Module, *, trained_only: bool = False) -> None:
+    """Write a model's weights as safetensors, atomically; tied weights are stored once.
+
+    With `trained_only`, weights without gradient are left out; buffers (running statistics) stay.
+    """
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     seen: set[int] = set()
     state = {}
     for name, value in model.state_dict().items():
+        if trained_only and name in frozen:
+            continue
         if value.data_ptr() not in seen or not value.numel():
             seen.add(value.data_ptr())
             state[name] = value.detach().cpu().contiguous()
@@ -41,13 +47,21 @@ def write_checkpoint(
     state: dict[str, Any],
     settings: dict[str, Any],
 ) -> None:
-    """Write everything a run needs to go on, atomically: there is the old one or the new one."""
+    """Write everything a stage needs to go on, atomically: there is the old one or the new one."""
     with atomic_path(folder) as part:
         part.mkdir(parents=True)
-        write_weights(part / "model.safetensors", model)
+        write_weights(part / "model.safetensors", model, trained_only=True)
         torch.save(optimizer, part / "optimizer.pt")
         text = json.dumps({"state": state, "settings": settings})
         (part / "state.json").write_text(text, encoding="utf-8")
+
+
+def read_position(folder: Path) -> dict[str, Any] | None:
+    """Where the run of a checkpoint stands; None if there is no checkpoint."""
+    if not folder.is_dir():
+        return None
+    saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return dict(saved["state"])
 
 
 def read_checkpoint(

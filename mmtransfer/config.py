@@ -57,7 +57,7 @@ class DataConfig(_Section):
     """Largest share of files that may fail to decode before the run stops."""
     language: str | None = None
     """Language of the speech as an ISO code (en, zh, ...); needed by multilingual sources."""
-    max_tokens: int | None = Field(None, ge=8)
+    max_tokens: int | None = Field(None, ge=16)
     """Longest piece of text in tokens; by default what the backbone takes, at most 512."""
     long_texts: Literal["truncate", "windows"] = "truncate"
     """Texts over `max_tokens`: cut, or read in overlapping windows whose logits are averaged."""
@@ -145,7 +145,9 @@ class StageConfig(_Section):
         if self.adapter is not None and self.frozen == "all":
             raise ValueError("an adapter needs unfrozen layers to sit in; set frozen: none")
         if self.objective == "contrastive" and self.frozen == "all":
-            raise ValueError("a contrastive stage trains the backbone; set frozen: none or a number")
+            raise ValueError(
+                "a contrastive stage trains the backbone; set frozen: none or a number"
+            )
         return self
 
 

@@ -54,6 +54,11 @@ class Clip:
     """Decoded samples (float16 .npy)."""
 
     @property
+    def identity(self) -> str:
+        """What tells the decoded audio from any other."""
+        return f"{self.digest} {self.seconds}"
+
+    @property
     def name(self) -> str:
         """Short name for messages."""
         span = "" if self.end is None else f"[{self.start:g}-{self.end:g} s]"
@@ -323,13 +328,9 @@ def load_clips(
 # --- splits and leaks ----------------------------------------------------------------------------
 
 
-def hold_out(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of (training, validation) clips; about `fraction` of them held out.
-
-    Clips that share a group, a file (where no group is given) or identical audio stay together.
-
-    Raises:
-        UserError: everything belongs together, so nothing can be held out.
+def connected(keys: Iterable[Sequence[str]]) -> list[list[int]]:
+    """Indices of the items that belong together: those that share a key, directly or through
+    others. Each item has at least one key.
     """
     parent: dict[str, str] = {}
 
@@ -340,16 +341,32 @@ def hold_out(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[in
             key = parent[key]
         return key
 
-    keys = []
-    for clip in clips:
-        key = f"group {clip.group}" if clip.group is not None else f"file {clip.path}"
-        keys.append(key)
-        if clip.digest:
-            parent[root(f"audio {clip.digest}")] = root(key)
+    firsts = []
+    for first, *others in keys:
+        firsts.append(first)
+        for other in others:
+            parent[root(other)] = root(first)
     together = defaultdict(list)
-    for index, key in enumerate(keys):
-        together[root(key)].append(index)
-    groups = [together[key] for key in sorted(together)]
+    for index, first in enumerate(firsts):
+        together[root(first)].append(index)
+    return [together[key] for key in sorted(together)]
+
+
+def hold_out(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of (training, validation) clips; about `fraction` of them held out.
+
+    Clips that share a group, a file (where no group is given) or identical audio stay together.
+
+    Raises:
+        UserError: everything belongs together, so nothing can be held out.
+    """
+    groups = connected(
+        [
+            f"group {clip.group}" if clip.group is not None else f"file {clip.path}",
+            *([f"audio {clip.digest}"] if clip.digest else []),
+        ]
+        for clip in clips
+    )
     random.Random(seed).shuffle(groups)
     wanted = max(1, round(fraction * len(clips)))
     held: list[int] = []

@@ -55,7 +55,7 @@ class TrainingProgress:
 
     _LOG_EVERY_S = 10.0
 
-    def __init__(self, total: int, done: int, *, enabled: bool = True):
+    def __init__(self, total: int, done: int, *, unit: str, enabled: bool = True):
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -66,7 +66,7 @@ class TrainingProgress:
         )
 
         screen = console()
-        self._total, self._done = total, done
+        self._total, self._done, self._unit = total, done, unit
         self._enabled = enabled
         self._score = ""
         self._last_log = time.monotonic()
@@ -99,7 +99,7 @@ class TrainingProgress:
     def step(self, loss: float, units_per_second: float) -> None:
         """One step is done; `units_per_second` is e.g. audio seconds trained on a second."""
         self._done += 1
-        status = f"loss {loss:.4f}  {self._score}  {units_per_second:.0f}x"
+        status = f"loss {loss:.4f}  {self._score}  {units_per_second:.0f} {self._unit}"
         self._bar.update(self._task, advance=1, status=status)
         now = time.monotonic()
         if self._enabled and self._bar.disable and now - self._last_log > self._LOG_EVERY_S:

@@ -12,6 +12,7 @@ import torch
 
 from mmtransfer.audio import SAMPLE_RATE
 from mmtransfer.backbones import SpeechModel, encode_whisper
+from mmtransfer.ctc_models import CtcModel
 from mmtransfer.progress import track
 from mmtransfer.runtime import is_out_of_memory
 
@@ -45,14 +46,14 @@ class Hypothesis:
 
 
 class Recognizer:
-    """Batched greedy recognition on one device.
+    """Batched greedy recognition on one device, with a Whisper or a CTC model.
 
     `shortest_context_s` overrides the shortest context stored with the model.
     """
 
     def __init__(
         self,
-        speech: SpeechModel,
+        speech: SpeechModel | CtcModel,
         *,
         device: torch.device | str = "cpu",
         batch_seconds: float = 120.0,
@@ -62,6 +63,11 @@ class Recognizer:
         self.device = torch.device(device)
         self.batch_seconds = batch_seconds
         self.shortest_context_s = shortest_context_s
+        self._suppressed = self._suppressed_first = torch.zeros(0, dtype=torch.bool)
+        if isinstance(speech, SpeechModel):
+            self._prepare_decoder(speech)
+
+    def _prepare_decoder(self, speech: SpeechModel) -> None:
         generation = speech.model.generation_config
         vocabulary = speech.model.config.vocab_size
         tokenizer = speech.processor.tokenizer
@@ -117,9 +123,39 @@ class Recognizer:
         parts = (clips[:half], clips[half:])
         return [found for part in parts for found in self._decode_halving(part, context_s)]
 
-    @torch.inference_mode()
     def _decode(self, clips: list[np.ndarray], context_s: float) -> list[Hypothesis]:
-        model, speech = self.speech.model, self.speech
+        if isinstance(self.speech, CtcModel):
+            return self._best_paths(self.speech, clips, context_s)
+        return self._decode_greedily(self.speech, clips, context_s)
+
+    @torch.inference_mode()
+    def _best_paths(
+        self, speech: CtcModel, clips: list[np.ndarray], context_s: float
+    ) -> list[Hypothesis]:
+        """CTC: the most probable symbol of every frame."""
+        network = speech.network
+        was_training = network.training
+        network.eval()
+        inputs = {n: value.to(self.device) for n, value in speech.inputs(clips, context_s).items()}
+        mask = speech.mask([len(clip) / SAMPLE_RATE for clip in clips], context_s)
+        scores = network(inputs, mask.to(self.device)).float().log_softmax(-1)
+        network.train(was_training)
+        hypotheses = []
+        for row, shown in zip(scores.cpu(), mask, strict=True):
+            best, chosen = row[shown].max(-1)
+            text, tokens = speech.read(chosen.tolist())
+            # Blanks are near certain almost everywhere; the symbols are what can be doubted.
+            spoken = best[chosen != speech.blank]
+            logprob = float(spoken.mean()) if len(spoken) else float(best.mean())
+            hypotheses.append(Hypothesis(text, tokens, logprob, 0.0, context_s))
+        return hypotheses
+
+    @torch.inference_mode()
+    def _decode_greedily(
+        self, speech: SpeechModel, clips: list[np.ndarray], context_s: float
+    ) -> list[Hypothesis]:
+        """Whisper: the most probable token after each other."""
+        model = speech.model
         was_training = model.training
         model.eval()
         features = speech.features(clips, context_s).to(self.device, model.dtype)

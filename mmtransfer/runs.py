@@ -8,37 +8,90 @@ import math
 import platform
 import shutil
 import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import yaml
+from accelerate.utils import broadcast_object_list
 
-from mmtransfer.backbones import SpeechModel, load_speech_model
+from mmtransfer.backbones import fetch, load_speech_model, model_type
 from mmtransfer.cache import atomic_path
+from mmtransfer.classification import ClassificationScore
 from mmtransfer.config import Config, DataConfig
+from mmtransfer.ctc_models import is_ctc, new_ctc_model
 from mmtransfer.data import ClipSet, hold_out, load_clips, refuse_leaks
+from mmtransfer.encoders import WAVE_ENCODERS
 from mmtransfer.errors import UserError
-from mmtransfer.evaluation import speech_metric
+from mmtransfer.evaluation import SpeechScore, speech_metric
+from mmtransfer.models import load
+from mmtransfer.networks import read_metadata
 from mmtransfer.publishing import model_card
 from mmtransfer.runtime import choose_device, make_accelerator, use_runtime
+from mmtransfer.tasks.ctc import CtcTask
+from mmtransfer.tasks.sentiment import SentimentTask, evaluate_texts
 from mmtransfer.tasks.speech import SpeechTask, evaluate_clips
-from mmtransfer.training import Trainer
+from mmtransfer.text_models import TextModel, new_text_model
+from mmtransfer.texts import (
+    TextSet,
+    check_labels,
+    hold_out_texts,
+    label_names,
+    read_texts,
+    refuse_text_leaks,
+)
+from mmtransfer.training import TrainResult, train_stages
+from mmtransfer.transfer import resolve_stages
 
 logger = logging.getLogger(__name__)
+Split = TypeVar("Split", ClipSet, TextSet)
+_UNITS = {"speech": "audio_seconds", "sentiment": "tokens"}
 
 
-def load_splits(config: Config, max_seconds: float) -> tuple[ClipSet, ClipSet, dict[str, ClipSet]]:
-    """Training, validation and source-domain clips, checked for leaks.
+@dataclass
+class Splits(Generic[Split]):
+    """The data of a run."""
+
+    train: Split
+    validation: Split
+    sources: dict[str, Split]
+    rehearsal: Split | None
+
+    @property
+    def evaluated(self) -> dict[str, Split]:
+        """Sets that are scored before and after: the target, then the source domains."""
+        return {"target": self.validation} | {f"source {k}": v for k, v in self.sources.items()}
+
+    @property
+    def all(self) -> list[Split]:
+        """Every set."""
+        rehearsal = [self.rehearsal] if self.rehearsal is not None else []
+        return [self.train, self.validation, *self.sources.values(), *rehearsal]
+
+
+def _check_data(config: Config) -> str:
+    data, share = config.data, config.transfer.rehearsal
+    if data.train is None:
+        raise UserError("data.train is not set. Name the training data: --data.train PATH")
+    if share and data.rehearsal is None:
+        raise UserError("transfer.rehearsal needs source-domain data: set data.rehearsal.")
+    if data.rehearsal is not None and not share:
+        raise UserError("data.rehearsal is not used: set transfer.rehearsal, e.g. to 0.3.")
+    return data.train
+
+
+def load_splits(config: Config, max_seconds: float) -> Splits[ClipSet]:
+    """Training, validation, source-domain and rehearsal clips, checked for leaks.
 
     Raises:
         UserError: no training data named, unusable data, or a leak between splits.
     """
-    data = config.data
-    if data.train is None:
-        raise UserError("data.train is not set. Name the training data: --data.train FOLDER")
-    train = load_clips(data.train, data, name="train", max_seconds=max_seconds)
+    data, named = config.data, _check_data(config)
+    train = load_clips(named, data, name="train", max_seconds=max_seconds)
     if data.validation is None:
         chosen, held = hold_out(train.clips, data.validation_fraction, config.runtime.seed)
         validation = ClipSet("validation (held out)", [train.clips[i] for i in held])
@@ -50,7 +103,152 @@ def load_splits(config: Config, max_seconds: float) -> tuple[ClipSet, ClipSet, d
         name: load_clips(path, data, name=name, max_seconds=max_seconds)
         for name, path in data.sources.items()
     }
-    return train, validation, sources
+    rehearsal = None
+    if data.rehearsal is not None:
+        rehearsal = load_clips(data.rehearsal, data, name="rehearsal", max_seconds=max_seconds)
+        for other in (validation, *sources.values()):
+            refuse_leaks(rehearsal, other, data.allow_leaks)
+    return Splits(train, validation, sources, rehearsal)
+
+
+def load_text_splits(config: Config) -> tuple[Splits[TextSet], list[str]]:
+    """Training, validation, source-domain and rehearsal texts, checked for leaks; and the classes.
+
+    Raises:
+        UserError: no training data named, unusable data, one class only, a label that training
+            data does not have, or a leak between splits.
+    """
+    data, named = config.data, _check_data(config)
+    train = read_texts(named, data, name="train")
+    labels = label_names(train)
+    if data.validation is None:
+        chosen, held = hold_out_texts(train.examples, data.validation_fraction, config.runtime.seed)
+        validation = TextSet("validation (held out)", [train.examples[i] for i in held])
+        train = TextSet("train", [train.examples[i] for i in chosen], train.skipped)
+    else:
+        validation = read_texts(data.validation, data, name="validation", split="validation")
+    refuse_text_leaks(train, validation, data.allow_leaks)
+    sources = {
+        name: read_texts(path, data, name=name, split="validation")
+        for name, path in data.sources.items()
+    }
+    rehearsal = None
+    if data.rehearsal is not None:
+        rehearsal = read_texts(data.rehearsal, data, name="rehearsal")
+        for other in (validation, *sources.values()):
+            refuse_text_leaks(rehearsal, other, data.allow_leaks)
+    splits = Splits(train, validation, sources, rehearsal)
+    for texts in splits.all:
+        check_labels(texts, labels, where=texts.name)
+    return splits, labels
+
+
+@dataclass
+class _Job:
+    """A transfer that is set up: what is trained, and how it is scored."""
+
+    task: SpeechTask | CtcTask | SentimentTask
+    splits: Splits[Any]
+    score: Callable[[Any, torch.device], dict[str, Any]]
+    is_scored_before: bool
+    """False where the source has no output for the target yet."""
+    finish: Callable[[torch.device], None]
+    """What is fitted on validation data after training."""
+    describe: Callable[[], dict[str, Any]]
+    """The report's section on the finished model."""
+
+
+def _speech_job(config: Config, accelerator: Any) -> _Job:
+    stages = resolve_stages(config)
+    if _reads_by_ctc(config):
+        with accelerator.main_process_first():
+            splits = load_splits(config, 30.0)
+        ctc = new_ctc_model(
+            config.source,
+            [clip.text for clip in splits.train.clips],
+            revision=config.revision,
+            language=config.data.language,
+            head=config.head,
+            seed=config.runtime.seed,
+        )
+        return _Job(
+            CtcTask(ctc, splits.train, splits.validation, config, stages, splits.rehearsal),
+            splits,
+            lambda clips, device: evaluate_clips(ctc, clips, config, device).as_dict(),
+            ctc.is_source_head,
+            lambda device: None,
+            lambda: {"language": ctc.language, "max_context_s": ctc.max_context_s},
+        )
+    speech = load_speech_model(
+        config.source, revision=config.revision, language=config.data.language
+    )
+    with accelerator.main_process_first():  # the others then find decoded clips in the cache
+        splits = load_splits(config, speech.max_context_s)
+    task = SpeechTask(speech, splits.train, splits.validation, config, stages, splits.rehearsal)
+
+    def finish(device: torch.device) -> None:
+        task.measure_shortest_context(device)
+
+    return _Job(
+        task,
+        splits,
+        lambda clips, device: evaluate_clips(speech, clips, config, device).as_dict(),
+        True,
+        finish,
+        lambda: {
+            "language": speech.language or "en",
+            "shortest_context_s": speech.shortest_context_s,
+            "max_context_s": speech.max_context_s,
+        },
+    )
+
+
+def _reads_by_ctc(config: Config) -> bool:
+    kind = config.head.type
+    if kind in ("classifier", "native"):
+        raise UserError(f"head.type: {kind} is for texts; for speech use ctc, decoder or auto.")
+    if kind != "auto":
+        return kind == "ctc"
+    folder, _ = fetch(config.source, config.revision)
+    metadata = read_metadata(folder)
+    if metadata is not None:
+        return bool(metadata["task"] == "ctc")
+    return is_ctc(config.source, folder) or model_type(config.source, folder)[0] in WAVE_ENCODERS
+
+
+def _text_job(config: Config) -> _Job:
+    if config.head.type in ("ctc", "decoder"):
+        raise UserError(
+            f"head.type: {config.head.type} is for speech; for texts use classifier, native or "
+            "auto."
+        )
+    stages = resolve_stages(config)
+    splits, labels = load_text_splits(config)
+    text = new_text_model(
+        config.source,
+        labels,
+        revision=config.revision,
+        data=config.data,
+        head=config.head,
+        seed=config.runtime.seed,
+    )
+    task = SentimentTask(text, splits.train, splits.validation, config, stages, splits.rehearsal)
+
+    def finish(device: torch.device) -> None:
+        task.calibrate(device)
+
+    return _Job(
+        task,
+        splits,
+        lambda texts, device: evaluate_texts(text, texts, config, device).as_dict(),
+        text.is_source_head,
+        finish,
+        lambda: {
+            "labels": text.labels,
+            "temperature": text.temperature,
+            "max_tokens": text.settings.max_tokens,
+        },
+    )
 
 
 def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
@@ -72,20 +270,10 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
     if accelerator.is_main_process:
         _claim(run_dir, resume)
     accelerator.wait_for_everyone()
-    if config.data.train is None:
-        raise UserError("data.train is not set. Name the training data: --data.train FOLDER")
-    speech = load_speech_model(
-        config.source, revision=config.revision, language=config.data.language
-    )
-    with accelerator.main_process_first():  # the others then find decoded clips in the cache
-        train_set, validation, sources = load_splits(config, speech.max_context_s)
-    logger.info(
-        "train %d clips (%.0f s), validation %d clips (%.0f s)",
-        len(train_set),
-        train_set.seconds,
-        len(validation),
-        validation.seconds,
-    )
+    _check_data(config)
+    job = _speech_job(config, accelerator) if config.task == "speech" else _text_job(config)
+    task, splits = job.task, job.splits
+    logger.info("train %s, validation %s", _size(splits.train), _size(splits.validation))
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         with atomic_path(run_dir / "config.yaml") as part:
@@ -93,63 +281,102 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
             part.write_text(text, encoding="utf-8")
     accelerator.wait_for_everyone()
 
-    evaluated = {"target": validation, **{f"source {k}": v for k, v in sources.items()}}
-    before = _scores_before(config, run_dir, speech, evaluated, accelerator)
-    task = SpeechTask(speech, train_set, validation, config)
-    trainer = Trainer(task, config.train, config.runtime, accelerator, run_dir)
-    result = trainer.run(resume=resume)
+    task.model.to(accelerator.device)
+    before: dict[str, Any] = dict.fromkeys(splits.evaluated)
+    if job.is_scored_before and accelerator.is_main_process:
+        before = _scores_before(job, run_dir, accelerator.device)
+    accelerator.wait_for_everyone()
+    results = train_stages(task, task.stages, config, accelerator, run_dir, resume=resume)
 
     report: dict[str, Any] = {}
     if accelerator.is_main_process:
         device = accelerator.device
-        task.measure_shortest_context(device)
+        job.finish(device)
         with atomic_path(run_dir / "model") as folder:
+            folder.mkdir(parents=True)
             task.save(folder)
-        after = _scores(config, speech, evaluated, device)
-        report = {
-            "task": config.task,
-            "metric": task.metric,
-            "source_model": config.source,
-            "target": {"before": before["target"], "after": after["target"]},
-            "sources": {
-                name: {
-                    "before": before[f"source {name}"],
-                    "after": after[f"source {name}"],
-                    "forgetting": after[f"source {name}"][task.metric]
-                    - before[f"source {name}"][task.metric],
-                }
-                for name in sources
-            },
-            "gain": before["target"][task.metric] - after["target"][task.metric],
-            "cost": {
-                "steps": result.steps,
-                "epochs": result.epochs,
-                "best_step": result.best_step,
-                "early_stopped": result.early_stopped,
-                "train_seconds": result.seconds,
-                "audio_seconds": result.units,
-                "trained_parameters": sum(p.numel() for p in trainer.parameters),
-                "device": _device_name(device, result.devices),
-            },
-            "model": {
-                "language": speech.language or "en",
-                "shortest_context_s": speech.shortest_context_s,
-                "max_context_s": speech.max_context_s,
-            },
-            "data": {
-                split.name: {
-                    "clips": len(split),
-                    "seconds": round(split.seconds, 2),
-                    "skipped": split.skipped,
-                }
-                for split in (train_set, validation, *sources.values())
-            },
-            "versions": _versions(),
-        }
+        after = _scores(job, device)
+        report = _report(config, job, before, after, results, accelerator)
         _write_report(run_dir, config, report)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
-    return trainer.from_main_process(report)
+    return broadcast_object_list([report])[0]
+
+
+def _report(
+    config: Config,
+    job: _Job,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    results: list[TrainResult],
+    accelerator: Any,
+) -> dict[str, Any]:
+    task = job.task
+    metric: str = task.metric
+
+    def change(name: str) -> float | None:
+        """How much better the set is read than before."""
+        if before[name] is None:
+            return None
+        difference = after[name][metric] - before[name][metric]
+        return float(difference if task.higher_is_better else -difference)
+
+    def minus(value: float | None) -> float | None:
+        return None if value is None else -value
+
+    return {
+        "task": config.task,
+        "metric": metric,
+        "higher_is_better": task.higher_is_better,
+        "source_model": config.source,
+        "form": task.form,
+        "target": {"before": before["target"], "after": after["target"]},
+        "sources": {
+            name: {
+                "before": before[f"source {name}"],
+                "after": after[f"source {name}"],
+                "forgetting": minus(change(f"source {name}")),
+            }
+            for name in job.splits.sources
+        },
+        "gain": change("target"),
+        "cost": {
+            "steps": sum(result.steps for result in results),
+            "epochs": round(sum(result.epochs for result in results), 3),
+            "best_step": results[-1].best_step,
+            "early_stopped": any(result.early_stopped for result in results),
+            "train_seconds": round(sum(result.seconds for result in results), 2),
+            f"{_UNITS[config.task]}": round(sum(result.units for result in results), 2),
+            "trained_parameters": max(result.trained_parameters for result in results),
+            "device": _device_name(accelerator.device, accelerator.num_processes),
+        },
+        "stages": [
+            {"frozen": stage.frozen, "adapter": stage.adapter, **asdict(result)}
+            for stage, result in zip(task.stages, results, strict=True)
+        ],
+        "model": job.describe(),
+        "data": {split.name: _split_report(split) for split in job.splits.all},
+        "versions": _versions(),
+    }
+
+
+def _size(split: ClipSet | TextSet) -> str:
+    if isinstance(split, ClipSet):
+        return f"{len(split)} clips ({split.seconds:.0f} s)"
+    return f"{len(split)} texts"
+
+
+def _split_report(split: ClipSet | TextSet) -> dict[str, Any]:
+    if isinstance(split, ClipSet):
+        seconds = round(split.seconds, 2)
+        return {"clips": len(split), "seconds": seconds, "skipped": split.skipped}
+    counts = Counter(example.label for example in split.examples)
+    return {
+        "examples": len(split),
+        "labels": dict(sorted(counts.items())),
+        "skipped": len(split.skipped),
+        "first_skipped": split.skipped[:10],
+    }
 
 
 def _claim(run_dir: Path, resume: bool) -> None:
@@ -166,31 +393,20 @@ def _claim(run_dir: Path, resume: bool) -> None:
         )
 
 
-def _scores(
-    config: Config, speech: SpeechModel, sets: dict[str, ClipSet], device: torch.device
-) -> dict[str, dict[str, Any]]:
-    return {
-        name: evaluate_clips(speech, clips, config, device).as_dict()
-        for name, clips in sets.items()
-    }
+def _scores(job: _Job, device: torch.device) -> dict[str, dict[str, Any]]:
+    return {name: job.score(examples, device) for name, examples in job.splits.evaluated.items()}
 
 
-def _scores_before(
-    config: Config, run_dir: Path, speech: SpeechModel, sets: dict[str, ClipSet], accelerator: Any
-) -> dict[str, Any]:
+def _scores_before(job: _Job, run_dir: Path, device: torch.device) -> dict[str, Any]:
     """Scores of the source model; kept in the run folder so that resuming does not repeat them."""
     path = run_dir / "checkpoints" / "before.json"
-    scores: dict[str, Any] = {}
-    if accelerator.is_main_process:
-        if path.is_file():
-            scores = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            logger.info("evaluating the source model")
-            speech.model.to(accelerator.device)
-            scores = _scores(config, speech, sets, accelerator.device)
-            with atomic_path(path) as part:
-                part.write_text(json.dumps(scores), encoding="utf-8")
-    accelerator.wait_for_everyone()
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    logger.info("evaluating the source model")
+    scores = _scores(job, device)
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(scores), encoding="utf-8")
     return scores
 
 
@@ -224,6 +440,7 @@ def resolved(config: Config) -> dict[str, Any]:
     for section, key in (
         (data, "train"),
         (data, "validation"),
+        (data, "rehearsal"),
         (augment, "noise_dir"),
         (augment, "reverb_dir"),
     ):
@@ -239,11 +456,12 @@ def evaluate(
     config: Config | None = None,
     language: str | None = None,
 ) -> dict[str, Any]:
-    """Score a model on speech data.
+    """Score a model on data.
 
     `model` is a run folder, a checkpoint folder, a Hub id or `bundled:NAME`; `data` any form that
-    training takes. Returns the fields of `evaluation.SpeechScore` with `metric`, `seconds_audio`,
-    `seconds_wall` (recognition alone) and `skipped`.
+    training takes. Returns the fields of `evaluation.SpeechScore` or
+    `classification.ClassificationScore` with `metric`, `seconds_wall` (recognition or
+    classification alone), `skipped`, and for speech `seconds_audio`.
 
     Raises:
         UserError: a model or data that cannot be used.
@@ -251,20 +469,30 @@ def evaluate(
     config = config or Config(data=DataConfig(language=language))
     with use_runtime(config.runtime):
         device = choose_device(config.runtime)
-        speech = load_speech_model(model, revision=config.revision, language=config.data.language)
-        clips = load_clips(data, config.data, name="data", max_seconds=speech.max_context_s)
-        speech.model.to(device)
-        started = time.perf_counter()
-        score = evaluate_clips(speech, clips, config, device)
+        found = load(model, revision=config.revision, language=config.data.language)
+        score: SpeechScore | ClassificationScore
+        if isinstance(found, TextModel):
+            texts = read_texts(data, config.data, name="data", split="validation")
+            check_labels(texts, found.labels, where=data)
+            found.network.to(device)
+            started = time.perf_counter()
+            score = evaluate_texts(found, texts, config, device)
+            extra = {"metric": SentimentTask.metric, "skipped": len(texts.skipped)}
+        else:
+            clips = load_clips(data, config.data, name="data", max_seconds=found.max_context_s)
+            found.model.to(device)
+            started = time.perf_counter()
+            score = evaluate_clips(found, clips, config, device)
+            extra = {
+                "metric": speech_metric(found.language),
+                "skipped": len(clips.skipped),
+                "seconds_audio": round(clips.seconds, 3),
+            }
         seconds = time.perf_counter() - started
-    result = {
-        **score.as_dict(),
-        "metric": speech_metric(speech.language),
-        "seconds_audio": round(clips.seconds, 3),
-        "seconds_wall": round(seconds, 3),
-        "skipped": len(clips.skipped),
-    }
-    return _finite(result)
+    result: dict[str, Any] = _finite(
+        {**score.as_dict(), **extra, "seconds_wall": round(seconds, 3)}
+    )
+    return result
 
 
 def _device_name(device: torch.device, count: int) -> str:
@@ -276,7 +504,7 @@ def _device_name(device: torch.device, count: int) -> str:
 
 
 def _versions() -> dict[str, str]:
-    names = ("mmtransfer", "torch", "transformers", "accelerate")
+    names = ("mmtransfer", "torch", "transformers", "accelerate", "peft")
     found = {}
     for name in names:
         try:

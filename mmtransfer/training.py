@@ -1,4 +1,4 @@
-"""The training loop, on Accelerate, for every task.
+"""The training loop, on Accelerate, for every task and every stage.
 
 One optimiser step takes one planned batch. Each process takes its share of it as micro-batches;
 the loss is summed over target units and divided by their number over all processes, so that the
@@ -15,7 +15,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,12 +27,19 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from mmtransfer.cache import atomic_path
-from mmtransfer.checkpoints import read_checkpoint, read_weights, write_checkpoint, write_weights
-from mmtransfer.config import RuntimeConfig, TrainConfig
+from mmtransfer.checkpoints import (
+    read_checkpoint,
+    read_position,
+    read_weights,
+    write_checkpoint,
+    write_weights,
+)
+from mmtransfer.config import Config
 from mmtransfer.errors import UserError
 from mmtransfer.progress import TrainingProgress
 from mmtransfer.runtime import is_out_of_memory
 from mmtransfer.tasks.base import Task, plan_epoch
+from mmtransfer.transfer import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -50,34 +57,40 @@ class Interrupted(Exception):  # noqa: N818 - an event, not an error
 class TrainState:
     """Where a run stands, beside weights and optimiser."""
 
+    stage: int = 0
+    offset: int = 0
+    """Steps of earlier stages."""
     step: int = 0
+    """Steps of this stage."""
     epoch: int = 0
     batch: int = 0
     """Batches of this epoch that are done."""
-    best: float = math.inf
+    best: float | None = None
+    """Best validation score; None before the first evaluation."""
     best_step: int = 0
+    """Its step, counted over all stages."""
     evaluations_since_best: int = 0
     seconds: float = 0.0
     """Wall-clock training time, over all sessions of the run."""
     units: float = 0.0
-    """Audio seconds (or what the task counts) trained on."""
+    """Audio seconds or tokens (what the task counts) trained on."""
     splits: int = 0
     """How often micro-batches are halved, after running out of memory."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training cost and where its best weights come from."""
+    """What a stage cost and where its best weights come from."""
 
     steps: int
     epochs: float
     best_step: int
-    best: float
+    best: float | None
     metric: str
     seconds: float
     units: float
     early_stopped: bool
-    devices: int
+    trained_parameters: int
 
 
 @contextmanager
@@ -102,39 +115,93 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def train_stages(
+    task: Task,
+    stages: Sequence[Stage],
+    config: Config,
+    accelerator: Accelerator,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+) -> list[TrainResult]:
+    """Train the stages of a transfer one after the other; leaves the best weights in the model.
+
+    A stage starts from the best weights of the one before and, if it trains the task's own loss,
+    does not end below them on the validation data.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; a checkpoint is written.
+        UserError: a loss that is not finite, no memory for a single example, or a checkpoint of
+            another run.
+    """
+    folder = run_dir / "checkpoints"
+    finished = folder / "stages.json"
+    results: list[TrainResult] = []
+    state = TrainState()
+    saved = read_position(folder / "last") if resume else None
+    first = int(saved["stage"]) if saved is not None else 0
+    if first:
+        rows = json.loads(finished.read_text(encoding="utf-8"))[:first]
+        results = [TrainResult(**row) for row in rows]
+        read_weights(folder / f"stage-{first}.safetensors", task.model)
+    for stage in stages[first:]:
+        state = TrainState(
+            stage=stage.number,
+            offset=sum(result.steps for result in results),
+            splits=state.splits,
+        )
+        if results and stages[stage.number - 1].objective == "target":
+            state.best, state.best_step = results[-1].best, results[-1].best_step
+        if len(stages) > 1:
+            logger.info("stage %d of %d", stage.number + 1, len(stages))
+        trainer = Trainer(task, stage, config, accelerator, run_dir, state)
+        results.append(trainer.run(resume=saved is not None and saved["stage"] == stage.number))
+        state = trainer.state
+        last = stage is stages[-1]
+        task.end(last=last)
+        accelerator.free_memory()
+        if accelerator.is_main_process and not last:
+            write_weights(folder / f"stage-{stage.number + 1}.safetensors", task.model)
+            with atomic_path(finished) as part:
+                part.write_text(json.dumps([asdict(row) for row in results]), encoding="utf-8")
+        accelerator.wait_for_everyone()
+    return results
+
+
 class Trainer:
-    """Trains one task into a run folder; see the module's docstring for how."""
+    """Trains one stage of a task into a run folder; see the module's docstring for how."""
 
     def __init__(
         self,
         task: Task,
-        config: TrainConfig,
-        runtime: RuntimeConfig,
+        stage: Stage,
+        config: Config,
         accelerator: Accelerator,
         run_dir: Path,
+        state: TrainState | None = None,
     ):
-        self.task, self.config, self.runtime = task, config, runtime
+        self.task, self.stage, self.config, self.runtime = task, stage, config.train, config.runtime
         self.accelerator, self.run_dir = accelerator, run_dir
         self.checkpoint = run_dir / "checkpoints" / "last"
-        self.best_weights = run_dir / "checkpoints" / "best.safetensors"
+        self.best_weights = run_dir / "checkpoints" / f"best-{stage.number}.safetensors"
         self.metrics_path = run_dir / "metrics.jsonl"
-        self.state = TrainState()
-        self._budget = config.batch_seconds * config.gradient_accumulation
+        self.state = state or TrainState(stage=stage.number)
+        self._fixed = {
+            name: getattr(config, name).model_dump(mode="json")
+            for name in ("train", "transfer", "head", "augment")
+        }
+        self._seed = (config.runtime.seed, stage.number)
+        task.model.to(accelerator.device)
+        with accelerator.main_process_first():  # the others find its cached activations
+            task.begin(stage, accelerator.device)
+        self._budget = task.batch_budget * self.config.gradient_accumulation
         self._budget *= accelerator.num_processes
         self._plans: dict[int, list[list[int]]] = {}
         self.total_steps = self._count_steps()
-        task.model.to(accelerator.device)
-        self.parameters = [p for p in task.model.parameters() if p.requires_grad]
-        # Biases and norms are vectors; only matrices and convolutions are pulled to zero.
-        groups = [
-            {
-                "params": [p for p in self.parameters if p.ndim > 1],
-                "weight_decay": config.weight_decay,
-            },
-            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+        groups = task.parameter_groups()
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
         fused = accelerator.device.type in ("cpu", "cuda")
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
+        optimizer = torch.optim.AdamW(groups, fused=fused)
         self.optimizer: Any = accelerator.prepare(optimizer)
 
     # --- plan ---------------------------------------------------------------------------------
@@ -144,14 +211,18 @@ class Trainer:
             # Two are kept: batches are prepared ahead, across the end of an epoch.
             self._plans = {e: plan for e, plan in self._plans.items() if e == epoch - 1}
             self._plans[epoch] = plan_epoch(
-                self.task.lengths, self._budget, seed=self.runtime.seed, epoch=epoch
+                self.task.lengths,
+                self._budget,
+                seed=self._seed,
+                epoch=epoch,
+                examples=self.task.epoch(epoch),
             )
         return self._plans[epoch]
 
     def _count_steps(self) -> int:
-        if self.config.steps is not None:
-            return self.config.steps
-        epochs = self.config.epochs or 3.0
+        if self.stage.steps is not None:
+            return self.stage.steps
+        epochs = self.stage.epochs or 1.0
         # The number of batches can differ by a few between epochs, so they are counted.
         whole = int(epochs)
         steps = sum(len(self._batches(epoch)) for epoch in range(whole))
@@ -188,25 +259,24 @@ class Trainer:
                 for *_, job in waiting:
                     job.cancel()
 
-    def learning_rate(self, step: int) -> float:
-        """Rate of the step with that number, from 0: linear warm-up, then the schedule."""
-        config = self.config
-        warmup = min(config.warmup_steps, self.total_steps // 2)
+    def rate(self, step: int) -> float:
+        """Share of the peak rates in the step with that number, from 0: linear warm-up, then the
+        schedule.
+        """
+        warmup = min(self.stage.warmup_steps, self.total_steps // 2)
         if step < warmup:
-            return config.learning_rate * (step + 1) / (warmup + 1)
+            return (step + 1) / (warmup + 1)
         progress = (step - warmup) / max(1, self.total_steps - warmup)
-        if config.schedule == "cosine":
-            return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-        if config.schedule == "linear":
-            return config.learning_rate * (1 - progress)
-        return config.learning_rate
+        if self.stage.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 1 - progress if self.stage.schedule == "linear" else 1.0
 
     # --- one step -----------------------------------------------------------------------------
 
     def _step(self, step: int, indices: list[int], micros: list[Any]) -> tuple[float, float]:
         """Forward, backward and update; returns the mean loss and the gradient norm."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = group["peak"] * self.rate(step)
         for _ in range(self.state.splits):
             micros = [half for micro in micros for half in self.task.split(micro)]
         device = self.accelerator.device
@@ -228,6 +298,8 @@ class Trainer:
                 "Lower train.learning_rate, or look at these examples."
             )
         self._sum_gradients()
+        if self.task.penalty is not None:
+            self.task.penalty.add_gradient()
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         norm = float(norm)
         if not math.isfinite(norm) and self.accelerator.scaler is None:
@@ -242,7 +314,7 @@ class Trainer:
         self.optimizer.zero_grad()
         rank = self.accelerator.process_index
         # Dropout depends on seed, step and process only, so resuming needs no generator states.
-        torch.manual_seed(hash((self.runtime.seed, step, rank)) % 2**63)
+        torch.manual_seed(hash((*self._seed, step, rank)) % 2**63)
         loss_sum = torch.zeros((), device=self.accelerator.device)
         for micro in micros:
             with self.accelerator.autocast():
@@ -294,22 +366,28 @@ class Trainer:
 
     def _evaluate_and_keep_best(self) -> dict[str, float]:
         metrics = self.evaluate()
-        value = metrics[self.task.metric]
-        if value < self.state.best:
-            self.state.best, self.state.best_step = value, self.state.step
+        if self.stage.objective != "target":
+            return metrics  # the head is not trained, so the score says nothing
+        value, best = metrics[self.task.metric], self.state.best
+        sign = 1 if self.task.higher_is_better else -1
+        if best is None or sign * value > sign * best:
+            self.state.best, self.state.best_step = value, self.state.offset + self.state.step
             self.state.evaluations_since_best = 0
-            if self.accelerator.is_main_process:
-                write_weights(self.best_weights, self.task.model)
+            self._keep_best()
         else:
             self.state.evaluations_since_best += 1
         return metrics
+
+    def _keep_best(self) -> None:
+        if self.accelerator.is_main_process:
+            write_weights(self.best_weights, self.task.model, trained_only=True)
 
     # --- checkpoints --------------------------------------------------------------------------
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same for a run to resume."""
         return {
-            "train": self.config.model_dump(mode="json"),
+            **self._fixed,
             "seed": self.runtime.seed,
             "data": self.task.fingerprint,
             "processes": self.accelerator.num_processes,
@@ -344,6 +422,7 @@ class Trainer:
             self.checkpoint, self.task.model, settings=self._settings()
         )
         self.optimizer.optimizer.load_state_dict(optimizer["optimizer"])
+        self.task.model.to(self.accelerator.device)
         if optimizer["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(optimizer["scaler"])
         self.state = TrainState(**state)
@@ -378,7 +457,7 @@ class Trainer:
     # --- the loop -----------------------------------------------------------------------------
 
     def run(self, *, resume: bool = False) -> TrainResult:
-        """Train to the end; leaves the best weights in the model.
+        """Train the stage to its end; leaves the best weights in the model.
 
         Raises:
             Interrupted: SIGINT or SIGTERM; a checkpoint is written.
@@ -387,7 +466,9 @@ class Trainer:
         """
         if resume and self.load_checkpoint():
             logger.info("resuming at step %d of %d", self.state.step, self.total_steps)
-        self._forget_metrics_after(self.state.step)
+        elif self.state.best is not None:
+            self._keep_best()  # the weights that the stage before ended with
+        self._forget_metrics_after(self.state.offset + self.state.step)
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices), _stop_signals() as signals:
             stopped_early = self._loop(signals)
@@ -402,16 +483,19 @@ class Trainer:
             seconds=round(state.seconds, 2),
             units=round(state.units, 2),
             early_stopped=stopped_early,
-            devices=self.accelerator.num_processes,
+            trained_parameters=sum(p.numel() for p in self.parameters),
         )
 
     def _loop(self, signals: list[int]) -> bool:
         state, config = self.state, self.config
         checkpoint_every = config.checkpoint_every
-        self.task.model.train()
+        self.task.train_mode()
         started = time.monotonic() - state.seconds
         progress = TrainingProgress(
-            self.total_steps, state.step, enabled=self.accelerator.is_main_process
+            self.total_steps,
+            state.step,
+            unit=self.task.unit,
+            enabled=self.accelerator.is_main_process,
         )
         with progress:
             for epoch, batch, indices, micros in self._prepared():
@@ -422,17 +506,18 @@ class Trainer:
                 state.epoch, state.batch = epoch, batch + 1
                 state.units += sum(self.task.lengths[index] for index in indices)
                 state.seconds = time.monotonic() - started
-                rate = self.learning_rate(state.step - 1)
-                self._log(
-                    {
-                        "step": state.step,
-                        "epoch": epoch,
-                        "loss": loss,
-                        "learning_rate": rate,
-                        "grad_norm": norm,
-                        "seconds": round(state.seconds, 3),
-                    }
-                )
+                values = {
+                    "step": state.offset + state.step,
+                    "stage": state.stage,
+                    "epoch": epoch,
+                    "loss": loss,
+                    "learning_rate": self.stage.learning_rate * self.rate(state.step - 1),
+                    "grad_norm": norm,
+                    "seconds": round(state.seconds, 3),
+                }
+                if self.task.penalty is not None:
+                    values["penalty"] = float(self.task.penalty.penalty())
+                self._log(values)
                 last = state.step == self.total_steps
                 epoch_done = state.batch == len(self._batches(epoch))
                 every = config.evaluate_every
@@ -441,11 +526,15 @@ class Trainer:
                     metrics = self._evaluate_and_keep_best()
                     state.seconds = time.monotonic() - started
                     self._log(
-                        {"step": state.step, "epoch": epoch}
+                        {
+                            "step": state.offset + state.step,
+                            "stage": state.stage,
+                            "epoch": epoch,
+                        }
                         | {f"validation_{name}": value for name, value in metrics.items()}
                     )
                     progress.evaluated(self.task.metric, metrics[self.task.metric])
-                    self.task.model.train()
+                    self.task.train_mode()
                 progress.step(loss, state.units / max(state.seconds, 1e-9))
                 stop = self._agreed_stop(signals)
                 due = state.step % checkpoint_every == 0 if checkpoint_every else evaluate

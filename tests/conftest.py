@@ -67,6 +67,67 @@ def random_whisper(whisper_tiny: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+TEXT_ARCHITECTURES = [
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "mpnet",
+    "modernbert",
+    "deberta-v2",
+]
+WAVE_ARCHITECTURES = ["wav2vec2", "wav2vec2-stable", "hubert", "wavlm", "wavlm-stable"]
+
+
+def random_text_model(kind: str, *, labels: int = 0, layers: int = 3, vocabulary: int = 100):
+    """A random text encoder of thin layers; with `labels` a sequence-classification model."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+    sizes: dict = {"vocab_size": vocabulary, "pad_token_id": 0, "num_labels": max(labels, 2)}
+    if kind == "distilbert":
+        sizes |= {"dim": 32, "n_layers": layers, "n_heads": 2, "hidden_dim": 48}
+    else:
+        sizes |= {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
+        sizes |= {"intermediate_size": 48, "max_position_embeddings": 512}
+    if kind == "electra":
+        sizes["embedding_size"] = 16
+    if kind == "modernbert":
+        sizes |= {"global_attn_every_n_layers": 2, "local_attention": 4}
+    if kind == "deberta-v2":
+        sizes |= {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **sizes)
+    factory = AutoModelForSequenceClassification if labels else AutoModel
+    return factory.from_config(config).eval()
+
+
+def random_wave_model(kind: str):
+    """A random wav2vec 2.0, HuBERT or WavLM of two thin layers."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(0)
+    name, _, variant = kind.partition("-")
+    config = AutoConfig.for_model(
+        name,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=[16, 16],
+        conv_kernel=[10, 3],
+        conv_stride=[5, 2],
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        do_stable_layer_norm=bool(variant),
+        feat_extract_norm="layer" if variant else "group",
+        vocab_size=40,
+    )
+    return AutoModel.from_config(config).eval()
+
+
 def tone(seconds: float, *, hertz: float = 440.0, rate: int = 16_000, level: float = 0.3):
     """A sine as float32 samples."""
     return (level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmtransfer.audio import SAMPLE_RATE, MediaError, stream_audio
-from mmtransfer.backbones import load_speech_model
 from mmtransfer.config import RuntimeConfig
+from mmtransfer.models import load_recognizable
 from mmtransfer.monitoring.filters import rejection
 from mmtransfer.monitoring.segments import Segment, Segmenter, SegmenterSettings
 from mmtransfer.recognition import Hypothesis, Recognizer
@@ -181,7 +181,7 @@ def load_monitor(
         UserError: a model that cannot be used.
     """
     device = choose_device(runtime or RuntimeConfig())
-    speech = load_speech_model(model, language=language)
+    speech = load_recognizable(model, language=language)
     speech.model.to(device)
     budget = _BATCH_SEGMENTS * speech.max_context_s  # a batch is decoded in one go
     recognizer = Recognizer(

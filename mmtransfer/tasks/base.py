@@ -1,4 +1,4 @@
-"""The contract between a task and the training loop, and the order of training examples."""
+"""The contract between a task and the training loop; stages; the order of training examples."""
 
 from __future__ import annotations
 
@@ -9,13 +9,60 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from mmtransfer.adapters import add_adapter, merge_adapter
+from mmtransfer.config import Config
+from mmtransfer.encoders import SpeechEncoder, TextEncoder
+from mmtransfer.errors import UserError
+from mmtransfer.networks import Base, Network
+from mmtransfer.transfer import (
+    L2SP,
+    Layout,
+    Stage,
+    freeze,
+    parameter_groups,
+    rehearsal_count,
+    rest_of,
+    set_dropout,
+    set_training,
+)
+
 
 class Task(Protocol):
     """What the training loop asks of a task. Micro-batches are opaque to the loop."""
 
     model: torch.nn.Module
     metric: str
-    """Name of the validation metric that chooses the best checkpoint; lower is better."""
+    """Name of the validation metric that chooses the best weights."""
+    higher_is_better: bool
+    unit: str
+    """What `lengths` counts, as it is shown."""
+    penalty: L2SP | None
+    """A regulariser whose gradient is added to that of the loss."""
+
+    def begin(self, stage: Stage, device: torch.device) -> None:
+        """Freeze what the stage freezes, put in its adapter, compute what is cached for it."""
+        ...
+
+    def end(self, *, last: bool) -> None:
+        """Leave the stage; unless it was the last, the next one starts from plain weights."""
+        ...
+
+    def train_mode(self) -> None:
+        """Training mode, but for what is frozen."""
+        ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups of what the stage trains, with their peak rates."""
+        ...
+
+    @property
+    def batch_budget(self) -> float:
+        """Cost that one device processes per forward pass, in the unit of `lengths`."""
+        ...
+
+    def epoch(self, epoch: int) -> Sequence[int]:
+        """Training examples of an epoch."""
+        ...
 
     @property
     def lengths(self) -> list[float]:
@@ -68,17 +115,163 @@ class Task(Protocol):
         ...
 
 
+class StagedTask:
+    """What tasks have in common: stages, adapters, regularisers, rehearsal.
+
+    `host` is the Hugging Face model in which adapters sit. Training examples beyond `targets` are
+    rehearsal.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layout: Layout,
+        host: Any,
+        base: Base,
+        stages: Sequence[Stage],
+        config: Config,
+    ):
+        self.model, self.layout, self.host, self.base = model, layout, host, base
+        self.stages, self.config = stages, config
+        self.stage, self.frozen = stages[0], None  # type: Stage, int | None
+        self.adapted: Any = None
+        for stage in stages:
+            stage.frozen_layers(layout.depth)  # refuses what the backbone does not have
+        transfer = config.transfer
+        if transfer.dropout is not None:
+            set_dropout([m for level in layout.levels for m in level], transfer.dropout)
+        self.penalty: L2SP | None = None
+        if transfer.l2sp or transfer.l2sp_new:
+            levels = range(len(layout.levels))
+            source = [p for level in levels for p in layout.parameters(level)]
+            self.penalty = L2SP(
+                source, layout.new_parameters(), alpha=transfer.l2sp, beta=transfer.l2sp_new
+            )
+
+    def begin(self, stage: Stage, device: torch.device) -> None:
+        """Freeze what the stage freezes, put in its adapter, compute what is cached for it."""
+        self.stage, self.frozen = stage, stage.frozen_layers(self.layout.depth)
+        freeze(self.model, self.layout, self.frozen)
+        if self.frozen is not None and self.config.transfer.cache == "disk":
+            self._open_stores(self.frozen, device)
+        else:
+            self._close_stores()
+        if stage.adapter is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.config.runtime.seed)
+                self.adapted = add_adapter(self.host, stage.adapter, model_id=self.base.model_id)
+            self.model.to(device)
+            for module in self.layout.new:
+                module.requires_grad_(True)  # peft freezes all but the adapter
+            for level in range(0 if self.frozen is None else self.frozen + 1):
+                for part in self.layout.levels[level]:
+                    part.requires_grad_(False)
+
+    def end(self, *, last: bool) -> None:
+        """Leave the stage; unless it was the last, the next one starts from plain weights."""
+        if not last:
+            self.merge()
+
+    def merge(self) -> None:
+        """Fold an adapter into the weights."""
+        if self.adapted is not None:
+            merge_adapter(self.adapted)
+            self.adapted = None
+
+    def train_mode(self) -> None:
+        """Training mode, but for what is frozen."""
+        set_training(self.model, self.layout, self.frozen)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups of what the stage trains, with their peak rates."""
+        decay = self.config.train.weight_decay
+        return parameter_groups(self.model, self.layout, self.stage, decay)
+
+    def epoch_of(self, targets: int, rehearsals: int, epoch: int) -> Sequence[int]:
+        """All target examples, and as many rehearsal examples (numbered behind them) as asked."""
+        share = self.config.transfer.rehearsal
+        if not rehearsals or not share:
+            return range(targets)
+        wanted = rehearsal_count(targets, share)
+        order = np.random.default_rng([self.config.runtime.seed, 1]).permutation(rehearsals)
+        # One long walk through the rehearsal set, so that all of it is used before any repeats.
+        walk = np.arange(epoch * wanted, (epoch + 1) * wanted) % rehearsals
+        return [*range(targets), *(targets + int(i) for i in order[walk])]
+
+    @property
+    def form(self) -> str:
+        """The smallest form that holds the result; see `networks`."""
+        native = isinstance(self.model, Network) and self.model.head is None
+        whole = not self.base.is_portable or self.config.transfer.merge_adapter or native
+        tuned = [stage for stage in self.stages if stage.frozen != "all"]
+        if whole or any(stage.adapter is None for stage in tuned):
+            return "full"
+        if not tuned:
+            return "head" if isinstance(self.model, Network) else "full"
+        return "adapter" if tuned == [self.stages[-1]] else "full"
+
+    def _open_stores(self, frozen: int, device: torch.device) -> None:
+        raise NotImplementedError
+
+    def _close_stores(self) -> None:
+        raise NotImplementedError
+
+
+def network_layout(network: Network) -> Layout:
+    """The modules of a network from input to output."""
+    encoder = network.encoder
+    model = encoder.base if isinstance(encoder, TextEncoder) else encoder.model
+    fixed = [model.embed_positions] if getattr(encoder, "kind", "") == "whisper" else []
+    levels = [encoder.front, *([layer] for layer in encoder.layers)]
+    # Final norm and pooler belong with the last layer.
+    levels[-1] = [*levels[-1], *rest_of(model, [m for level in levels for m in level])]
+    new: list[torch.nn.Module] = []
+    if network.head is not None:
+        new = [network.head]
+    elif isinstance(encoder, TextEncoder):
+        new = rest_of(encoder.model, [encoder.base])
+    return Layout(levels, encoder.depth, new, fixed)
+
+
+def whisper_layout(model: Any) -> Layout:
+    """The modules of a Whisper from input to output: encoder, then decoder."""
+    encoder, decoder = SpeechEncoder(model.get_encoder()), model.get_decoder()
+    levels: list[list[torch.nn.Module]] = [encoder.front, *([x] for x in encoder.layers)]
+    levels[-1] = [*levels[-1], encoder.model.layer_norm]
+    levels += [[decoder.embed_tokens, decoder.embed_positions], *([x] for x in decoder.layers)]
+    levels[-1] = [*levels[-1], decoder.layer_norm]
+    return Layout(levels, encoder.depth, [], [encoder.model.embed_positions])
+
+
+def frozen_modules(layout: Layout, frozen: int) -> list[torch.nn.Module]:
+    """The modules that a cached activation of that layer has passed."""
+    return [module for level in layout.levels[: frozen + 1] for module in level]
+
+
+def refuse_objective(stages: Sequence[Stage], task: str) -> None:
+    """Contrastive stages are for classifiers."""
+    if any(stage.objective == "contrastive" for stage in stages):
+        raise UserError(f"transfer.stages: objective: contrastive is for classes, not for {task}.")
+
+
 def plan_epoch(
-    lengths: Sequence[float], budget: float, *, seed: int, epoch: int
+    lengths: Sequence[float],
+    budget: float,
+    *,
+    seed: int | Sequence[int],
+    epoch: int,
+    examples: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Batches of example indices for one epoch, each within the budget, padding counted.
 
     Examples are shuffled, sorted by length within windows of 50 batches' worth, cut into batches,
     and the batches shuffled: batches hold examples of like length and still differ by epoch. Every
-    example occurs exactly once; one longer than the budget is a batch of its own.
+    one of `examples` (by default all) occurs exactly once; one longer than the budget is a batch
+    of its own.
     """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(lengths))
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    rng = np.random.default_rng([*seeds, epoch])
+    order = rng.permutation(len(lengths) if examples is None else np.asarray(examples, int))
     mean = float(np.mean(lengths)) if len(lengths) else 1.0
     window = max(1, int(50 * budget / mean))
     batches: list[list[int]] = []

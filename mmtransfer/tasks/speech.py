@@ -1,9 +1,14 @@
-"""Speech recognition with Whisper: clips and transcripts as training batches, WER as the score."""
+"""Speech recognition with Whisper: clips and transcripts as training batches, WER as the score.
+
+The backbone of a transfer is the encoder. With all of it frozen the decoder is what is tuned, from
+cached encoder output.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +17,13 @@ import torch
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
+from mmtransfer.audio import SAMPLE_RATE
 from mmtransfer.augmentation import Augmenter
-from mmtransfer.backbones import SpeechModel, encode_whisper
+from mmtransfer.backbones import SpeechModel
 from mmtransfer.config import Config
+from mmtransfer.ctc_models import CtcModel
 from mmtransfer.data import ClipSet
+from mmtransfer.encoders import FRAMES_PER_SECOND, SpeechEncoder
 from mmtransfer.errors import UserError
 from mmtransfer.evaluation import (
     ClipScore,
@@ -26,7 +34,10 @@ from mmtransfer.evaluation import (
     speech_metric,
     summarize_speech,
 )
+from mmtransfer.features import FeatureStore, cache_key, cached_features, weights_digest
 from mmtransfer.recognition import Recognizer
+from mmtransfer.tasks.base import StagedTask, frozen_modules, refuse_objective, whisper_layout
+from mmtransfer.transfer import Stage, resolve_stages
 from mmtransfer.voice_activity import speech_bounds
 
 _IGNORED = -100  # target positions without loss
@@ -40,20 +51,39 @@ class SpeechBatch:
     """Clips of one context with their target tokens."""
 
     features: torch.Tensor
-    """Log-mel [clip, mel, frame]."""
+    """Log-mel [clip, mel, frame], or cached hidden states [clip, frame, width]."""
     inputs: torch.Tensor
     """Decoder input ids [clip, token]."""
     targets: torch.Tensor
     """Next ids [clip, token]; -100 where there is no loss (prompt, padding)."""
 
 
-class SpeechTask:
+class SpeechTask(StagedTask):
     """Fine-tunes a Whisper on clips with transcripts; see `tasks.base.Task` for the methods."""
 
-    def __init__(self, speech: SpeechModel, train: ClipSet, validation: ClipSet, config: Config):
+    higher_is_better = False
+    unit = "x"
+
+    def __init__(
+        self,
+        speech: SpeechModel,
+        train: ClipSet,
+        validation: ClipSet,
+        config: Config,
+        stages: Sequence[Stage] | None = None,
+        rehearsal: ClipSet | None = None,
+    ):
+        stages = stages or resolve_stages(config)
+        refuse_objective(stages, "a decoder")
+        super().__init__(
+            speech.model, whisper_layout(speech.model), speech.model, speech.base, stages, config
+        )
         self.speech = speech
-        self.model = speech.model
-        self.train, self.validation = train, validation
+        self._encoder = SpeechEncoder(speech.model.get_encoder())
+        self._targets = len(train)
+        # Rehearsal clips are numbered behind the target's.
+        clips = train.clips + (rehearsal.clips if rehearsal else [])
+        self.train, self.validation = ClipSet("train", clips), validation
         self.metric = speech_metric(speech.language)
         self._config = config
         self._normalizer_name = config.evaluation.normalizer or default_normalizer(speech.language)
@@ -67,10 +97,10 @@ class SpeechTask:
             tokenizer(f" {clip.text}" if spaced else clip.text, add_special_tokens=False).input_ids
             if clip.text
             else []
-            for clip in train.clips
+            for clip in clips
         ]
         room = self.model.config.max_target_positions - 8  # prompt, timestamps and end token
-        for clip, tokens in zip(train.clips, self._tokens, strict=True):
+        for clip, tokens in zip(clips, self._tokens, strict=True):
             if len(tokens) > room:
                 raise UserError(
                     f"{clip.name}: the transcript has {len(tokens)} tokens, the model takes at "
@@ -78,26 +108,133 @@ class SpeechTask:
                 )
         generation = self.model.generation_config
         end = self.model.config.eos_token_id
-        if not all(clip.text for clip in train.clips) and generation.begin_suppress_tokens:
+        if not all(clip.text for clip in clips) and generation.begin_suppress_tokens:
             # Silence is learnt as an empty text, so the end token must be allowed to come first.
             generation.begin_suppress_tokens = [
                 token for token in generation.begin_suppress_tokens if token != end
             ]
-        # The encoder's position table is a constant (sinusoids), which loading marks as a weight.
-        self.model.get_encoder().embed_positions.requires_grad_(False)
         if config.train.gradient_checkpointing:
             self.model.activation_checkpointing_enable()
-        self.lengths = [speech.context_s(clip.seconds, shortest=0) for clip in train.clips]
+        self.lengths = [speech.context_s(clip.seconds, shortest=0) for clip in clips]
+        self._store: FeatureStore | None = None
+        self._items: dict[tuple[int, int, bool], int] = {}
 
     # --- training ---------------------------------------------------------------------------
 
     @property
+    def batch_budget(self) -> float:
+        """Audio seconds per forward pass."""
+        return self._config.train.batch_seconds
+
+    def epoch(self, epoch: int) -> Sequence[int]:
+        """The target's clips, and some of the rehearsal's."""
+        return self.epoch_of(self._targets, len(self.train) - self._targets, epoch)
+
+    def _close_stores(self) -> None:
+        self._store = None
+
+    def _open_stores(self, frozen: int, device: torch.device) -> None:
+        """Encode every training clip with the frozen layers, at its own length; those that serve
+        as padded examples also at the full window.
+        """
+        views = check_views(self._augmenter, self._config)
+        full = self.speech.max_context_s
+        items: list[tuple[int, int, bool]] = []
+        contexts: list[float] = []
+        for index in range(len(self.train)):
+            for view in range(views):
+                items.append((index, view, False))
+                contexts.append(self._longest_context_s(index))
+                if self._pads(index):
+                    items.append((index, view, True))
+                    contexts.append(full)
+        encoder = self._encoder
+        values = [round(c * FRAMES_PER_SECOND) * encoder.width for c in contexts]
+        digests = [self.train.clips[index].identity for index, _, _ in items]
+        augmented = self._augmenter.is_active
+        key = cache_key(
+            weights=weights_digest(frozen_modules(self.layout, frozen), encoder.model.config),
+            layers=[frozen],
+            features=self.speech.processor.feature_extractor.to_dict(),
+            augment=self._config.augment.model_dump(mode="json") if augmented else None,
+            seed=self._config.runtime.seed if augmented else None,
+            items=[[d, v, c] for d, (_, v, _), c in zip(digests, items, contexts, strict=True)],
+            dtype=self._config.transfer.cache_dtype,
+        )
+
+        def compute(rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+            budget = self._config.evaluation.batch_seconds
+            by_context: dict[float, list[int]] = defaultdict(list)
+            for row in rows:
+                by_context[contexts[row]].append(row)
+            self.model.eval()
+            for context, chosen in by_context.items():
+                size = max(1, int(budget / context))
+                for start in range(0, len(chosen), size):
+                    part = chosen[start : start + size]
+                    features = torch.cat([self._view(*items[row][:2], context) for row in part])
+                    with torch.inference_mode():
+                        inputs = {"features": features.to(device)}
+                        hidden = encoder.hidden_states([frozen], inputs)[frozen]
+                    yield from zip(part, hidden.cpu().numpy(), strict=True)
+
+        self._items = {item: row for row, item in enumerate(items)}
+        self._store = cached_features(
+            "the training clips", key, values, compute, dtype=self._config.transfer.cache_dtype
+        )
+
+    def _view(self, index: int, view: int, context_s: float) -> torch.Tensor:
+        """Log-mel [1, mel, frame] of an augmented version of a clip."""
+        rng = self._view_rng(index, view)
+        samples, _ = self._augmenter.waveform(self.train.clips[index].samples(), rng)
+        features = self.speech.features([samples], context_s)
+        self._augmenter.features(features[0], len(samples) / SAMPLE_RATE, rng)
+        return features
+
+    def _view_rng(self, index: int, view: int) -> np.random.Generator:
+        return np.random.default_rng([self._config.runtime.seed, 2, view, index])
+
+    def _pads(self, index: int) -> bool:
+        """Whether a clip serves as a padded example when activations are cached."""
+        rng = np.random.default_rng([self._config.runtime.seed, 3, index])
+        return bool(rng.random() < self._config.train.full_context)
+
+    def _longest_context_s(self, index: int) -> float:
+        seconds = self.train.clips[index].seconds / self._augmenter.slowest
+        return self.speech.context_s(seconds, shortest=0)
+
+    def _prepare_stored(self, indices: Sequence[int], epoch: int) -> list[SpeechBatch]:
+        """Micro-batches of cached activations, one context each."""
+        config, store = self._config.train, self._store
+        views = max(1, self._config.transfer.cached_views)
+        groups: dict[int, list[tuple[np.ndarray, list[int]]]] = defaultdict(list)
+        for index in indices:
+            rng = np.random.default_rng([self._config.runtime.seed, epoch, index])
+            is_padded = self._pads(index) and rng.random() < 0.5
+            stamped = rng.random() < config.timestamps
+            view = epoch % views
+            speed = self._augmenter.draw_speed(self._view_rng(index, view))
+            hidden = store[self._items[index, view, is_padded]]  # type: ignore[index]
+            target = self._target(index, speed, timestamps=stamped)
+            groups[len(hidden)].append((hidden, target))
+        batches = []
+        for frames, examples in sorted(groups.items()):
+            size = max(1, int(config.batch_seconds * FRAMES_PER_SECOND / frames + 1e-6))
+            for start in range(0, len(examples), size):
+                part = examples[start : start + size]
+                stacked = torch.from_numpy(np.stack([hidden for hidden, _ in part])).float()
+                batches.append(self._batch(stacked, [tokens for _, tokens in part]))
+        return batches
+
+    @property
     def fingerprint(self) -> str:
-        parts = [f"{clip.digest} {clip.seconds} {clip.text}" for clip in self.train.clips]
+        parts = [f"{clip.identity} {clip.text}" for clip in self.train.clips]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def prepare(self, batch: Sequence[int], share: slice, epoch: int) -> list[SpeechBatch]:
         """Micro-batches: clips at the batch's common short context, and a few at the full one."""
+        if self._store is not None:
+            return self._prepare_stored(batch[share], epoch)
         config, full = self._config.train, self.speech.max_context_s
         short: list[tuple[np.ndarray, list[int]]] = []
         padded: list[tuple[np.ndarray, list[int]]] = []
@@ -114,9 +251,7 @@ class SpeechTask:
         batches = []
         if short:
             # From the whole batch, so that the context does not depend on who shares the work.
-            slowest = min(1.0, *(self._config.augment.speed or (1.0,)))
-            longest = max(self.train.clips[index].seconds for index in batch) / slowest
-            context = self.speech.context_s(longest, shortest=0)
+            context = max(self._longest_context_s(index) for index in batch)
             batches += self._batches(short, rngs, context)
         if padded:
             batches += self._batches(padded, padded_rngs, full)
@@ -153,17 +288,20 @@ class SpeechTask:
                 features, part, rngs[start : start + size], strict=True
             ):
                 self._augmenter.features(row, len(samples) / 16_000, rng)
-            length = max(len(tokens) for _, tokens in part) - 1
-            inputs = torch.full((len(part), length), int(self.model.config.pad_token_id))
-            targets = torch.full((len(part), length), _IGNORED)
-            for row_index, (_, tokens) in enumerate(part):
-                row = torch.tensor(tokens)
-                inputs[row_index, : len(tokens) - 1] = row[:-1]
-                targets[row_index, : len(tokens) - 1] = row[1:]
-                prompt = self._prompt_length(tokens)
-                targets[row_index, : prompt - 1] = _IGNORED
-            batches.append(SpeechBatch(features, inputs, targets))
+            batches.append(self._batch(features, [tokens for _, tokens in part]))
         return batches
+
+    def _batch(self, features: torch.Tensor, rows: list[list[int]]) -> SpeechBatch:
+        length = max(len(tokens) for tokens in rows) - 1
+        inputs = torch.full((len(rows), length), int(self.model.config.pad_token_id))
+        targets = torch.full((len(rows), length), _IGNORED)
+        for row_index, tokens in enumerate(rows):
+            row = torch.tensor(tokens)
+            inputs[row_index, : len(tokens) - 1] = row[:-1]
+            targets[row_index, : len(tokens) - 1] = row[1:]
+            prompt = self._prompt_length(tokens)
+            targets[row_index, : prompt - 1] = _IGNORED
+        return SpeechBatch(features, inputs, targets)
 
     def _prompt_length(self, tokens: list[int]) -> int:
         bare = self.speech.prompt(timestamps=False)
@@ -183,7 +321,7 @@ class SpeechTask:
 
     def loss(self, micro: SpeechBatch, device: torch.device) -> torch.Tensor:
         """Cross-entropy of the target tokens, summed."""
-        hidden = encode_whisper(self.model, micro.features.to(device))
+        hidden = self._encode(micro.features.to(device))
         logits = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
             decoder_input_ids=micro.inputs.to(device),
@@ -194,7 +332,19 @@ class SpeechTask:
             micro.targets.to(device).flatten(),
             ignore_index=_IGNORED,
             reduction="sum",
+            label_smoothing=self._config.transfer.label_smoothing,
         )
+
+    def _encode(self, features: torch.Tensor) -> torch.Tensor:
+        encoder, frozen = self._encoder, self.frozen
+        if frozen is None:
+            return encoder.hidden_states([encoder.depth], {"features": features})[encoder.depth]
+        hidden = features
+        if self._store is None:
+            with torch.no_grad():
+                hidden = encoder.hidden_states([frozen], {"features": features})[frozen]
+        above = encoder.hidden_states([encoder.depth], {"hidden": hidden}, start=frozen)
+        return above[encoder.depth]
 
     def describe(self, indices: Sequence[int]) -> str:
         names = [self.train.clips[index].name for index in indices]
@@ -261,11 +411,29 @@ class SpeechTask:
         return shortest
 
     def save(self, folder: Path) -> None:
-        self.speech.save(folder)
+        """Write the model in its smallest form; an adapter is merged afterwards."""
+        self.speech.save(folder, self.form, self.adapted)
+        self.merge()
+
+
+def check_views(augmenter: Augmenter, config: Config) -> int:
+    """Augmented versions of each clip to cache; 1 without augmentation.
+
+    Raises:
+        UserError: augmentation over a cached prefix without a number of views.
+    """
+    views = config.transfer.cached_views
+    if augmenter.is_active and not views:
+        raise UserError(
+            "augment: clips that are changed anew in every epoch cannot pass the frozen layers "
+            "just once. Set transfer.cached_views: 4 (so many versions of each clip are cached), "
+            "transfer.cache: none, or no augmentation."
+        )
+    return views if augmenter.is_active else 1
 
 
 def evaluate_clips(
-    speech: SpeechModel, clips: ClipSet, config: Config, device: torch.device
+    speech: SpeechModel | CtcModel, clips: ClipSet, config: Config, device: torch.device
 ) -> SpeechScore:
     """Score a model on clips as it is used: at its shortest safe context."""
     name = config.evaluation.normalizer or default_normalizer(speech.language)

@@ -1,0 +1,76 @@
+"""Adapters through peft: LoRA, DoRA and its other methods that sit inside layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmtransfer.errors import UserError
+
+# Methods that add tokens instead of layers, or that need calls of their own between steps.
+_UNFIT = {"ADALORA", "PREFIX_TUNING", "P_TUNING", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING"}
+_UNFIT |= {"ADAPTION_PROMPT", "XLORA", "CPT", "TRAINABLE_TOKENS"}
+
+
+def add_adapter(model: Any, settings: dict[str, Any], *, model_id: str | None = None) -> Any:
+    """Put an adapter into a model's layers, in place; returns the peft model around it.
+
+    `settings` holds `type` (lora, dora, ia3, loha, lokr, oft, ...) and the arguments of that
+    method. Without `target_modules` peft's choice for the architecture is used, or every linear
+    layer where it has none.
+
+    Raises:
+        UserError: an unknown type or argument, or layers the model does not have.
+    """
+    from peft import PeftType, get_peft_config, get_peft_model
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
+
+    arguments = dict(settings)
+    kind = str(arguments.pop("type")).upper()
+    if kind == "DORA":
+        kind, arguments = "LORA", {**arguments, "use_dora": True}
+    known = sorted({name.upper() for name in PeftType.__members__} - _UNFIT)
+    if kind not in known:
+        raise UserError(
+            f"adapter type '{settings['type']}': expected one of dora, "
+            f"{', '.join(name.lower() for name in known)}."
+        )
+    named = {"target_modules", "feedforward_modules"} & set(arguments)
+    if not named and kind != "IA3" and model.config.model_type not in TARGETS:
+        arguments["target_modules"] = "all-linear"
+    try:
+        config = get_peft_config({"peft_type": kind, "task_type": None, **arguments})
+        # The base's public name, not the folder of this machine that it was loaded from.
+        config.base_model_name_or_path = model_id
+        adapted = get_peft_model(model, config)
+    except (TypeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"adapter {settings}: {reason}") from None
+    adapted.peft_config["default"].base_model_name_or_path = model_id
+    return adapted
+
+
+def save_adapter(adapted: Any, folder: Path) -> None:
+    """Write the adapter as peft writes it."""
+    adapted.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # the run has a model card of its own
+
+
+def merge_adapter(adapted: Any) -> Any:
+    """Fold the adapter into the weights it sits on; returns the plain model."""
+    return adapted.merge_and_unload()
+
+
+def load_merged(model: Any, folder: Path) -> Any:
+    """A model with the adapter of a folder merged into it.
+
+    Raises:
+        UserError: a folder without a usable adapter.
+    """
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: cannot be loaded as an adapter ({reason}).") from None

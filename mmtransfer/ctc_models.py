@@ -1,0 +1,319 @@
+"""Speech recognisers that spell characters frame by frame (CTC) on a frozen or tuned encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmtransfer.adapters import load_merged, save_adapter
+from mmtransfer.audio import SAMPLE_RATE
+from mmtransfer.backbones import fetch, grid_context_s, load_errors, make_base, model_type
+from mmtransfer.config import HeadConfig
+from mmtransfer.encoders import WAVE_ENCODERS, SpeechEncoder
+from mmtransfer.errors import UserError
+from mmtransfer.heads import CtcHead
+from mmtransfer.networks import (
+    Base,
+    Network,
+    build_head,
+    check_base,
+    read_head,
+    read_metadata,
+    write_head,
+    write_metadata,
+)
+from mmtransfer.progress import no_library_bars
+
+_BLANK, _UNKNOWN, _SPACE = "<pad>", "<unk>", "|"  # as in transformers' CTC vocabularies
+_LONGEST_S = 30.0
+
+
+@dataclass
+class CtcModel:
+    """A speech encoder with an output layer over characters."""
+
+    network: Network
+    extractor: Any
+    symbols: list[str]
+    """Output symbols by number."""
+    base: Base
+    language: str | None = None
+    source: str = ""
+    """Name it was loaded by."""
+
+    is_source_head: bool = False
+    """Whether the output layer came with the source, so that the source can be scored."""
+    max_context_s: float = _LONGEST_S
+    """Longest clip."""
+    shortest_context_s: float = 0.0
+    """A clip is read at its own length: that is how the head was trained."""
+
+    @property
+    def model(self) -> Network:
+        """The network, under the name that Whisper models have for it."""
+        return self.network
+
+    def context_s(self, seconds: float, *, shortest: float | None = None) -> float:
+        """Context in which a clip of that length is read: the next multiple of the grid."""
+        return grid_context_s(max(seconds, shortest or 0.0), self.max_context_s)
+
+    def inputs(self, clips: Sequence[np.ndarray], context_s: float) -> dict[str, torch.Tensor]:
+        """Encoder inputs of 16-kHz clips, each padded with silence to the context."""
+        samples = round(context_s * SAMPLE_RATE)
+        if self._encoder.kind == "whisper":
+            features = self.extractor(
+                list(clips),
+                sampling_rate=SAMPLE_RATE,
+                max_length=samples,
+                padding="max_length",
+                truncation=True,
+                return_tensors="pt",
+            ).input_features
+            return {"features": features}
+        rows = np.zeros((len(clips), samples), np.float32)
+        for row, clip in zip(rows, clips, strict=True):
+            # Normalised before padding, so that the result does not depend on the context.
+            values = self.extractor(clip[:samples], sampling_rate=SAMPLE_RATE).input_values[0]
+            row[: len(values)] = values
+        return {"values": torch.from_numpy(rows)}
+
+    @property
+    def _encoder(self) -> SpeechEncoder:
+        encoder = self.network.encoder
+        if not isinstance(encoder, SpeechEncoder):
+            raise TypeError("a CTC model stands on a speech encoder")
+        return encoder
+
+    def frames(self, seconds: float) -> int:
+        """Output frames of a clip of that length."""
+        return self._encoder.frames(round(seconds * SAMPLE_RATE))
+
+    def mask(self, seconds: Sequence[float], context_s: float) -> torch.Tensor:
+        """Which frames [clip, frame] of a context hold the clips."""
+        total = self.frames(context_s)
+        lengths = torch.tensor([min(self.frames(s), total) for s in seconds])
+        return torch.arange(total)[None] < lengths[:, None]
+
+    def spell(self, text: str) -> list[int]:
+        """Symbol numbers of a transcript; characters that are not in the alphabet are `<unk>`."""
+        numbers = {symbol: number for number, symbol in enumerate(self.symbols)}
+        unknown = numbers.get(_UNKNOWN, self.blank)
+        return [numbers.get(_SPACE if c == " " else c, unknown) for c in " ".join(text.split())]
+
+    @property
+    def blank(self) -> int:
+        """Number of the blank."""
+        return self.symbols.index(_BLANK)
+
+    def read(self, numbers: Iterable[int]) -> tuple[str, tuple[int, ...]]:
+        """Text and symbol numbers of a best path: repeats collapsed, blanks removed."""
+        kept = tuple(number for number, _ in groupby(numbers) if number != self.blank)
+        special = {n for n, s in enumerate(self.symbols) if len(s) > 2 and s[0] == "<"}
+        text = "".join(self.symbols[number] for number in kept if number not in special)
+        return " ".join(text.replace(_SPACE, " ").split()), kept
+
+    # --- on disk ----------------------------------------------------------------------------
+
+    def save(self, folder: Path, form: str, adapted: Any = None) -> None:
+        """Write the model in a form of `networks`; `adapted` is the peft model of an adapter.
+
+        A wave encoder with a plain output layer is written as the library's own CTC model.
+        """
+        head, encoder = self.network.head, self._encoder
+        plain = form == "full" and self._is_plain
+        with no_library_bars():
+            if plain:
+                self._library_model().save_pretrained(folder)
+            elif form == "full":
+                encoder.model.save_pretrained(folder)
+            elif form == "adapter":
+                save_adapter(adapted, folder)
+            self.extractor.save_pretrained(folder)
+        if encoder.kind != "whisper":
+            self._save_tokenizer(folder)
+        if head is not None and not plain:
+            write_head(folder, head)
+        write_metadata(
+            folder,
+            task="ctc",
+            form=form,
+            base=self.base,
+            symbols=self.symbols,
+            language=self.language,
+            head=self.network.config.model_dump(mode="json"),
+        )
+
+    @property
+    def _is_plain(self) -> bool:
+        config, encoder = self.network.config, self._encoder
+        is_last = self.network.layers == [encoder.depth]
+        return encoder.kind in WAVE_ENCODERS and is_last and not config.conv_layers
+
+    def _library_model(self) -> Any:
+        from transformers import AutoModelForCTC
+
+        head, encoder = self.network.head, self._encoder
+        config = encoder.model.config
+        config.vocab_size, config.pad_token_id = len(self.symbols), self.blank
+        config.final_dropout = self.network.config.dropout
+        model = AutoModelForCTC.from_config(config)
+        model.base_model.load_state_dict(encoder.model.state_dict())
+        if isinstance(head, CtcHead):
+            model.lm_head.load_state_dict(head.output.state_dict())
+        return model
+
+    def _save_tokenizer(self, folder: Path) -> None:
+        from transformers import Wav2Vec2CTCTokenizer
+
+        vocabulary = {symbol: number for number, symbol in enumerate(self.symbols)}
+        path = folder / "vocab.json"
+        path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        Wav2Vec2CTCTokenizer(
+            str(path), pad_token=_BLANK, unk_token=_UNKNOWN, word_delimiter_token=_SPACE
+        ).save_pretrained(folder)
+
+
+def alphabet(transcripts: Iterable[str]) -> list[str]:
+    """Symbols of a set of transcripts: blank, unknown, word delimiter, sorted characters."""
+    characters = sorted({c for text in transcripts for c in text if not c.isspace()} - {_SPACE})
+    return [_BLANK, _UNKNOWN, _SPACE, *characters]
+
+
+def new_ctc_model(
+    source: str,
+    transcripts: Iterable[str],
+    *,
+    revision: str | None = None,
+    language: str | None = None,
+    head: HeadConfig,
+    seed: int = 0,
+) -> CtcModel:
+    """A source encoder with a new output layer over the transcripts' characters; or a source CTC
+    model, whose own output layer is kept where it has all of these characters.
+
+    Raises:
+        UserError: not found, or not a speech encoder.
+    """
+    folder, commit = fetch(source, revision)
+    symbols = alphabet(transcripts)
+    if is_ctc(source, folder):
+        found = load_ctc_model(source, revision=revision, language=language)
+        found.base = Base(source, commit, None, "")
+        wanted = head.model_dump(exclude={"dropout", "type"})
+        same = wanted == found.network.config.model_dump(exclude={"dropout", "type"})
+        if same and set(symbols) <= set(found.symbols):
+            found.is_source_head = True
+            return found
+        encoder, extractor = found._encoder, found.extractor
+        base = found.base
+    else:
+        encoder = SpeechEncoder(_load_encoder(source, folder))
+        extractor = _load_extractor(source, folder)
+        base = make_base(source, commit, encoder.model)
+    module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, seed)
+    network = Network(encoder, module, head)
+    return CtcModel(network, extractor, symbols, base, language, source)
+
+
+def is_ctc(source: str, folder: Path) -> bool:
+    """Whether a folder holds a CTC model."""
+    metadata = read_metadata(folder)
+    if metadata is not None:
+        return metadata.get("task") == "ctc"
+    return any(name.endswith("ForCTC") for name in model_type(source, folder)[1])
+
+
+def load_ctc_model(
+    source: str, *, revision: str | None = None, language: str | None = None
+) -> CtcModel:
+    """Load a CTC recogniser: a finished transfer in any form, or a plain checkpoint.
+
+    Raises:
+        UserError: not found, or no CTC model.
+    """
+    folder, commit = fetch(source, revision)
+    metadata = read_metadata(folder)
+    if metadata is None or metadata["form"] == "full":
+        _, architectures = model_type(source, folder)
+        if any(name.endswith("ForCTC") for name in architectures):
+            return _load_library_model(source, folder, commit, metadata, language)
+    if metadata is None or metadata.get("task") != "ctc":
+        raise UserError(f"{source}: expected a CTC speech model.")
+    base: Base = metadata["base"]
+    beneath = folder
+    if metadata["form"] != "full":
+        beneath, _ = fetch(base.source, base.revision)
+    model = _load_encoder(source, beneath)
+    if beneath != folder:
+        check_base(model, base)
+    if metadata["form"] == "adapter":
+        model = load_merged(model, folder)
+    encoder = SpeechEncoder(model)
+    head = HeadConfig.model_validate(metadata["head"])
+    symbols = metadata["symbols"]
+    module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, 0)
+    read_head(folder, module)
+    network = Network(encoder, module, head).eval()
+    extractor = _load_extractor(source, folder)
+    return CtcModel(network, extractor, symbols, base, language or metadata["language"], source)
+
+
+def _load_library_model(
+    source: str,
+    folder: Path,
+    commit: str | None,
+    metadata: dict[str, Any] | None,
+    language: str | None,
+) -> CtcModel:
+    from transformers import AutoModelForCTC
+
+    with load_errors(source, "a CTC model"), no_library_bars():
+        model = AutoModelForCTC.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    symbols = sorted(vocabulary, key=lambda symbol: vocabulary[symbol])
+    blank = model.config.pad_token_id
+    if blank is not None and blank < len(symbols):
+        symbols[blank] = _BLANK  # some vocabularies name it [PAD]
+    if _BLANK not in symbols or len(symbols) > model.config.vocab_size:
+        raise UserError(f"{source}: its vocabulary has no blank, or does not fit the output layer.")
+    encoder = SpeechEncoder(model.base_model)
+    head = HeadConfig(type="ctc", dropout=float(model.config.final_dropout))
+    outputs = model.lm_head.out_features
+    symbols += [f"<unused{n}>" for n in range(len(symbols), outputs)]
+    module = build_head("ctc", encoder.width, encoder.depth, outputs, head, 0)
+    if isinstance(module, CtcHead):
+        module.output.load_state_dict(model.lm_head.state_dict())
+    network = Network(encoder, module, head).eval()
+    base = metadata["base"] if metadata else make_base(source, commit, encoder.model)
+    known = metadata["language"] if metadata else None
+    extractor = _load_extractor(source, folder)
+    return CtcModel(network, extractor, symbols, base, language or known, source)
+
+
+def _load_encoder(source: str, folder: Path) -> Any:
+    from transformers import AutoModel
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    kind, architectures = model_type(source, folder)
+    with load_errors(source, "a speech encoder"), no_library_bars():
+        if kind == "whisper" and architectures == ["WhisperEncoder"]:
+            return WhisperEncoder.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    return model.get_encoder() if kind == "whisper" else model
+
+
+def _load_extractor(source: str, folder: Path) -> Any:
+    from transformers import AutoFeatureExtractor
+
+    with load_errors(source, "a speech model"):
+        extractor = AutoFeatureExtractor.from_pretrained(folder)
+    if extractor.sampling_rate != SAMPLE_RATE:
+        raise UserError(f"{source}: expected a model for 16 kHz, found {extractor.sampling_rate}.")
+    return extractor

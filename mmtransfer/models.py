@@ -1,0 +1,51 @@
+"""Any model by its name: run folder, checkpoint folder, Hub id or bundled source."""
+
+from __future__ import annotations
+
+from mmtransfer.backbones import SpeechModel, fetch, load_speech_model, model_type
+from mmtransfer.ctc_models import CtcModel, is_ctc, load_ctc_model
+from mmtransfer.networks import read_metadata
+from mmtransfer.text_models import TextModel, load_text_model
+
+Model = SpeechModel | CtcModel | TextModel
+_SPEECH_TYPES = ("whisper", "wav2vec2", "hubert", "wavlm")
+
+
+def load(source: str, *, revision: str | None = None, language: str | None = None) -> Model:
+    """Load a finished transfer in any form, or a pretrained model, ready for use.
+
+    A `TextModel` has `predict(texts)`; a `SpeechModel` or `CtcModel` is what `Recognizer` takes.
+    `revision` reaches every part of a Hub model.
+
+    Raises:
+        UserError: not found, or nothing that this toolkit runs.
+    """
+    folder, _ = fetch(source, revision)
+    metadata = read_metadata(folder)
+    task = metadata["task"] if metadata else None
+    if task is None:
+        kind, _ = model_type(source, folder)
+        task = "speech" if kind in _SPEECH_TYPES else "sentiment"
+        if is_ctc(source, folder):
+            task = "ctc"
+    if task == "sentiment":
+        return load_text_model(source, revision=revision)
+    if task == "ctc":
+        return load_ctc_model(source, revision=revision, language=language)
+    return load_speech_model(source, revision=revision, language=language)
+
+
+def load_recognizable(
+    source: str, *, revision: str | None = None, language: str | None = None
+) -> SpeechModel | CtcModel:
+    """Load a model that recognises speech.
+
+    Raises:
+        UserError: not found, or a text model.
+    """
+    from mmtransfer.errors import UserError
+
+    found = load(source, revision=revision, language=language)
+    if isinstance(found, TextModel):
+        raise UserError(f"{source}: expected a speech recogniser, found a text classifier.")
+    return found

@@ -1,0 +1,301 @@
+"""Transfer as a list of stages: what is frozen, what learns at which rate, what pulls at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmtransfer.config import Config, StageConfig
+from mmtransfer.errors import UserError
+
+_LORA = {"type": "lora", "r": 8, "lora_alpha": 16}
+_EPOCHS, _FROZEN_EPOCHS = 3.0, 20.0  # epochs over cached features cost next to nothing
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage with every value filled in."""
+
+    number: int
+    """From 0."""
+    frozen: int | str
+    """all, none, or the number of frozen layers."""
+    adapter: dict[str, Any] | None
+    objective: str
+    epochs: float | None
+    steps: int | None
+    learning_rate: float
+    head_learning_rate: float
+    layer_decay: float
+    schedule: str
+    warmup_steps: int
+
+    def frozen_layers(self, depth: int) -> int | None:
+        """Number of frozen layers of a backbone with `depth`; None if nothing is frozen.
+
+        Raises:
+            UserError: more layers than the backbone has.
+        """
+        if self.frozen == "none":
+            return None
+        if self.frozen == "all":
+            return depth
+        count = int(self.frozen)
+        if count > depth:
+            raise UserError(
+                f"transfer.stages: frozen: {count}, but the backbone has {depth} layers. "
+                f"Expected all, none, or a number up to {depth}."
+            )
+        return count
+
+
+def stage_configs(config: Config) -> list[StageConfig]:
+    """The stages given, or those of the preset."""
+    if config.transfer.stages:
+        return config.transfer.stages
+    presets = {
+        "end_to_end": [StageConfig(frozen="none")],
+        "feature": [StageConfig(frozen="all")],
+        # The probe's head is no longer new in the second stage, so it learns at the backbone's rate
+        # (Kumar et al. 2022).
+        "combined": [
+            StageConfig(frozen="all"),
+            StageConfig(frozen="none", head_learning_rate=config.train.learning_rate),
+        ],
+        "lora": [StageConfig(frozen="none", adapter=_LORA)],
+    }
+    return presets[config.transfer.preset]
+
+
+def resolve_stages(config: Config) -> list[Stage]:
+    """The stages of a transfer; what a stage does not set comes from the `train` section."""
+    train = config.train
+    stages = []
+    for number, given in enumerate(stage_configs(config)):
+        epochs, steps = given.epochs, given.steps
+        if epochs is None and steps is None:
+            epochs, steps = train.epochs, train.steps
+        if epochs is None and steps is None:
+            epochs = _FROZEN_EPOCHS if given.frozen == "all" else _EPOCHS
+
+        def chosen(name: str, given: StageConfig = given) -> Any:
+            value = getattr(given, name)
+            return getattr(train, name) if value is None else value
+
+        stages.append(
+            Stage(
+                number=number,
+                frozen=given.frozen,
+                adapter=given.adapter,
+                objective=given.objective,
+                epochs=epochs,
+                steps=steps,
+                learning_rate=chosen("learning_rate"),
+                head_learning_rate=chosen("head_learning_rate"),
+                layer_decay=chosen("layer_decay"),
+                schedule=chosen("schedule"),
+                warmup_steps=chosen("warmup_steps"),
+            )
+        )
+    if stages[-1].objective == "contrastive":
+        raise UserError(
+            "transfer.stages: the last stage is contrastive, which trains no head. Add a stage "
+            "{frozen: all} behind it."
+        )
+    return stages
+
+
+# --- what is frozen ------------------------------------------------------------------------------
+
+
+@dataclass
+class Layout:
+    """A model's modules in order from input to output."""
+
+    levels: list[list[nn.Module]]
+    """Source modules: what lies below the first layer, the backbone's layers, what is above."""
+    depth: int
+    """Number of backbone layers: `levels[0]` to `levels[depth]` can be frozen."""
+    new: list[nn.Module]
+    """Modules with new weights."""
+    fixed: list[nn.Module]
+    """Modules that are never trained (constants that count as weights)."""
+
+    def parameters(self, level: int) -> list[nn.Parameter]:
+        """Parameters of a level, without fixed ones."""
+        return self._distinct(self.levels[level])
+
+    def new_parameters(self) -> list[nn.Parameter]:
+        """Parameters of new modules."""
+        return self._distinct(self.new)
+
+    def _distinct(self, modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+        fixed = {id(p) for module in self.fixed for p in module.parameters()}
+        found = {id(p): p for module in modules for p in module.parameters()}
+        return [p for key, p in found.items() if key not in fixed]
+
+
+def rest_of(model: nn.Module, known: Iterable[nn.Module]) -> list[nn.Module]:
+    """The largest submodules of a model that hold none of the known ones: what is left over."""
+    taken = {id(part) for module in known for part in module.modules()}
+    left: list[nn.Module] = []
+
+    def visit(module: nn.Module) -> None:
+        for child in module.children():
+            if id(child) in taken:
+                continue
+            if any(id(part) in taken for part in child.modules()):
+                visit(child)
+            else:
+                left.append(child)
+
+    visit(model)
+    return left
+
+
+def freeze(model: nn.Module, layout: Layout, frozen: int | None) -> None:
+    """Only what lies above the first `frozen` layers gets gradients (None: everything)."""
+    model.requires_grad_(True)
+    for module in layout.fixed:
+        module.requires_grad_(False)
+    for level in range(0 if frozen is None else frozen + 1):
+        for parameter in layout.parameters(level):
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
+def set_training(model: nn.Module, layout: Layout, frozen: int | None) -> None:
+    """Training mode above the freeze line; below it no dropout and no batch-norm updates."""
+    model.train()
+    for level in range(0 if frozen is None else frozen + 1):
+        for module in layout.levels[level]:
+            module.eval()
+
+
+def parameter_groups(
+    model: nn.Module, layout: Layout, stage: Stage, weight_decay: float
+) -> list[dict[str, Any]]:
+    """AdamW groups of what is trained: rates by layer, new layers apart, no decay of vectors.
+
+    Biases and the gains of norms are vectors; only matrices and convolutions are pulled to zero.
+    """
+    rates: dict[int, float] = {}
+    top = len(layout.levels) - 1
+    for level in range(top + 1):
+        rate = stage.learning_rate * stage.layer_decay ** (top - level)
+        rates |= {id(p): rate for p in layout.parameters(level)}
+    rates |= {id(p): stage.head_learning_rate for p in layout.new_parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            rate = rates.get(id(parameter), stage.learning_rate)  # adapters are in no level
+            groups.setdefault((rate, decay), []).append(parameter)
+    if not groups:
+        raise UserError(
+            "transfer.stages: everything is frozen and nothing new stands on the backbone, so "
+            "there is nothing to train."
+        )
+    return [
+        {"params": parameters, "lr": rate, "peak": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+
+
+# --- regularisers --------------------------------------------------------------------------------
+
+
+class L2SP:
+    """The L2-SP penalty (Li, Grandvalet & Davoine 2018, eq. 2):
+    alpha / 2 * |w - w0|^2 over source weights + beta / 2 * |w|^2 over new ones.
+
+    `w0` are the weights at construction.
+    """
+
+    def __init__(
+        self,
+        source: Sequence[nn.Parameter],
+        new: Sequence[nn.Parameter],
+        *,
+        alpha: float,
+        beta: float,
+    ):
+        self.alpha, self.beta = alpha, beta
+        self._source = [(p, p.detach().clone()) for p in source] if alpha else []
+        self._new = list(new) if beta else []
+
+    def penalty(self) -> torch.Tensor:
+        """Its value over what is being trained."""
+        total = torch.zeros(())
+        with torch.no_grad():
+            for parameter, start in self._source:
+                if parameter.requires_grad:
+                    distance = parameter - start.to(parameter.device)
+                    total = total + self.alpha / 2 * distance.square().sum().cpu()
+            for parameter in self._new:
+                if parameter.requires_grad:
+                    total = total + self.beta / 2 * parameter.square().sum().cpu()
+        return total
+
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Add its gradient to that of the loss."""
+        for index, (parameter, start) in enumerate(self._source):
+            if parameter.grad is not None:
+                if start.device != parameter.device:
+                    start = start.to(parameter.device)
+                    self._source[index] = (parameter, start)
+                parameter.grad.add_(parameter - start, alpha=self.alpha)
+        for parameter in self._new:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter, alpha=self.beta)
+
+
+def set_dropout(modules: Iterable[nn.Module], rate: float) -> None:
+    """Set the dropout rate everywhere in these modules."""
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = rate
+            elif isinstance(getattr(part, "dropout", None), float):
+                part.dropout = rate  # type: ignore[assignment]  # Whisper keeps the rate itself
+
+
+def class_weights(counts: Sequence[int], kind: str, beta: float) -> list[float] | None:
+    """A loss weight for each class; their mean over the examples is 1.
+
+    `inverse`: proportional to 1 / n. `effective`: to (1 - beta) / (1 - beta^n), one over the
+    effective number of examples (Cui et al. 2019, eq. 4). `none`: None.
+    """
+    if kind == "none":
+        return None
+    raw = [1 / n if kind == "inverse" else (1 - beta) / (1 - beta**n) for n in counts]
+    scale = sum(counts) / sum(n * weight for n, weight in zip(counts, raw, strict=True))
+    return [weight * scale for weight in raw]
+
+
+def supervised_contrastive_loss(
+    features: torch.Tensor, targets: torch.Tensor, *, temperature: float = 0.1
+) -> torch.Tensor:
+    """Sum over examples of the supervised contrastive loss (Khosla et al. 2020, eq. 2).
+
+    `features` [example, width], `targets` [example]. An example without another of its class in
+    the batch counts nothing.
+    """
+    unit = nn.functional.normalize(features.float(), dim=-1)
+    similarity = unit @ unit.T / temperature
+    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    log_share = similarity - similarity.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
+    same = (targets[:, None] == targets[None]) & ~itself
+    positives = same.sum(1)
+    per_example = -log_share.masked_fill(~same, 0.0).sum(1) / positives.clamp(min=1)
+    return per_example[positives > 0].sum()
+
+
+def rehearsal_count(examples: int, share: float) -> int:
+    """Rehearsal examples of an epoch so that they are `share` of all its examples."""
+    return round(examples * share / (1 - share))
