@@ -11,6 +11,9 @@ _LAZY = {
     "load_config": "mmtransfer.config",
     "UserError": "mmtransfer.errors",
     "load_speech_model": "mmtransfer.backbones",
+    "load": "mmtransfer.models",
+    "predict": "mmtransfer.prediction",
+    "publish": "mmtransfer.publishing",
     "Recognizer": "mmtransfer.recognition",
     "train": "mmtransfer.runs",
     "evaluate": "mmtransfer.runs",
@@ -24,8 +27,11 @@ if TYPE_CHECKING:
     from mmtransfer.config import Config as Config
     from mmtransfer.config import load_config as load_config
     from mmtransfer.errors import UserError as UserError
+    from mmtransfer.models import load as load
     from mmtransfer.monitoring import load_monitor as load_monitor
     from mmtransfer.monitoring import monitor as monitor
+    from mmtransfer.prediction import predict as predict
+    from mmtransfer.publishing import publish as publish
     from mmtransfer.recognition import Recognizer as Recognizer
     from mmtransfer.runs import evaluate as evaluate
     from mmtransfer.runs import train as train

@@ -2,7 +2,9 @@
 
     mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train FOLDER
     mmtransfer evaluate MODEL --data FOLDER
+    mmtransfer predict MODEL --text TEXT
     mmtransfer monitor MODEL VIDEO
+    mmtransfer publish RUN USER/NAME
     mmtransfer backbones
 
 Nothing heavy is imported before a verb needs it, so that --help is immediate.
@@ -107,11 +109,34 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     )
     evaluate.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     evaluate.add_argument(
-        "--data", required=True, help="folder with metadata.csv, manifest, or subtitled recordings"
+        "--data",
+        required=True,
+        help="speech: folder with metadata.csv, manifest, or subtitled recordings; text: CSV, "
+        "JSONL or Parquet file, or Hub dataset",
     )
     evaluate.add_argument("--language", help="ISO code, for multilingual models")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.set_defaults(run=_evaluate)
+
+    predict = verbs.add_parser(
+        "predict",
+        help="classify texts",
+        description="Print or write the class of each text with the probability of every class.",
+        allow_abbrev=False,
+    )
+    predict.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    given = predict.add_mutually_exclusive_group(required=True)
+    given.add_argument("--text", nargs="+", metavar="TEXT", help="texts to classify")
+    given.add_argument("--data", metavar="FILE", help="CSV, JSONL or Parquet file of texts")
+    predict.add_argument("--target", help="what the texts given by --text are about")
+    predict.add_argument(
+        "--output", metavar="FILE", help="CSV or JSONL file to write; by default JSON lines"
+    )
+    predict.add_argument("--resume", action="store_true", help="continue an interrupted --output")
+    predict.add_argument("--text-column", default="text", help="column with the text")
+    predict.add_argument("--target-column", default="target", help="column with the target")
+    predict.add_argument("--threads", type=_count, default=0, help="CPU threads; 0 uses every core")
+    predict.set_defaults(run=_predict)
 
     monitor = verbs.add_parser(
         "monitor",
@@ -139,6 +164,18 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     monitor.add_argument("--threads", type=_count, default=0, help="CPU threads; 0 uses every core")
     monitor.add_argument("--quiet", action="store_true", help="print no transcript lines")
     monitor.set_defaults(run=_monitor)
+
+    publish = verbs.add_parser(
+        "publish",
+        help="upload a run to the Hugging Face Hub",
+        description="Upload a run's model in one commit, as a private repository unless --public.",
+        allow_abbrev=False,
+    )
+    publish.add_argument("run_folder", metavar="RUN", help="folder of a finished run")
+    publish.add_argument("repo_id", metavar="REPO_ID", help="USER/NAME on the Hub")
+    publish.add_argument("--public", action="store_true", help="make the repository public")
+    publish.add_argument("--dry-run", action="store_true", help="only list what would be sent")
+    publish.set_defaults(run=_publish)
 
     backbones = verbs.add_parser("backbones", help="list the sources that need no download")
     backbones.set_defaults(run=_backbones)
@@ -227,8 +264,8 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
 
     from mmtransfer.publishing import metric_rows
 
-    metric = report["metric"].upper()
-    table = Table(title=f"{metric} with 95 % interval; lower is better")
+    better = "higher" if report["higher_is_better"] else "lower"
+    table = Table(title=f"{_metric_name(report['metric'])} with 95 % interval; {better} is better")
     for column in ("set", "before", "after", "change"):
         table.add_column(column, justify="left" if column == "set" else "right")
     for row in metric_rows(report):
@@ -236,12 +273,16 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
     cost = report["cost"]
     console = Console()
     console.print(table)
-    console.print(
-        f"{cost['steps']} steps in {cost['train_seconds']:.0f} s; best at step "
-        f"{cost['best_step']}; shortest safe context {report['model']['shortest_context_s']:g} s",
-        highlight=False,
-    )
+    line = f"{cost['steps']} steps in {cost['train_seconds']:.0f} s; best at step "
+    line += f"{cost['best_step']}; saved as {report['form']}"
+    if "shortest_context_s" in report["model"]:
+        line += f"; shortest safe context {report['model']['shortest_context_s']:g} s"
+    console.print(line, highlight=False)
     console.print(f"run folder: {run_dir}", highlight=False, soft_wrap=True)
+
+
+def _metric_name(metric: str) -> str:
+    return "Macro-F1" if metric == "macro_f1" else metric.upper()
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -253,6 +294,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(json.dumps(result))
         return 0
     metric = result["metric"]
+    if metric == "macro_f1":
+        _print_classes(result)
+        return 0
     print(
         f"{metric.upper()} {result[metric]:.4f}  [{result['ci_low']:.4f}, {result['ci_high']:.4f}]"
         f"  (WER {result['wer']:.4f}, CER {result['cer']:.4f}, normaliser {result['normalizer']})"
@@ -263,6 +307,68 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     )
     if result["silence_clips"]:
         print(f"{result['hallucinated_words']} words on {result['silence_clips']} clips of silence")
+    return 0
+
+
+def _print_classes(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    print(
+        f"Macro-F1 {result['macro_f1']:.4f}  [{result['ci_low']:.4f}, {result['ci_high']:.4f}]  "
+        f"accuracy {result['accuracy']:.4f}  [{result['accuracy_ci_low']:.4f}, "
+        f"{result['accuracy_ci_high']:.4f}]"
+    )
+    print(
+        f"calibration error {result['ece']:.4f} ({result['ece_uncalibrated']:.4f} before "
+        f"temperature scaling); {result['examples']} texts in {result['seconds_wall']:.1f} s"
+    )
+    table = Table("class", "precision", "recall", "F1", "texts", title="rows: true class")
+    for label in result["labels"]:
+        table.add_column(f"→ {label}", justify="right")
+    for label, row in zip(result["labels"], result["confusion"], strict=True):
+        scores = result["per_class"][label]
+        shares = [f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")]
+        table.add_row(label, *shares, f"{scores['support']:.0f}", *map(str, row))
+    Console().print(table)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from mmtransfer.config import DataConfig, RuntimeConfig
+    from mmtransfer.prediction import predict_file, predict_texts
+
+    runtime = RuntimeConfig(threads=arguments.threads)
+    if arguments.text:
+        for row in predict_texts(
+            arguments.model, arguments.text, arguments.target, runtime=runtime
+        ):
+            print(json.dumps(row, ensure_ascii=False))
+        return 0
+    data = DataConfig(text_column=arguments.text_column, target_column=arguments.target_column)
+    counts = predict_file(
+        arguments.model,
+        arguments.data,
+        arguments.output,
+        config=data,
+        resume=arguments.resume,
+        runtime=runtime,
+    )
+    print(", ".join(f"{count} {label}" for label, count in counts.items()), file=sys.stderr)
+    return 0
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from mmtransfer.publishing import publish
+
+    print(
+        publish(
+            arguments.run_folder,
+            arguments.repo_id,
+            private=not arguments.public,
+            dry_run=arguments.dry_run,
+        )
+    )
     return 0
 
 

@@ -127,7 +127,7 @@ class CtcModel:
         A wave encoder with a plain output layer is written as the library's own CTC model.
         """
         head, encoder = self.network.head, self._encoder
-        plain = form == "full" and self._is_plain
+        plain = form == "full" and self.is_plain
         with no_library_bars():
             if plain:
                 self._library_model().save_pretrained(folder)
@@ -151,7 +151,8 @@ class CtcModel:
         )
 
     @property
-    def _is_plain(self) -> bool:
+    def is_plain(self) -> bool:
+        """Whether a full save is the library's own CTC model."""
         config, encoder = self.network.config, self._encoder
         is_last = self.network.layers == [encoder.depth]
         return encoder.kind in WAVE_ENCODERS and is_last and not config.conv_layers

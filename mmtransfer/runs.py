@@ -67,9 +67,9 @@ class Splits(Generic[Split]):
         return {"target": self.validation} | {f"source {k}": v for k, v in self.sources.items()}
 
     @property
-    def all(self) -> list[Split]:
+    def all(self) -> list[Any]:
         """Every set."""
-        rehearsal = [self.rehearsal] if self.rehearsal is not None else []
+        rehearsal = [] if self.rehearsal is None else [self.rehearsal]
         return [self.train, self.validation, *self.sources.values(), *rehearsal]
 
 
@@ -156,6 +156,8 @@ class _Job:
     """What is fitted on validation data after training."""
     describe: Callable[[], dict[str, Any]]
     """The report's section on the finished model."""
+    is_plain: Callable[[], bool]
+    """Whether the result loads with plain transformers pipelines."""
 
 
 def _speech_job(config: Config, accelerator: Any) -> _Job:
@@ -171,13 +173,15 @@ def _speech_job(config: Config, accelerator: Any) -> _Job:
             head=config.head,
             seed=config.runtime.seed,
         )
+        ctc_task = CtcTask(ctc, splits.train, splits.validation, config, stages, splits.rehearsal)
         return _Job(
-            CtcTask(ctc, splits.train, splits.validation, config, stages, splits.rehearsal),
+            ctc_task,
             splits,
             lambda clips, device: evaluate_clips(ctc, clips, config, device).as_dict(),
             ctc.is_source_head,
             lambda device: None,
             lambda: {"language": ctc.language, "max_context_s": ctc.max_context_s},
+            lambda: ctc_task.form == "full" and ctc.is_plain,
         )
     speech = load_speech_model(
         config.source, revision=config.revision, language=config.data.language
@@ -200,6 +204,7 @@ def _speech_job(config: Config, accelerator: Any) -> _Job:
             "shortest_context_s": speech.shortest_context_s,
             "max_context_s": speech.max_context_s,
         },
+        lambda: task.form == "full",
     )
 
 
@@ -248,6 +253,7 @@ def _text_job(config: Config) -> _Job:
             "temperature": text.temperature,
             "max_tokens": text.settings.max_tokens,
         },
+        lambda: text.network.head is None,
     )
 
 
@@ -330,6 +336,7 @@ def _report(
         "higher_is_better": task.higher_is_better,
         "source_model": config.source,
         "form": task.form,
+        "loads_with_transformers": job.is_plain(),
         "target": {"before": before["target"], "after": after["target"]},
         "sources": {
             name: {

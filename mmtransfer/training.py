@@ -504,7 +504,8 @@ class Trainer:
                 loss, norm = self._step(state.step, indices, micros)
                 state.step += 1
                 state.epoch, state.batch = epoch, batch + 1
-                state.units += sum(self.task.lengths[index] for index in indices)
+                lengths = self.task.lengths
+                state.units += sum(lengths[index] for index in indices)
                 state.seconds = time.monotonic() - started
                 values = {
                     "step": state.offset + state.step,

@@ -20,7 +20,7 @@ LAYERS = [
     {"backbones"},
     {"text_models", "ctc_models"},
     {"models"},
-    {"recognition"},
+    {"recognition", "prediction"},
     {"tasks"},
     {"training"},
     {"publishing"},

@@ -80,6 +80,7 @@ class SentimentTask(StagedTask):
         self._encoded = encode_examples(text, self.examples)
         self._validation_encoded = encode_examples(text, validation.examples)
         self._tokens = [float(encoded.tokens) for encoded in self._encoded]
+        self.lengths = self._tokens
         counts = Counter(self._classes)
         weights = class_weights(
             [max(1, counts[index]) for index in range(len(text.labels))],
@@ -97,13 +98,6 @@ class SentimentTask(StagedTask):
         return self.config.train.batch_tokens
 
     @property
-    def lengths(self) -> list[float]:
-        """Tokens of each text; pooled activations all cost the mean, since they are one vector."""
-        if self._stores is not None and self._network.stores_pooled(self.frozen or 0):
-            return [float(np.mean(self._tokens))] * len(self._tokens)
-        return self._tokens
-
-    @property
     def fingerprint(self) -> str:
         """Identity of the training texts."""
         parts = [f"{e.text}\0{e.target}\0{e.label}" for e in self.examples]
@@ -114,9 +108,14 @@ class SentimentTask(StagedTask):
         return self.epoch_of(self._targets, len(self.examples) - self._targets, epoch)
 
     def _close_stores(self) -> None:
-        self._stores = None
+        self._stores, self.lengths = None, self._tokens
 
     def _open_stores(self, frozen: int, device: torch.device) -> None:
+        # Pooled activations are one vector, however long the text was.
+        pooled = self._network.stores_pooled(frozen)
+        self.lengths = (
+            [float(np.mean(self._tokens))] * len(self._tokens) if pooled else self._tokens
+        )
         self._stores = (
             self._open_store("the training texts", self._encoded, frozen, device),
             self._open_store("the validation texts", self._validation_encoded, frozen, device),
@@ -275,8 +274,8 @@ class SentimentTask(StagedTask):
         encoded = [self._validation_encoded[index] for index in indices]
         budget = self.config.evaluation.batch_tokens
         if store is None:
-            logits = self.text.encoded_logits(encoded, device=device, batch_tokens=budget)
-            return logits.tolist()
+            found = self.text.encoded_logits(encoded, device=device, batch_tokens=budget)
+            return found.tolist()
         self._network.eval()
         rows = np.zeros((len(indices), len(self.text.labels)), np.float32)
         for part in length_batches([text.tokens for text in encoded], budget):
