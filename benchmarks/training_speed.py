@@ -35,11 +35,12 @@ def ours(data: str, steps: int, folder: str) -> float:
     task = SpeechTask(speech, clips, ClipSet("none", clips.clips[:1]), config)
     # 16 clips a batch, like the other recipe: the budget is the audio of 16 of the longest.
     train = config.train.model_copy(update={"batch_seconds": BATCH * max(task.lengths)})
-    trainer = Trainer(
-        task, train, config.runtime, make_accelerator(train, config.runtime), Path(folder)
-    )
+    config = config.model_copy(update={"train": train})
+    task = SpeechTask(speech, clips, ClipSet("none", clips.clips[:1]), config)
+    accelerator = make_accelerator(train, config.runtime)
+    trainer = Trainer(task, task.stages[0], config, accelerator, Path(folder))
     started = time.perf_counter()
-    task.model.train()
+    task.train_mode()
     for step, (_, _, indices, micros) in enumerate(trainer._prepared()):
         trainer._step(step, indices, micros)
     return time.perf_counter() - started

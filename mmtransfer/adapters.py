@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from mmtransfer.errors import UserError
 
 # Methods that add tokens instead of layers, or that need calls of their own between steps.
@@ -71,6 +73,6 @@ def load_merged(model: Any, folder: Path) -> Any:
 
     try:
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: cannot be loaded as an adapter ({reason}).") from None

@@ -37,6 +37,8 @@ CONTEXT_GRID_S = 0.5
 """Contexts are multiples of this, so that a clip's result does not depend on its batch."""
 UNADAPTED_CONTEXT_S = 20.0
 """Shortest context at which a Whisper that never saw short ones keeps its accuracy."""
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+"""What a model on the Hub consists of; files in folders are other formats of the same."""
 _CONTEXT_KEY = "shortest_context_s"  # in the model's config.json
 
 
@@ -157,18 +159,18 @@ def fetch(source: str, revision: str | None = None) -> tuple[Path, str | None]:
 
 def _download(source: str, revision: str | None) -> tuple[Path, str | None]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
-        # Everything comes from one commit, and files in folders are other formats of the same.
+        # Everything comes from one commit.
         folder = snapshot_download(
             source,
             revision=revision,
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+            allow_patterns=list(MODEL_FILES),
             ignore_patterns=["*/*"],
         )
-    except (OSError, ValueError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, HFValidationError, HTTPError) as error:
+        reason = " ".join(str(error).split())[:400]
         raise UserError(
             f"{source}: cannot be downloaded from the Hub ({reason}). Expected a run folder, a "
             "checkpoint folder, a Hub id, or a name that `mmtransfer backbones` lists."

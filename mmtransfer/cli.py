@@ -18,6 +18,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -451,6 +452,7 @@ def _backbones(arguments: argparse.Namespace) -> int:
 
 def _quiet_libraries() -> None:
     """No advice from transformers between our own lines."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

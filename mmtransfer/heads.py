@@ -13,6 +13,15 @@ from torch.nn import functional
 from mmtransfer.config import HeadConfig
 
 
+def level(states: torch.Tensor) -> torch.Tensor:
+    """Hidden states of several layers on one scale: each position to mean 0 and variance 1.
+
+    Layers of one model differ in scale by orders of magnitude, and the largest would drown the
+    others whatever their weights are (Peters et al. 2018, section 3.2).
+    """
+    return functional.layer_norm(states, states.shape[-1:])
+
+
 class LayerMix(nn.Module):
     """A learned convex combination of layers (Peters et al. 2018, eq. 1; as in SUPERB)."""
 
@@ -118,9 +127,9 @@ class ClassifierHead(nn.Module):
 
     def features(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Pooled features [example, width], before any normalisation."""
-        mixed = self.mix(states) if self.mix is not None else states[:, 0]
-        if mask is None:
-            return mixed
+        if mask is None:  # pooled, and on one scale before that
+            return self.mix(states) if self.mix is not None else states[:, 0]
+        mixed = self.mix(level(states)) if self.mix is not None else states[:, 0]
         return self.pooling(self.conv(mixed, mask), mask)
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -147,5 +156,5 @@ class CtcHead(nn.Module):
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Logits [example, frame, symbol]."""
-        mixed = self.mix(states) if self.mix is not None else states[:, 0]
+        mixed = self.mix(level(states)) if self.mix is not None else states[:, 0]
         return self.output(self.dropout(self.conv(mixed, mask)))

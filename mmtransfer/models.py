@@ -20,7 +20,8 @@ def load(source: str, *, revision: str | None = None, language: str | None = Non
     Raises:
         UserError: not found, or nothing that this toolkit runs.
     """
-    folder, _ = fetch(source, revision)
+    folder, commit = fetch(source, revision)
+    revision = commit or revision  # the parts below come from the same commit
     metadata = read_metadata(folder)
     task = metadata["task"] if metadata else None
     if task is None:

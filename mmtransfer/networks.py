@@ -21,7 +21,7 @@ from mmtransfer.config import HeadConfig
 from mmtransfer.encoders import SpeechEncoder, TextEncoder
 from mmtransfer.errors import UserError
 from mmtransfer.features import weights_digest
-from mmtransfer.heads import ClassifierHead, CtcHead, pool, pools_before_cache
+from mmtransfer.heads import ClassifierHead, CtcHead, level, pool, pools_before_cache
 
 METADATA = "mmtransfer.json"
 _HEAD = "head.safetensors"
@@ -86,6 +86,8 @@ class Network(nn.Module):
         states = self.encoder.hidden_states(kept, inputs)
         stacked = torch.stack([states[layer] for layer in kept], 1)
         if self.stores_pooled(frozen):
+            if len(kept) > 1:
+                stacked = level(stacked)
             return pool(stacked, mask[:, None].expand(-1, len(kept), -1), self.config.pooling)
         return stacked
 
@@ -186,18 +188,27 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         number = int(values["format"])
     except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-        raise UserError(f"{path}: damaged; save or download the model again.") from None
+        raise _damaged(path) from None
     if number > _FORMAT:
         raise UserError(
             f"{path}: format {number} is newer than this version reads ({_FORMAT}). Upgrade "
             "mmtransfer."
         )
-    if values.get("base"):
-        values["base"] = Base(**values["base"])
+    if not {"task", "form", "base"} <= values.keys():
+        raise _damaged(path)
+    try:
+        if values["base"] or values["form"] != "full":  # other forms stand on one
+            values["base"] = Base(**values["base"])
+    except TypeError:
+        raise _damaged(path) from None
     return values
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: damaged; save or download the model again.")
 
 
 def write_head(folder: Path, head: nn.Module) -> None:

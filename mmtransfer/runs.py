@@ -69,8 +69,8 @@ class Splits(Generic[Split]):
     @property
     def all(self) -> list[Any]:
         """Every set."""
-        rehearsal = [] if self.rehearsal is None else [self.rehearsal]
-        return [self.train, self.validation, *self.sources.values(), *rehearsal]
+        named = [self.train, self.validation, *self.sources.values(), self.rehearsal]
+        return [split for split in named if split is not None]
 
 
 def _check_data(config: Config) -> str:

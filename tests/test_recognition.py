@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmtransfer.audio import decode_clip
-from mmtransfer.backbones import encode_whisper, load_speech_model, resolve_source
+from mmtransfer.backbones import encode_whisper, load_speech_model, fetch
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.filters import is_looping, rejection
 from mmtransfer.recognition import Hypothesis, Recognizer
@@ -79,11 +79,14 @@ def test_context_covers_the_clip_on_the_grid(seconds, shortest):
     from types import SimpleNamespace
 
     from mmtransfer.backbones import SpeechModel
+    from mmtransfer.networks import Base
 
     speech = SpeechModel(
         SimpleNamespace(config=SimpleNamespace()),
         SimpleNamespace(feature_extractor=SimpleNamespace(chunk_length=30)),
         "x",
+        None,
+        Base("x"),
     )
     context = speech.context_s(seconds, shortest=shortest)
     assert context % 0.5 == 0
@@ -120,7 +123,7 @@ def test_unusable_models_get_one_clear_line(tmp_path, random_whisper):
     with pytest.raises(UserError, match="English only"):
         load_speech_model(str(random_whisper), language="zh")
     with pytest.raises(UserError, match="no revisions"):
-        resolve_source("bundled:whisper-tiny.en", "main")
+        fetch("bundled:whisper-tiny.en", "main")
 
 
 def hypothesis(text, *, logprob=-0.2, no_speech=0.0, finished=True):

@@ -85,7 +85,7 @@ def make_trainer(data, random_whisper, run_dir, **train):
     task = SpeechTask(speech, *sets, config)
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(config.train, config.runtime)
-    return training.Trainer(task, config.train, config.runtime, accelerator, Path(run_dir))
+    return training.Trainer(task, task.stages[0], config, accelerator, Path(run_dir))
 
 
 def losses(run_dir):
@@ -175,7 +175,7 @@ def test_schedules(data, random_whisper, tmp_path):
         trainer = make_trainer(
             data, random_whisper, tmp_path, steps=20, warmup_steps=4, schedule=schedule
         )
-        return [trainer.learning_rate(step) / 1e-3 for step in range(20)]
+        return [trainer.rate(step) for step in range(20)]
 
     linear, cosine, constant = rates("linear"), rates("cosine"), rates("constant")
     assert linear[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
@@ -418,7 +418,8 @@ def test_validation_is_held_out_by_group_when_none_is_named(random_whisper, tmp_
     config = build_config(
         {"data": {"train": str(folder), "validation_fraction": 0.2}, "source": str(random_whisper)}
     )
-    train, validation, _ = runs.load_splits(config, 30.0)
+    splits = runs.load_splits(config, 30.0)
+    train, validation = splits.train, splits.validation
     groups = [{clip.group for clip in clips.clips} for clips in (train, validation)]
     assert not groups[0] & groups[1]
     assert len(validation) == 2
