@@ -218,6 +218,12 @@ class HeadConfig(_Section):
             raise ValueError("expected an odd number, so that every position stays in its place")
         return value
 
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        # The command line turns whatever could be a list into one.
+        return value[0] if value in (["all"], ["last"]) else value
+
     @field_validator("layers")
     @classmethod
     def _some(cls, value: Any) -> Any:

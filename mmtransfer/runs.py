@@ -160,11 +160,14 @@ class _Job:
     """Whether the result loads with plain transformers pipelines."""
 
 
-def _speech_job(config: Config, accelerator: Any) -> _Job:
+def _job(config: Config) -> _Job:
+    return _speech_job(config) if config.task == "speech" else _text_job(config)
+
+
+def _speech_job(config: Config) -> _Job:
     stages = resolve_stages(config)
     if _reads_by_ctc(config):
-        with accelerator.main_process_first():
-            splits = load_splits(config, 30.0)
+        splits = load_splits(config, 30.0)
         ctc = new_ctc_model(
             config.source,
             [clip.text for clip in splits.train.clips],
@@ -186,8 +189,7 @@ def _speech_job(config: Config, accelerator: Any) -> _Job:
     speech = load_speech_model(
         config.source, revision=config.revision, language=config.data.language
     )
-    with accelerator.main_process_first():  # the others then find decoded clips in the cache
-        splits = load_splits(config, speech.max_context_s)
+    splits = load_splits(config, speech.max_context_s)
     task = SpeechTask(speech, splits.train, splits.validation, config, stages, splits.rehearsal)
 
     def finish(device: torch.device) -> None:
@@ -277,7 +279,8 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
         _claim(run_dir, resume)
     accelerator.wait_for_everyone()
     _check_data(config)
-    job = _speech_job(config, accelerator) if config.task == "speech" else _text_job(config)
+    with accelerator.main_process_first():  # the others then find decoded clips in the cache
+        job = _job(config)
     task, splits = job.task, job.splits
     logger.info("train %s, validation %s", _size(splits.train), _size(splits.validation))
     if accelerator.is_main_process:

@@ -102,6 +102,76 @@ def random_text_model(kind: str, *, labels: int = 0, layers: int = 3, vocabulary
     return factory.from_config(config).eval()
 
 
+def write_wave_backbone(folder: Path, kind: str = "wav2vec2") -> Path:
+    """A random wav2vec 2.0, HuBERT or WavLM with its feature extractor, as a checkpoint."""
+    from transformers import Wav2Vec2FeatureExtractor
+
+    random_wave_model(kind).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(sampling_rate=16_000, do_normalize=True).save_pretrained(folder)
+    return folder
+
+
+WORDS = ["good", "bad", "fine", "awful", "harbour", "gate", "crane", "news", "today", "opened"]
+WORDS += ["not", "very", "mayor", "port", "the", "a", "is", "was", "and", "rain"]
+
+
+def write_text_backbone(
+    folder: Path, kind: str = "bert", *, labels: int = 0, layers: int = 3
+) -> Path:
+    """A random text encoder with a tokenizer of whole words and single letters, as a checkpoint."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *WORDS,
+        *letters[1:],
+        *(f"##{c}" for c in letters),
+    ]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=512,
+    ).save_pretrained(folder)
+    random_text_model(kind, labels=labels, layers=layers).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of three thin layers with a tokenizer, as a checkpoint."""
+    return write_text_backbone(tmp_path_factory.mktemp("text_backbone"))
+
+
+def write_texts(path: Path, count: int, *, seed: int = 0, targets: bool = False) -> Path:
+    """Texts of random words with a label that their words decide; also a group of four each."""
+    rng = np.random.default_rng(seed)
+    columns = ["text", "label", "group"] + (["target"] if targets else [])
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for index in range(count):
+            words = list(rng.choice(WORDS[4:], rng.integers(3, 12)))
+            label = ["negative", "positive"][index % 2]
+            opinion = {"negative": ["bad", "awful"], "positive": ["good", "fine"]}[label]
+            words.insert(int(rng.integers(len(words))), str(rng.choice(opinion)))
+            row = {"text": " ".join(words), "label": label, "group": f"g{index // 4}"}
+            writer.writerow(row | ({"target": words[-1]} if targets else {}))
+    return path
+
+
 def random_wave_model(kind: str):
     """A random wav2vec 2.0, HuBERT or WavLM of two thin layers."""
     import torch
@@ -115,10 +185,10 @@ def random_wave_model(kind: str):
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=48,
-        conv_dim=[16, 16],
-        conv_kernel=[10, 3],
-        conv_stride=[5, 2],
-        num_feat_extract_layers=2,
+        conv_dim=[16, 16, 16],
+        conv_kernel=[10, 8, 5],
+        conv_stride=[8, 8, 5],
+        num_feat_extract_layers=3,
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=4,
         do_stable_layer_norm=bool(variant),

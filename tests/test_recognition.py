@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmtransfer.audio import decode_clip
-from mmtransfer.backbones import encode_whisper, load_speech_model, fetch
+from mmtransfer.backbones import encode_whisper, fetch, load_speech_model
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.filters import is_looping, rejection
 from mmtransfer.recognition import Hypothesis, Recognizer

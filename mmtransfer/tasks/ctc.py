@@ -338,5 +338,7 @@ class CtcTask(StagedTask):
 
     def save(self, folder: Path) -> None:
         """Write the model in its smallest form; an adapter is merged afterwards."""
+        if self.form != "adapter":
+            self.merge()
         self.speech.save(folder, self.form, self.adapted)
         self.merge()

@@ -307,6 +307,8 @@ class SentimentTask(StagedTask):
 
     def save(self, folder: Path) -> None:
         """Write the model in its smallest form; an adapter is merged afterwards."""
+        if self.form != "adapter":
+            self.merge()
         self.text.save(folder, self.form, self.adapted)
         self.merge()
 

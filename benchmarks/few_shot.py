@@ -1,0 +1,291 @@
+"""Accuracy and training time from a few examples per class: our methods and SetFit.
+
+    pip install "setfit==1.2.*"
+    python benchmarks/few_shot.py --train sst2/train.csv --validation sst2/validation.csv
+
+For each number of examples and each seed every method gets the same texts, the same backbone and
+the same threads. Nothing is selected on the test texts (--validation): our methods validate on the
+texts they train on. SetFit runs with its defaults, in a process of its own, so that it may live in
+another environment (--setfit-python). Seconds are those of training, without imports and loading
+of the model: for ours everything from the frozen layers' output to the last checkpoint, for SetFit
+`Trainer.train`. Each side trains once on a few texts first, which is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import inspect
+import json
+import math
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import t as student_t
+
+import mmtransfer
+from mmtransfer import runs
+from mmtransfer.bundled import materialize
+from mmtransfer.cache import cache_dir
+from mmtransfer.config import DataConfig, build_config, merge
+from mmtransfer.texts import TextExample, read_texts
+
+SOURCE = "bundled:minilm-l6"
+COMMON: dict[str, Any] = {
+    "task": "sentiment",
+    "source": SOURCE,
+    "data": {"allow_leaks": ["same-text"]},
+    # There is nothing to select on, so every stage is evaluated at its end only.
+    "train": {"evaluate_every": 10**9, "schedule": "linear"},
+    "evaluation": {"bootstrap_samples": 100},
+}
+PROBE = {"frozen": "all", "steps": 100, "head_learning_rate": 1e-2}
+# 64 texts of SST-2 of like length are about 1500 tokens.
+METHODS: dict[str, dict[str, Any]] = {
+    "end_to_end": {
+        "transfer": {"stages": [{"frozen": "none", "steps": 40, "learning_rate": 1e-4}]},
+        "train": {"batch_tokens": 1024},
+    },
+    "feature": {"transfer": {"stages": [PROBE]}, "train": {"batch_tokens": 4096}},
+    "combined": {
+        "transfer": {
+            "stages": [
+                PROBE,
+                {
+                    "frozen": "none",
+                    "steps": 40,
+                    "learning_rate": 1e-4,
+                    "head_learning_rate": 1e-4,
+                },
+            ]
+        },
+        "train": {"batch_tokens": 1024},
+    },
+    "contrastive": {
+        "transfer": {
+            "stages": [
+                {"frozen": "none", "objective": "contrastive", "steps": 20, "learning_rate": 5e-5},
+                PROBE,
+            ]
+        },
+        "train": {"batch_tokens": 1536},
+    },
+}
+WARM_UP_SHOTS = 2
+
+
+def draw(examples: list[TextExample], shots: int, seed: int) -> list[TextExample]:
+    """So many examples of every class; a larger number of shots holds those of a smaller one."""
+    by_label: dict[str, list[TextExample]] = defaultdict(list)
+    for example in examples:
+        by_label[example.label].append(example)
+    generator = random.Random(seed)
+    drawn = []
+    for label in sorted(by_label):
+        if len(by_label[label]) < shots:
+            sys.exit(f"{label}: {len(by_label[label])} examples, but {shots} shots are asked for.")
+        drawn += generator.sample(by_label[label], len(by_label[label]))[:shots]
+    return drawn
+
+
+def write_texts(path: Path, examples: list[TextExample]) -> str:
+    """A CSV file of the examples; returns its path."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows([example.text, example.label] for example in examples)
+    return str(path)
+
+
+class Stopwatch:
+    """Stands in for a function and adds up the seconds spent in it."""
+
+    def __init__(self, function: Any):
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return self.function(*arguments, **options)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+def ours(method: str, train: str, test: str, seed: int, threads: int) -> tuple[float, float]:
+    """Test accuracy and training seconds of one of our methods."""
+    # A rerun must not find the frozen layers' output of the run before.
+    shutil.rmtree(cache_dir("features"))
+    with tempfile.TemporaryDirectory() as folder:
+        given = {
+            "run_dir": str(Path(folder, "run")),
+            "data": {"train": train, "validation": train},
+            "runtime": {"seed": seed, "threads": threads},
+        }
+        config = build_config(merge(merge(COMMON, METHODS[method]), given), origin=method)
+        stopwatch = Stopwatch(runs.train_stages)
+        runs.train_stages = stopwatch
+        try:
+            mmtransfer.train(config)
+        finally:
+            runs.train_stages = stopwatch.function
+        scores = mmtransfer.evaluate(str(Path(config.run_dir, "model")), test, config=config)
+    return scores["accuracy"], stopwatch.seconds
+
+
+def setfit_worker() -> None:
+    """Runs in SetFit's environment: jobs as JSON on standard input, a line of JSON for each."""
+    import contextlib
+    import csv
+    import json
+    import logging
+    import sys
+    import tempfile
+    import time
+
+    import torch
+    from datasets import Dataset
+    from setfit import SetFitModel, Trainer, TrainingArguments
+
+    logging.disable(logging.WARNING)
+    given = json.load(sys.stdin)
+    torch.set_num_threads(given["threads"])
+
+    def read(path: str) -> tuple[list[str], list[str]]:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [row["text"] for row in rows], [row["label"] for row in rows]
+
+    test_texts, test_labels = read(given["test"])
+    labels = sorted(set(test_labels))
+    for job in given["jobs"]:
+        texts, names = read(job["train"])
+        classes = [labels.index(name) for name in names]
+        model = SetFitModel.from_pretrained(given["model"], local_files_only=True)
+        # transformers prints its log on standard output.
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+            arguments = TrainingArguments(
+                output_dir=folder,
+                seed=job["seed"],
+                report_to="none",
+                save_strategy="no",
+                show_progress_bar=False,
+            )
+            data = Dataset.from_dict({"text": texts, "label": classes})
+            trainer = Trainer(model=model, args=arguments, train_dataset=data)
+            started = time.perf_counter()
+            trainer.train()
+            seconds = time.perf_counter() - started
+        found = [labels[int(number)] for number in model.predict(test_texts)]
+        right = sum(a == b for a, b in zip(found, test_labels, strict=True))
+        print(json.dumps({"accuracy": right / len(found), "seconds": seconds}), flush=True)
+
+
+def setfit(
+    jobs: list[dict[str, Any]], test: str, threads: int, python: str
+) -> list[tuple[float, float]]:
+    """Test accuracy and training seconds of SetFit for each job."""
+    program = f"{inspect.getsource(setfit_worker)}\nsetfit_worker()"
+    given = {"jobs": jobs, "test": test, "threads": threads, "model": str(materialize(SOURCE))}
+    result = subprocess.run(
+        [python, "-c", program],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    if result.returncode:
+        sys.exit(f"SetFit failed in {python}:\n{result.stderr[-2000:]}")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    return [(row["accuracy"], row["seconds"]) for row in rows]
+
+
+def interval(values: list[float]) -> float:
+    """Half the width of the mean's 95 % t interval."""
+    if len(values) < 2:
+        return math.nan
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return float(student_t.ppf(0.975, len(values) - 1)) * error
+
+
+def cell(results: list[tuple[float, float]]) -> str:
+    """Mean accuracy with its interval, and mean seconds."""
+    accuracies, seconds = [a for a, _ in results], [s for _, s in results]
+    return (
+        f"{statistics.mean(accuracies):.3f} ± {interval(accuracies):.3f}, "
+        f"{statistics.mean(seconds):.1f} s"
+    )
+
+
+def main() -> None:
+    """Print a table: methods by numbers of examples per class."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", required=True, help="texts that the examples are drawn from")
+    parser.add_argument("--validation", required=True, help="test texts")
+    parser.add_argument("--shots", default="8,32,64", help="examples per class")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", default=",".join([*METHODS, "setfit"]))
+    parser.add_argument("--limit", type=int, help="use this many test texts only")
+    parser.add_argument("--setfit-python", default=sys.executable)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    methods = arguments.methods.split(",")
+    unknown = set(methods) - {*METHODS, "setfit"}
+    if unknown:
+        parser.error(f"unknown methods: {', '.join(sorted(unknown))}")
+    shots = [int(number) for number in arguments.shots.split(",")]
+
+    examples = read_texts(arguments.train, DataConfig(), name="train").examples
+    tests = read_texts(arguments.validation, DataConfig(), name="test").examples
+    if arguments.limit:
+        tests = random.Random(0).sample(tests, min(arguments.limit, len(tests)))
+    results: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MMTRANSFER_CACHE"] = str(Path(folder, "cache"))
+        test = write_texts(Path(folder, "test.csv"), tests)
+        jobs = [
+            {
+                "shots": count,
+                "seed": seed,
+                "train": write_texts(
+                    Path(folder, f"{count}-{seed}.csv"), draw(examples, count, seed)
+                ),
+            }
+            for count in [WARM_UP_SHOTS, *shots]
+            for seed in range(1 if count == WARM_UP_SHOTS else arguments.seeds)
+        ]
+        for method in methods:
+            if method == "setfit":
+                found = setfit(jobs, test, arguments.threads, arguments.setfit_python)
+            else:
+                found = [
+                    ours(method, job["train"], test, job["seed"], arguments.threads) for job in jobs
+                ]
+            for job, (accuracy, seconds) in list(zip(jobs, found, strict=True))[1:]:
+                results[method, job["shots"]].append((accuracy, seconds))
+                print(
+                    f"{method}, {job['shots']} per class, seed {job['seed']}: "
+                    f"accuracy {accuracy:.3f}, {seconds:.1f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    print(f"{arguments.seeds} seeds, {len(tests)} test texts, {arguments.threads} threads\n")
+    print(f"| method | {' | '.join(f'{count} per class' for count in shots)} |")
+    print("|---" * (len(shots) + 1) + "|")
+    for method in methods:
+        print(f"| {method} | {' | '.join(cell(results[method, count]) for count in shots)} |")
+
+
+if __name__ == "__main__":
+    main()
