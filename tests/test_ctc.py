@@ -254,7 +254,7 @@ def test_a_whisper_adapter_alone_holds_the_change(data, random_whisper, tmp_path
     before = load_file(random_whisper / "model.safetensors")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
-    assert all("q_proj" in name or "v_proj" in name for name in moved)
+    assert all("_proj." in name or ".fc" in name for name in moved)
 
 
 # --- evaluate and monitor ------------------------------------------------------------------------

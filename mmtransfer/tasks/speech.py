@@ -176,7 +176,8 @@ class SpeechTask(StagedTask):
                     with torch.inference_mode():
                         inputs = {"features": features.to(device)}
                         hidden = encoder.hidden_states([frozen], inputs)[frozen]
-                    yield from zip(part, hidden.cpu().numpy(), strict=True)
+                    # [clip, layer, frame, width], which a CTC head on this encoder can read too.
+                    yield from zip(part, hidden[:, None].cpu().numpy(), strict=True)
 
         self._items = {item: row for row, item in enumerate(items)}
         self._store = cached_features(
@@ -214,7 +215,7 @@ class SpeechTask(StagedTask):
             stamped = rng.random() < config.timestamps
             view = epoch % views
             speed = self._augmenter.draw_speed(self._view_rng(index, view))
-            hidden = store[self._items[index, view, is_padded]]  # type: ignore[index]
+            hidden = store[self._items[index, view, is_padded]][0]  # type: ignore[index]
             target = self._target(index, speed, timestamps=stamped)
             groups[len(hidden)].append((hidden, target))
         batches = []

@@ -1,0 +1,55 @@
+"""Every shipped configuration runs, as it is but for its length, on tiny backbones."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, write_dataset, write_text_backbone, write_texts
+
+from mmtransfer import load, runs
+from mmtransfer.config import build_config, merge, read_yaml
+
+CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
+STRUCTURES = {"end_to_end", "feature", "combined", "lora"}
+
+
+def test_every_task_has_every_structure():
+    for task in ("video_monitoring", "news_sentiment"):
+        assert {path.stem for path in CONFIGS if path.parent.name == task} >= STRUCTURES
+    assert len(CONFIGS) >= 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configs")
+    write_dataset(folder / "clips", ["gate one", "all clear", "", "stop", "go", "crane two"])
+    write_texts(folder / "texts.csv", 48, targets=True)
+    # The shipped head and adapter name layers and modules of a backbone of six layers.
+    write_text_backbone(folder / "backbone", layers=6)
+    return folder
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_configuration_runs_a_few_steps(path: Path, data, random_whisper, tmp_path):
+    values = read_yaml(path)
+    short = {"steps": 3, "epochs": None}
+    stages = values.get("transfer", {}).get("stages", [])
+    overrides = {
+        "run_dir": str(tmp_path / "run"),
+        "runtime": {"threads": 1, "device": "cpu"},
+        "train": {**short, "evaluate_every": 2, "full_context": 0.0},
+    }
+    if values["task"] == "speech":
+        clips = str(data / "clips")
+        overrides["source"] = str(random_whisper)
+        overrides["data"] = {"train": clips, "validation": None, "validation_fraction": 0.2}
+        values.get("data", {}).pop("sources", None)
+    else:
+        overrides["source"] = str(data / "backbone")
+        overrides["data"] = {"train": str(data / "texts.csv"), "validation_fraction": 0.2}
+    values = merge(values, overrides)
+    if stages:
+        values["transfer"]["stages"] = [{**stage, **short} for stage in stages]
+    report = runs.train(build_config(values))
+    assert report["cost"]["steps"] == 3 * len(report["stages"])
+    assert (tmp_path / "run" / "README.md").is_file()
+    load(str(tmp_path / "run"))
