@@ -14,7 +14,7 @@ Everything runs in one process, on the same threads, one after the other:
 - partial: the lower half of the backbone frozen against end to end.
 
 No run is evaluated before its end, so nothing is selected on the validation texts, and seconds are
-those of training alone. The head with the convolution is that of configs/news_sentiment/feature.yaml.
+those of training alone. The head with the convolution is configs/news_sentiment/feature.yaml's.
 """
 
 from __future__ import annotations

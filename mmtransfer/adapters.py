@@ -54,7 +54,8 @@ def add_adapter(model: Any, settings: dict[str, Any], *, model_id: str | None = 
 
 def save_adapter(adapted: Any, folder: Path) -> None:
     """Write the adapter as peft writes it."""
-    adapted.save_pretrained(folder)
+    # Without the embeddings, about which it would otherwise ask the Hub.
+    adapted.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # the run has a model card of its own
 
 

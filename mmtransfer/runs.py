@@ -193,7 +193,7 @@ def _speech_job(config: Config) -> _Job:
     task = SpeechTask(speech, splits.train, splits.validation, config, stages, splits.rehearsal)
 
     def finish(device: torch.device) -> None:
-        task.measure_shortest_context(device)
+        task.measure_shortest_context(device, list(splits.sources.values()))
 
     return _Job(
         task,

@@ -70,6 +70,7 @@ def test_every_public_name_is_importable():
         mmtransfer.nothing  # noqa: B018
 
 
-def test_task_script_is_short():
-    lines = Path(ROOT, "tasks", "video_monitoring.py").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("name", ["video_monitoring", "news_sentiment"])
+def test_task_scripts_are_short(name):
+    lines = Path(ROOT, "tasks", f"{name}.py").read_text(encoding="utf-8").splitlines()
     assert len(lines) < 80

@@ -251,6 +251,25 @@ def test_early_stopping_and_the_best_weights(data, random_whisper, tmp_path):
     torch.testing.assert_close(trainer.task.model.proj_out.weight, kept[4])
 
 
+def test_a_context_is_safe_only_if_the_source_domain_is_read_as_well(
+    data, random_whisper, tmp_path, monkeypatch
+):
+    task = make_trainer(data, random_whisper, tmp_path).task
+    source = load_clips(data / "validation", build_config({}).data, name="source")
+    rates = {"target": {30.0: 0.1, 20.0: 0.1, 10.0: 0.1, 1.0: 0.105}}
+    rates["source"] = {30.0: 0.2, 20.0: 0.2, 10.0: 0.3, 1.0: 0.3}
+
+    def score(clips, device, shortest_s):
+        return (rates["source" if clips == source.clips else "target"], shortest_s)
+
+    task.validation = load_clips(data / "train", build_config({}).data, name="target")
+    monkeypatch.setattr(task, "_score", score)
+    monkeypatch.setattr(task, "summarize", lambda found: {"wer": found[0][found[1]]})
+    assert task.measure_shortest_context("cpu", []) == 1.0
+    assert task.measure_shortest_context("cpu", [source]) == 20.0
+    assert task.speech.shortest_context_s == 20.0
+
+
 # --- interruption ------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from mmtransfer.augmentation import Augmenter
 from mmtransfer.backbones import SpeechModel
 from mmtransfer.config import Config
 from mmtransfer.ctc_models import CtcModel
-from mmtransfer.data import ClipSet
+from mmtransfer.data import Clip, ClipSet
 from mmtransfer.encoders import FRAMES_PER_SECOND, SpeechEncoder
 from mmtransfer.errors import UserError
 from mmtransfer.evaluation import (
@@ -43,7 +43,7 @@ from mmtransfer.voice_activity import speech_bounds
 _IGNORED = -100  # target positions without loss
 _SAFE_CONTEXTS_S = (20.0, 10.0)  # tried between the full window and the clips' own length
 _SAFE_LOSS = 0.01  # of the metric
-_SAFE_CLIPS = 64  # validation clips that decide which contexts are safe
+_SAFE_CLIPS = 64  # clips of a set that decide which contexts are safe
 
 
 @dataclass
@@ -357,11 +357,13 @@ class SpeechTask(StagedTask):
     def validation_size(self) -> int:
         return len(self.validation.clips)
 
-    def validate(
-        self, indices: Sequence[int], device: torch.device, *, shortest_context_s: float = 0.0
+    def validate(self, indices: Sequence[int], device: torch.device) -> list[ClipScore]:
+        """Scores at each clip's own length, which training makes readable."""
+        return self._score([self.validation.clips[index] for index in indices], device, 0.0)
+
+    def _score(
+        self, clips: Sequence[Clip], device: torch.device, shortest_context_s: float
     ) -> list[ClipScore]:
-        """Scores at each clip's own length, which training makes readable, or a longer context."""
-        clips = [self.validation.clips[index] for index in indices]
         recognizer = Recognizer(
             self.speech,
             device=device,
@@ -387,25 +389,26 @@ class SpeechTask(StagedTask):
             seed=self._config.runtime.seed,
         )
 
-    def measure_shortest_context(self, device: torch.device) -> float:
+    def measure_shortest_context(self, device: torch.device, sources: Sequence[ClipSet]) -> float:
         """Set the shortest context at which the model keeps its accuracy, by measuring it.
 
         Tried from long to short are 20 s, 10 s and the shortest length trained on. A context is
-        safe while validation clips score within 0.01 of the full window.
+        safe while validation clips, and those of every source-domain set, score within 0.01 of
+        the full window.
         """
-        indices = range(min(_SAFE_CLIPS, self.validation_size))
-        full = self.speech.max_context_s
+        sets = [clips.clips[:_SAFE_CLIPS] for clips in (self.validation, *sources)]
 
-        def rate(shortest_s: float) -> float:
-            records = self.validate(indices, device, shortest_context_s=shortest_s)
-            return self.summarize(records)[self.metric]
+        def rates(shortest_s: float) -> list[float]:
+            scores = [self._score(clips, device, shortest_s) for clips in sets]
+            return [self.summarize(found)[self.metric] for found in scores]
 
-        reference = rate(full)
-        shortest = full
+        shortest = self.speech.max_context_s
+        reference = rates(shortest)
         for candidate in (*_SAFE_CONTEXTS_S, min(self.lengths)):
             if candidate >= shortest:
                 continue
-            if rate(candidate) > reference + _SAFE_LOSS:
+            found = rates(candidate)
+            if any(rate > full + _SAFE_LOSS for rate, full in zip(found, reference, strict=True)):
                 break
             shortest = candidate
         self.speech.shortest_context_s = shortest
