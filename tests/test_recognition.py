@@ -112,7 +112,7 @@ def test_unusable_models_get_one_clear_line(tmp_path, random_whisper):
         (str(tmp_path), "expected a run folder"),
         (str(tmp_path / "nothing"), "no such model folder"),
         ("bundled:nothing", "no such bundled source"),
-        ("someone/not-on-this-machine", "cannot be loaded"),
+        ("someone/not-on-this-machine", "cannot be downloaded"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             load_speech_model(source)
