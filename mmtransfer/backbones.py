@@ -27,7 +27,6 @@ from mmtransfer.networks import (
     METADATA,
     Base,
     check_base,
-    encoder_digest,
     read_metadata,
     write_metadata,
 )
@@ -178,14 +177,14 @@ def _download(source: str, revision: str | None) -> tuple[Path, str | None]:
     return Path(folder), Path(folder).name
 
 
-def make_base(source: str, revision: str | None, model: Any) -> Base:
+def make_base(source: str, revision: str | None) -> Base:
     """What a transfer from this source records of it."""
     model_id: str | None = source
     if source.startswith(PREFIX):
         model_id = get_bundle(source).base_model
     elif Path(source).is_dir():
         source, model_id = str(Path(source).resolve()), None
-    return Base(source, revision, model_id, encoder_digest(model))
+    return Base(source, revision, model_id)
 
 
 @contextmanager
@@ -261,7 +260,7 @@ def load_speech_model(
         raise UserError(f"{source}: English only, but the language is set to '{language}'.")
     else:
         language = None
-    return SpeechModel(model, processor, source, language, make_base(source, commit, model))
+    return SpeechModel(model, processor, source, language, make_base(source, commit))
 
 
 def encode_whisper(model: Any, features: torch.Tensor) -> torch.Tensor:

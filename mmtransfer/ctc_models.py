@@ -217,7 +217,7 @@ def new_ctc_model(
     else:
         encoder = SpeechEncoder(_load_encoder(source, folder))
         extractor = _load_extractor(source, folder)
-        base = make_base(source, commit, encoder.model)
+        base = make_base(source, commit)
     module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, seed)
     network = Network(encoder, module, head)
     return CtcModel(network, extractor, symbols, base, language, source)
@@ -292,7 +292,7 @@ def _load_library_model(
     if isinstance(module, CtcHead):
         module.output.load_state_dict(model.lm_head.state_dict())
     network = Network(encoder, module, head).eval()
-    base = metadata["base"] if metadata else make_base(source, commit, encoder.model)
+    base = metadata["base"] if metadata else make_base(source, commit)
     known = metadata["language"] if metadata else None
     extractor = _load_extractor(source, folder)
     return CtcModel(network, extractor, symbols, base, language or known, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmtransfer.backbones import SpeechModel, fetch, load_speech_model, model_type
 from mmtransfer.ctc_models import CtcModel, is_ctc, load_ctc_model
+from mmtransfer.errors import UserError
 from mmtransfer.networks import read_metadata
 from mmtransfer.text_models import TextModel, load_text_model
 
@@ -44,8 +45,6 @@ def load_recognizable(
     Raises:
         UserError: not found, or a text model.
     """
-    from mmtransfer.errors import UserError
-
     found = load(source, revision=revision, language=language)
     if isinstance(found, TextModel):
         raise UserError(f"{source}: expected a speech recogniser, found a text classifier.")

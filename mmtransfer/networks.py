@@ -154,7 +154,7 @@ class Base:
     model_id: str | None = None
     """Id on the Hub, where it has one."""
     digest: str = ""
-    """Identity of its encoder's weights."""
+    """Identity of its weights; set where only a part is saved that stands on them."""
 
     @property
     def is_portable(self) -> bool:

@@ -330,7 +330,7 @@ def new_text_model(
         module = build_head("classifier", encoder.width, encoder.depth, len(labels), head, seed)
     network = Network(encoder, module, head)
     settings = _settings(data, tokenizer, model)
-    base = make_base(source, commit, encoder.base)
+    base = make_base(source, commit)
     return TextModel(network, tokenizer, labels, settings, base, source=source, is_source_head=same)
 
 
@@ -418,7 +418,7 @@ def load_text_model(source: str, *, revision: str | None = None) -> TextModel:
         tokenizer,
         metadata["labels"],
         settings,
-        base or make_base(source, commit, encoder.base),
+        base or make_base(source, commit),
         float(metadata.get("temperature", 1.0)),
         source,
     )

@@ -139,6 +139,12 @@ class Layout:
         return [p for key, p in found.items() if key not in fixed]
 
 
+def frozen_modules(layout: Layout, frozen: int | None) -> list[nn.Module]:
+    """The modules of the first `frozen` layers and below; none if nothing is frozen."""
+    levels = layout.levels[: 0 if frozen is None else frozen + 1]
+    return [module for level in levels for module in level]
+
+
 def rest_of(model: nn.Module, known: Iterable[nn.Module]) -> list[nn.Module]:
     """The largest submodules of a model that hold none of the known ones: what is left over."""
     taken = {id(part) for module in known for part in module.modules()}
@@ -162,8 +168,8 @@ def freeze(model: nn.Module, layout: Layout, frozen: int | None) -> None:
     model.requires_grad_(True)
     for module in layout.fixed:
         module.requires_grad_(False)
-    for level in range(0 if frozen is None else frozen + 1):
-        for parameter in layout.parameters(level):
+    for module in frozen_modules(layout, frozen):
+        for parameter in module.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
 
@@ -171,9 +177,8 @@ def freeze(model: nn.Module, layout: Layout, frozen: int | None) -> None:
 def set_training(model: nn.Module, layout: Layout, frozen: int | None) -> None:
     """Training mode above the freeze line; below it no dropout and no batch-norm updates."""
     model.train()
-    for level in range(0 if frozen is None else frozen + 1):
-        for module in layout.levels[level]:
-            module.eval()
+    for module in frozen_modules(layout, frozen):
+        module.eval()
 
 
 def parameter_groups(

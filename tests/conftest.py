@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so set before any test
 # Threads that spin while they wait slow a busy machine down a hundredfold; read when torch starts.
@@ -274,3 +277,19 @@ def write_dataset(
 def child_environment() -> dict[str, str]:
     """Environment for child processes that run the command line."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def start_training(
+    config: dict, folder: Path, *options: str, name: str = "config.yaml"
+) -> subprocess.Popen:
+    """Run `mmtransfer train` on a configuration in a process of its own."""
+    path = folder / name
+    path.write_text(yaml.safe_dump(config))
+    return subprocess.Popen(
+        [sys.executable, "-m", "mmtransfer.cli", "train", str(path), *options],
+        env=child_environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

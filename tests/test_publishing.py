@@ -14,7 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import child_environment, random_text_model, random_wave_model, write_dataset
+from conftest import (
+    child_environment,
+    random_text_model,
+    random_wave_model,
+    write_dataset,
+    write_text_backbone,
+)
 from hub import Hub
 
 TOKEN = "hf_of_this_test"
@@ -171,23 +177,8 @@ def outputs(models: list, hub: Hub, home: Path) -> dict:
 
 def text_base(folder: Path, seed: int) -> Path:
     import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
 
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=128,
-    ).save_pretrained(folder)
+    write_text_backbone(folder)
     model = random_text_model("bert", layers=2)
     torch.manual_seed(seed)
     for weight in model.parameters():

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, WORDS, child_environment, write_text_backbone, write_texts
+from conftest import (
+    ROOT,
+    WORDS,
+    child_environment,
+    start_training,
+    write_text_backbone,
+    write_texts,
+)
 from safetensors.torch import load_file
 
 from mmtransfer import load, runs
@@ -283,19 +290,6 @@ def test_results_do_not_depend_on_the_batch(text_backbone):
 # --- interruption --------------------------------------------------------------------------------
 
 
-def start(config, tmp_path, *options):
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return subprocess.Popen(
-        [sys.executable, "-m", "mmtransfer.cli", "train", str(path), *options],
-        env=child_environment(),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.parametrize("stages", sorted(PRESETS))
 def test_every_structure_resumes_to_the_same_losses_and_weights(
     texts, text_backbone, tmp_path, stages
@@ -307,7 +301,7 @@ def test_every_structure_resumes_to_the_same_losses_and_weights(
     total = max(rows(tmp_path / "whole"))
 
     broken = {**whole, "run_dir": str(tmp_path / "broken")}
-    process = start(broken, tmp_path)
+    process = start_training(broken, tmp_path)
     deadline = time.monotonic() + 120
     metrics = tmp_path / "broken" / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count('"loss"') < total - 8:

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, child_environment, tone, write_dataset, write_media
+from conftest import (
+    ROOT,
+    child_environment,
+    start_training,
+    tone,
+    write_dataset,
+    write_media,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -273,19 +280,6 @@ def test_a_context_is_safe_only_if_the_source_domain_is_read_as_well(
 # --- interruption ------------------------------------------------------------------------------
 
 
-def start(config, tmp_path, *options, name="config.yaml"):
-    path = tmp_path / name
-    path.write_text(yaml.safe_dump(config))
-    return subprocess.Popen(
-        [sys.executable, "-m", "mmtransfer.cli", "train", str(path), *options],
-        env=child_environment(),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def wait_for_step(run_dir, step, process):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -304,11 +298,11 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(
 ):
     settings = {"steps": 60, "evaluate_every": 20, "checkpoint_every": 5}
     whole = values(data, random_whisper, tmp_path / "whole", **settings)
-    process = start(whole, tmp_path)
+    process = start_training(whole, tmp_path)
     assert process.wait(300) == 0, process.communicate()
 
     broken = values(data, random_whisper, tmp_path / "broken", **settings)
-    process = start(broken, tmp_path)
+    process = start_training(broken, tmp_path)
     wait_for_step(tmp_path / "broken", 12, process)
     process.send_signal(number)
     process.wait(60)
@@ -316,14 +310,14 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(
     assert not (tmp_path / "broken" / "report.json").exists()
     assert len(losses(tmp_path / "broken")) < 60
 
-    refused = start(broken, tmp_path)
+    refused = start_training(broken, tmp_path)
     assert refused.wait(60) == 2
     assert "--resume" in refused.communicate()[1]
-    changed = start(broken, tmp_path, "--resume", "--train.learning_rate", "0.5")
+    changed = start_training(broken, tmp_path, "--resume", "--train.learning_rate", "0.5")
     assert changed.wait(120) == 2
     assert "another train.learning_rate" in changed.communicate()[1]
 
-    process = start(broken, tmp_path, "--resume")
+    process = start_training(broken, tmp_path, "--resume")
     assert process.wait(300) == 0, process.communicate()
     assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
     one, other = (
@@ -337,7 +331,7 @@ def test_two_processes_follow_the_loss_curve_of_one_with_the_doubled_batch(
     data, random_whisper, tmp_path
 ):
     one = values(data, random_whisper, tmp_path / "one", batch_seconds=8)
-    process = start(one, tmp_path)
+    process = start_training(one, tmp_path)
     assert process.wait(300) == 0, process.communicate()
     two = values(data, random_whisper, tmp_path / "two", batch_seconds=4)
     path = tmp_path / "two.yaml"
@@ -373,7 +367,7 @@ def test_accelerate_settings_reach_the_accelerator(monkeypatch):
 def test_mixed_precision_trains_to_nearly_the_same_losses(data, random_whisper, tmp_path):
     for name, precision in (("a", "no"), ("b", "bf16")):
         config = values(data, random_whisper, tmp_path / name, mixed_precision=precision)
-        process = start(config, tmp_path, name=f"{name}.yaml")
+        process = start_training(config, tmp_path, name=f"{name}.yaml")
         assert process.wait(300) == 0, process.communicate()
     a, b = losses(tmp_path / "a"), losses(tmp_path / "b")
     assert list(a) == list(b)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,15 +12,19 @@ import numpy as np
 import torch
 
 from mmtransfer.adapters import add_adapter, merge_adapter
+from mmtransfer.backbones import SpeechModel
 from mmtransfer.config import Config
+from mmtransfer.ctc_models import CtcModel
 from mmtransfer.encoders import SpeechEncoder, TextEncoder
 from mmtransfer.errors import UserError
-from mmtransfer.networks import Base, Network
+from mmtransfer.networks import Network, encoder_digest
+from mmtransfer.text_models import TextModel
 from mmtransfer.transfer import (
     L2SP,
     Layout,
     Stage,
     freeze,
+    frozen_modules,
     parameter_groups,
     rehearsal_count,
     rest_of,
@@ -115,28 +121,30 @@ class Task(Protocol):
         ...
 
 
-class StagedTask:
-    """What tasks have in common: stages, adapters, regularisers, rehearsal.
+class StagedTask(ABC):
+    """What tasks have in common: stages, adapters, regularisers, rehearsal, saving.
 
-    `host` is the Hugging Face model in which adapters sit. Training examples beyond `targets` are
-    rehearsal.
+    `carrier` holds the model with what belongs to it (tokenizer, labels, ...) and writes it; `host`
+    is the Hugging Face model in which adapters sit.
     """
 
     def __init__(
         self,
+        carrier: SpeechModel | CtcModel | TextModel,
         model: Any,
         layout: Layout,
         host: Any,
-        base: Base,
         stages: Sequence[Stage],
         config: Config,
     ):
-        self.model, self.layout, self.host, self.base = model, layout, host, base
+        self.carrier, self.model, self.layout, self.host = carrier, model, layout, host
         self.stages, self.config = stages, config
         self.stage, self.frozen = stages[0], None  # type: Stage, int | None
         self.adapted: Any = None
         for stage in stages:
             stage.frozen_layers(layout.depth)  # refuses what the backbone does not have
+        if self.form != "full":  # what is saved is of use on these very weights only
+            carrier.base = replace(carrier.base, digest=encoder_digest(host))
         transfer = config.transfer
         if transfer.dropout is not None:
             set_dropout([m for level in layout.levels for m in level], transfer.dropout)
@@ -159,13 +167,14 @@ class StagedTask:
         if stage.adapter is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.runtime.seed)
-                self.adapted = add_adapter(self.host, stage.adapter, model_id=self.base.model_id)
+                self.adapted = add_adapter(
+                    self.host, stage.adapter, model_id=self.carrier.base.model_id
+                )
             self.model.to(device)
             for module in self.layout.new:
                 module.requires_grad_(True)  # peft freezes all but the adapter
-            for level in range(0 if self.frozen is None else self.frozen + 1):
-                for part in self.layout.levels[level]:
-                    part.requires_grad_(False)
+            for module in frozen_modules(self.layout, self.frozen):
+                module.requires_grad_(False)
 
     def end(self, *, last: bool) -> None:
         """Leave the stage; unless it was the last, the next one starts from plain weights."""
@@ -202,7 +211,7 @@ class StagedTask:
     def form(self) -> str:
         """The smallest form that holds the result; see `networks`."""
         native = isinstance(self.model, Network) and self.model.head is None
-        whole = not self.base.is_portable or self.config.transfer.merge_adapter or native
+        whole = not self.carrier.base.is_portable or self.config.transfer.merge_adapter or native
         tuned = [stage for stage in self.stages if stage.frozen != "all"]
         if whole or any(stage.adapter is None for stage in tuned):
             return "full"
@@ -210,11 +219,25 @@ class StagedTask:
             return "head" if isinstance(self.model, Network) else "full"
         return "adapter" if tuned == [self.stages[-1]] else "full"
 
-    def _open_stores(self, frozen: int, device: torch.device) -> None:
-        raise NotImplementedError
+    def save(self, folder: Path) -> None:
+        """Write the model in its smallest form; an adapter is merged afterwards."""
+        if self.form != "adapter":
+            self.merge()
+        self.carrier.save(folder, self.form, self.adapted)
+        self.merge()
 
+    @abstractmethod
+    def _open_stores(self, frozen: int, device: torch.device) -> None:
+        """Compute what the frozen layers give, or find it in the cache."""
+
+    @abstractmethod
     def _close_stores(self) -> None:
-        raise NotImplementedError
+        """Read inputs again instead of cached activations."""
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first few names and how many more there are, for messages."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def network_layout(network: Network) -> Layout:
@@ -241,11 +264,6 @@ def whisper_layout(model: Any) -> Layout:
     levels += [[decoder.embed_tokens, decoder.embed_positions], *([x] for x in decoder.layers)]
     levels[-1] = [*levels[-1], decoder.layer_norm]
     return Layout(levels, encoder.depth, [], [encoder.model.embed_positions])
-
-
-def frozen_modules(layout: Layout, frozen: int) -> list[torch.nn.Module]:
-    """The modules that a cached activation of that layer has passed."""
-    return [module for level in layout.levels[: frozen + 1] for module in level]
 
 
 def refuse_objective(stages: Sequence[Stage], task: str) -> None:

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,9 +29,9 @@ from mmtransfer.evaluation import (
     summarize_speech,
 )
 from mmtransfer.features import FeatureStore, cache_key, cached_features, weights_digest
-from mmtransfer.tasks.base import StagedTask, frozen_modules, network_layout, refuse_objective
+from mmtransfer.tasks.base import StagedTask, name_some, network_layout, refuse_objective
 from mmtransfer.tasks.speech import check_views
-from mmtransfer.transfer import Stage, resolve_stages
+from mmtransfer.transfer import Stage, frozen_modules, resolve_stages
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +70,7 @@ class CtcTask(StagedTask):
         encoder = network.encoder
         if not isinstance(encoder, SpeechEncoder):
             raise TypeError("a CTC task stands on a speech encoder")
-        super().__init__(
-            network, network_layout(network), encoder.model, speech.base, stages, config
-        )
+        super().__init__(speech, network, network_layout(network), encoder.model, stages, config)
         self.speech, self._network, self._encoder = speech, network, encoder
         self._augmenter = Augmenter(config.augment)
         fitting = [clip for clip in train.clips if self._fits(clip)]
@@ -289,7 +286,7 @@ class CtcTask(StagedTask):
     def describe(self, indices: Sequence[int]) -> str:
         """Names of training clips."""
         names = [self.train.clips[index].name for index in indices]
-        return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        return name_some(names)
 
     # --- evaluation -------------------------------------------------------------------------
 
@@ -335,10 +332,3 @@ class CtcTask(StagedTask):
             bootstrap_samples=100,
         )
         return {"wer": score.wer, "cer": score.cer, "hallucinated_words": score.hallucinated_words}
-
-    def save(self, folder: Path) -> None:
-        """Write the model in its smallest form; an adapter is merged afterwards."""
-        if self.form != "adapter":
-            self.merge()
-        self.speech.save(folder, self.form, self.adapted)
-        self.merge()

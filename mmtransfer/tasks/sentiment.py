@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,13 @@ from mmtransfer.classification import (
 )
 from mmtransfer.config import Config
 from mmtransfer.features import FeatureStore, cache_key, cached_features, weights_digest
-from mmtransfer.tasks.base import StagedTask, frozen_modules, network_layout
+from mmtransfer.tasks.base import StagedTask, name_some, network_layout
 from mmtransfer.text_models import Encoded, TextModel, average_windows, length_batches
 from mmtransfer.texts import TextExample, TextSet
 from mmtransfer.transfer import (
     Stage,
     class_weights,
+    frozen_modules,
     resolve_stages,
     supervised_contrastive_loss,
 )
@@ -66,7 +66,7 @@ class SentimentTask(StagedTask):
         encoder = text.network.encoder
         stages = stages or resolve_stages(config)
         super().__init__(
-            text.network, network_layout(text.network), encoder.model, text.base, stages, config
+            text, text.network, network_layout(text.network), encoder.model, stages, config
         )
         self.text = text
         self._network = text.network
@@ -259,7 +259,7 @@ class SentimentTask(StagedTask):
     def describe(self, indices: Sequence[int]) -> str:
         """Where training texts come from."""
         names = [self.examples[index].name for index in indices]
-        return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        return name_some(names)
 
     # --- evaluation -------------------------------------------------------------------------
 
@@ -304,13 +304,6 @@ class SentimentTask(StagedTask):
         targets = np.array(self._validation_classes)
         self.text.temperature = fit_temperature(np.array(records), targets)
         return self.text.temperature
-
-    def save(self, folder: Path) -> None:
-        """Write the model in its smallest form; an adapter is merged afterwards."""
-        if self.form != "adapter":
-            self.merge()
-        self.text.save(folder, self.form, self.adapted)
-        self.merge()
 
 
 def encode_examples(text: TextModel, examples: Sequence[TextExample]) -> list[Encoded]:

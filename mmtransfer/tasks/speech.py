@@ -10,7 +10,6 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,8 +35,8 @@ from mmtransfer.evaluation import (
 )
 from mmtransfer.features import FeatureStore, cache_key, cached_features, weights_digest
 from mmtransfer.recognition import Recognizer
-from mmtransfer.tasks.base import StagedTask, frozen_modules, refuse_objective, whisper_layout
-from mmtransfer.transfer import Stage, resolve_stages
+from mmtransfer.tasks.base import StagedTask, name_some, refuse_objective, whisper_layout
+from mmtransfer.transfer import Stage, frozen_modules, resolve_stages
 from mmtransfer.voice_activity import speech_bounds
 
 _IGNORED = -100  # target positions without loss
@@ -76,7 +75,7 @@ class SpeechTask(StagedTask):
         stages = stages or resolve_stages(config)
         refuse_objective(stages, "a decoder")
         super().__init__(
-            speech.model, whisper_layout(speech.model), speech.model, speech.base, stages, config
+            speech, speech.model, whisper_layout(speech.model), speech.model, stages, config
         )
         self.speech = speech
         self._encoder = SpeechEncoder(speech.model.get_encoder())
@@ -349,7 +348,7 @@ class SpeechTask(StagedTask):
 
     def describe(self, indices: Sequence[int]) -> str:
         names = [self.train.clips[index].name for index in indices]
-        return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        return name_some(names)
 
     # --- evaluation -------------------------------------------------------------------------
 
@@ -413,13 +412,6 @@ class SpeechTask(StagedTask):
             shortest = candidate
         self.speech.shortest_context_s = shortest
         return shortest
-
-    def save(self, folder: Path) -> None:
-        """Write the model in its smallest form; an adapter is merged afterwards."""
-        if self.form != "adapter":
-            self.merge()
-        self.speech.save(folder, self.form, self.adapted)
-        self.merge()
 
 
 def check_views(augmenter: Augmenter, config: Config) -> int:
