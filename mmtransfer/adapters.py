@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from mmtransfer.errors import UserError
 # Methods that add tokens instead of layers, or that need calls of their own between steps.
 _UNFIT = {"ADALORA", "PREFIX_TUNING", "P_TUNING", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING"}
 _UNFIT |= {"ADAPTION_PROMPT", "XLORA", "CPT", "TRAINABLE_TOKENS"}
+
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def add_adapter(model: Any, settings: dict[str, Any], *, model_id: str | None = None) -> Any:
@@ -52,11 +56,14 @@ def add_adapter(model: Any, settings: dict[str, Any], *, model_id: str | None = 
     return adapted
 
 
-def save_adapter(adapted: Any, folder: Path) -> None:
-    """Write the adapter as peft writes it."""
+def save_adapter(adapted: Any, folder: Path, *, prefix: str = "") -> None:
+    """Write the adapter as peft writes it, its files' names with a prefix."""
     # Without the embeddings, about which it would otherwise ask the Hub.
     adapted.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # the run has a model card of its own
+    if prefix:
+        for name in _FILES:
+            (folder / name).rename(folder / f"{prefix}{name}")
 
 
 def merge_adapter(adapted: Any) -> Any:
@@ -64,8 +71,8 @@ def merge_adapter(adapted: Any) -> Any:
     return adapted.merge_and_unload()
 
 
-def load_merged(model: Any, folder: Path) -> Any:
-    """A model with the adapter of a folder merged into it.
+def load_merged(model: Any, folder: Path, *, prefix: str = "") -> Any:
+    """A model with the adapter of a folder merged into it; `prefix` as for `save_adapter`.
 
     Raises:
         UserError: a folder without a usable adapter.
@@ -73,7 +80,13 @@ def load_merged(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        with tempfile.TemporaryDirectory() as plain:
+            if prefix:
+                for name in _FILES:
+                    shutil.copyfile(folder / f"{prefix}{name}", Path(plain, name))
+            return PeftModel.from_pretrained(
+                model, plain if prefix else str(folder)
+            ).merge_and_unload()
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: cannot be loaded as an adapter ({reason}).") from None

@@ -155,7 +155,28 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         metavar="FILE",
         help="also write to these files (.jsonl, .srt, .vtt, .txt)",
     )
-    monitor.add_argument("--language", help="ISO code, for multilingual models")
+    monitor.add_argument(
+        "--language", help="ISO code, for multilingual models; auto detects it for each segment"
+    )
+    monitor.add_argument(
+        "--engine",
+        choices=("auto", "ctranslate2", "transformers"),
+        default="auto",
+        help="auto: ctranslate2 for Whisper on CPU, else transformers",
+    )
+    monitor.add_argument(
+        "--compute",
+        choices=("int8", "float16", "float32"),
+        default="int8",
+        help="precision of ctranslate2",
+    )
+    monitor.add_argument(
+        "--beam", type=_positive, default=1, help="hypotheses kept in the search; 1 is greedy"
+    )
+    monitor.add_argument("--words", action="store_true", help="times of words, in .jsonl output")
+    monitor.add_argument(
+        "--prompt", default="", metavar="TEXT", help="names and words to expect in the speech"
+    )
     monitor.add_argument(
         "--context",
         type=_context,
@@ -186,6 +207,12 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number of 0 or more, found {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, found {text!r}")
     return int(text)
 
 
@@ -387,40 +414,41 @@ def _monitor(arguments: argparse.Namespace) -> int:
     check_outputs(outputs)
     for video in arguments.videos:  # before the model is loaded, which takes seconds
         open_media(video).close()
+    # Recognition has threads of its own; those of matrix products would stand in their way.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _quiet_libraries()
-
-    from mmtransfer.config import RuntimeConfig
+    from mmtransfer.decoding import DecodingOptions
     from mmtransfer.monitoring import load_monitor
-    from mmtransfer.runtime import use_runtime
 
-    runtime = RuntimeConfig(threads=arguments.threads)
     monitor = load_monitor(
         arguments.model,
         language=arguments.language,
         context_s=arguments.context,
-        runtime=runtime,
+        engine=arguments.engine,
+        compute_type=arguments.compute,
+        threads=arguments.threads,
+        options=DecodingOptions(arguments.beam, arguments.words, arguments.prompt),
     )
     shared: dict[Path, FileSink] = {}
     failures: list[str] = []
     several = len(arguments.videos) > 1
     try:
-        with use_runtime(runtime):
-            for video in arguments.videos:
-                sinks: list[Sink] = []
-                if not arguments.quiet:
-                    sinks.append(StandardOutput(name_source=several))
-                for output in outputs:
-                    path = output_path(output, video, arguments.videos)
-                    if path not in shared:
-                        shared[path] = FileSink(path)
-                    sinks.append(shared[path])
-                try:
-                    for transcript in monitor.transcribe(video):
-                        for sink in sinks:
-                            sink.write(transcript)
-                except MediaError as error:  # one cut file does not keep the others waiting
-                    failures.append(str(error))
-                    print(f"mmtransfer: error: {error}", file=sys.stderr)
+        for video in arguments.videos:
+            sinks: list[Sink] = []
+            if not arguments.quiet:
+                sinks.append(StandardOutput(name_source=several))
+            for output in outputs:
+                path = output_path(output, video, arguments.videos)
+                if path not in shared:
+                    shared[path] = FileSink(path)
+                sinks.append(shared[path])
+            try:
+                for transcript in monitor.transcribe(video):
+                    for sink in sinks:
+                        sink.write(transcript)
+            except MediaError as error:  # one cut file does not keep the others waiting
+                failures.append(str(error))
+                print(f"mmtransfer: error: {error}", file=sys.stderr)
     finally:
         for file_sink in shared.values():
             file_sink.close()
@@ -453,9 +481,7 @@ def _backbones(arguments: argparse.Namespace) -> int:
 def _quiet_libraries() -> None:
     """No advice from transformers between our own lines."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
 
 
 if __name__ == "__main__":

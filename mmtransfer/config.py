@@ -118,9 +118,11 @@ class StageConfig(_Section):
     adapter: dict[str, Any] | None = None
     """Train an adapter instead of the unfrozen layers: {type: lora, r: 8, ...}, with the type and
     arguments of a peft method; `dora` is lora with use_dora."""
-    objective: Literal["target", "contrastive"] = "target"
+    objective: Literal["target", "contrastive", "short_context"] = "target"
     """target: the task's loss. contrastive: supervised contrastive loss on pooled features (Khosla
-    et al. 2020), which shapes a backbone from few labels before a head is trained on it."""
+    et al. 2020), which shapes a backbone from few labels before a head is trained on it.
+    short_context: a Whisper learns to read clips without padding as it reads them in its full
+    window; needs no transcripts."""
     epochs: float | None = Field(None, gt=0)
     """Passes over the training data."""
     steps: int | None = Field(None, gt=0)

@@ -14,22 +14,22 @@ import torch
 
 from mmtransfer.adapters import load_merged, save_adapter
 from mmtransfer.audio import SAMPLE_RATE
-from mmtransfer.backbones import fetch, grid_context_s, load_errors, make_base, model_type
 from mmtransfer.config import HeadConfig
+from mmtransfer.contexts import context_step_s
 from mmtransfer.encoders import WAVE_ENCODERS, SpeechEncoder
 from mmtransfer.errors import UserError
 from mmtransfer.heads import CtcHead
-from mmtransfer.networks import (
+from mmtransfer.networks import Network, build_head, check_base, read_head, write_head
+from mmtransfer.progress import no_library_bars
+from mmtransfer.sources import (
     Base,
-    Network,
-    build_head,
-    check_base,
-    read_head,
+    fetch,
+    load_errors,
+    make_base,
+    model_type,
     read_metadata,
-    write_head,
     write_metadata,
 )
-from mmtransfer.progress import no_library_bars
 
 _BLANK, _UNKNOWN, _SPACE = "<pad>", "<unk>", "|"  # as in transformers' CTC vocabularies
 _LONGEST_S = 30.0
@@ -54,6 +54,7 @@ class CtcModel:
     """Longest clip."""
     shortest_context_s: float = 0.0
     """A clip is read at its own length: that is how the head was trained."""
+    margin_s: float = 0.0
 
     @property
     def model(self) -> Network:
@@ -62,7 +63,7 @@ class CtcModel:
 
     def context_s(self, seconds: float, *, shortest: float | None = None) -> float:
         """Context in which a clip of that length is read: the next multiple of the grid."""
-        return grid_context_s(max(seconds, shortest or 0.0), self.max_context_s)
+        return context_step_s(max(seconds, shortest or 0.0), self.max_context_s)
 
     def inputs(self, clips: Sequence[np.ndarray], context_s: float) -> dict[str, torch.Tensor]:
         """Encoder inputs of 16-kHz clips, each padded with silence to the context."""

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from mmtransfer.audio import SAMPLE_RATE, MediaError, decode_clip
+from mmtransfer.audio import SAMPLE_RATE, MediaError, decode_clip, stream_audio
 from mmtransfer.cache import atomic_path, cache_dir
 from mmtransfer.config import DataConfig
 from mmtransfer.errors import UserError
 from mmtransfer.progress import track
+from mmtransfer.segments import Segmenter
 
 logger = logging.getLogger(__name__)
 _CACHE_VERSION = "1"  # raise it when decoding changes
@@ -92,9 +93,12 @@ class ClipSet:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def read_clips(source: str | Path, config: DataConfig) -> list[Clip]:
+def read_clips(source: str | Path, config: DataConfig, *, labelled: bool = True) -> list[Clip]:
     """Clips named by a folder with metadata.csv/.jsonl, a CSV/JSONL manifest, or a folder of
     recordings with .srt/.vtt files beside them. Nothing is decoded yet.
+
+    Unless `labelled`, transcripts may be missing, and a folder of recordings alone gives the
+    stretches of speech in them.
 
     Raises:
         UserError: no such path, no manifest or subtitles in it, a missing column, a bad value.
@@ -105,12 +109,14 @@ def read_clips(source: str | Path, config: DataConfig) -> list[Clip]:
     if path.is_file():
         if path.suffix.lower() in _SUBTITLES:
             return _subtitle_clips(path)
-        return _manifest_clips(path, config)
+        return _manifest_clips(path, config, labelled)
     for name in ("metadata.csv", "metadata.jsonl"):
         if (path / name).is_file():
-            return _manifest_clips(path / name, config)
+            return _manifest_clips(path / name, config, labelled)
     subtitles = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUBTITLES)
     clips = [clip for subtitle in subtitles for clip in _subtitle_clips(subtitle)]
+    if not clips and not labelled:
+        clips = _spoken_clips(path)
     if not clips:
         raise UserError(
             f"{path}: expected metadata.csv (columns {config.file_column},{_text_column(config)}), "
@@ -164,10 +170,34 @@ def _text_column(config: DataConfig) -> str:
     return config.text_column or "transcription"
 
 
-def _manifest_clips(path: Path, config: DataConfig) -> list[Clip]:
+def _spoken_clips(folder: Path) -> list[Clip]:
+    """Stretches of speech in every recording below a folder."""
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix.lower() not in _TEXT_FILES
+    ]
+    clips = []
+    for path in track(paths, "finding speech", total=len(paths)):
+        segmenter = Segmenter()
+        try:
+            found = [s for block in stream_audio(path) for s in segmenter.feed(block)]
+        except MediaError as error:
+            logger.warning("skipped: %s", error)
+            continue
+        for segment in [*found, *segmenter.finish()]:
+            end = segment.samples_start + len(segment.samples) / SAMPLE_RATE
+            clips.append(Clip(path, "", segment.samples_start, end, str(path)))
+    return clips
+
+
+def _manifest_clips(path: Path, config: DataConfig, labelled: bool) -> list[Clip]:
     rows = read_rows(path)
     text_column = _text_column(config)
-    for setting, column in (("file_column", config.file_column), ("text_column", text_column)):
+    needed = {"file_column": config.file_column}
+    if labelled:
+        needed["text_column"] = text_column
+    for setting, column in needed.items():
         if column not in rows[0]:
             found = ", ".join(str(name) for name in rows[0])
             raise UserError(
@@ -185,7 +215,7 @@ def _manifest_clips(path: Path, config: DataConfig) -> list[Clip]:
         clips.append(
             Clip(
                 path=path.parent / str(row[config.file_column]),
-                text=" ".join(str(row[text_column] or "").split()),
+                text=" ".join(str(row.get(text_column) or "").split()),
                 start=start,
                 end=end,
                 group=str(row[config.group_column]) if row.get(config.group_column) else None,
@@ -279,9 +309,14 @@ def _decode_cached(clip: Clip) -> Clip:
 
 
 def load_clips(
-    source: str | Path, config: DataConfig, *, name: str, max_seconds: float = 30.0
+    source: str | Path,
+    config: DataConfig,
+    *,
+    name: str,
+    max_seconds: float = 30.0,
+    labelled: bool = True,
 ) -> ClipSet:
-    """Read and decode a set of clips.
+    """Read and decode a set of clips; see `read_clips` for `labelled`.
 
     Clips that cannot be decoded or are longer than `max_seconds` are left out and listed.
 
@@ -289,7 +324,7 @@ def load_clips(
         UserError: see `read_clips`; more than `data.max_undecodable` of the clips failed to
             decode; nothing usable is left.
     """
-    clips = read_clips(source, config)
+    clips = read_clips(source, config, labelled=labelled)
 
     def attempt(clip: Clip) -> Clip | str:
         try:

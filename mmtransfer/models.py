@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mmtransfer.backbones import SpeechModel, fetch, load_speech_model, model_type
+from mmtransfer.backbones import SpeechModel, load_speech_model
 from mmtransfer.ctc_models import CtcModel, is_ctc, load_ctc_model
 from mmtransfer.errors import UserError
-from mmtransfer.networks import read_metadata
+from mmtransfer.sources import fetch, model_type, read_metadata
 from mmtransfer.text_models import TextModel, load_text_model
 
 Model = SpeechModel | CtcModel | TextModel

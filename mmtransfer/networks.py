@@ -6,11 +6,8 @@ peft adapter and the head) or `head` (the head alone); the last two name the bas
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,10 +19,9 @@ from mmtransfer.encoders import SpeechEncoder, TextEncoder
 from mmtransfer.errors import UserError
 from mmtransfer.features import weights_digest
 from mmtransfer.heads import ClassifierHead, CtcHead, level, pool, pools_before_cache
+from mmtransfer.sources import Base
 
-METADATA = "mmtransfer.json"
 _HEAD = "head.safetensors"
-_FORMAT = 1
 
 
 class Network(nn.Module):
@@ -143,72 +139,9 @@ def head_layers(config: HeadConfig, depth: int) -> list[int]:
 # --- on disk -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Base:
-    """The pretrained model that a transfer started from."""
-
-    source: str
-    """Where it is loaded from: bundled:NAME, a Hub id, or a local folder."""
-    revision: str | None = None
-    """Commit on the Hub."""
-    model_id: str | None = None
-    """Id on the Hub, where it has one."""
-    digest: str = ""
-    """Identity of its weights; set where only a part is saved that stands on them."""
-
-    @property
-    def is_portable(self) -> bool:
-        """Whether others can load it by name."""
-        return self.model_id is not None
-
-
 def encoder_digest(model: nn.Module) -> str:
     """Identity of a model by its weights."""
     return weights_digest([model])
-
-
-def write_metadata(folder: Path, **values: Any) -> None:
-    """Write what a checkpoint's own files do not say."""
-    base = values.get("base")
-    if isinstance(base, Base):
-        # Where a base has no public place, only its name is told, not where it lay.
-        named = base if base.is_portable else replace(base, source=Path(base.source).name)
-        values["base"] = asdict(named)
-    text = json.dumps({"format": _FORMAT, **values}, indent=2, ensure_ascii=False)
-    (folder / METADATA).write_text(text + "\n", encoding="utf-8")
-
-
-def read_metadata(folder: Path) -> dict[str, Any] | None:
-    """What `write_metadata` wrote; None where there is none.
-
-    Raises:
-        UserError: a file that is damaged or of a later version.
-    """
-    path = folder / METADATA
-    if not path.is_file():
-        return None
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        number = int(values["format"])
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-        raise _damaged(path) from None
-    if number > _FORMAT:
-        raise UserError(
-            f"{path}: format {number} is newer than this version reads ({_FORMAT}). Upgrade "
-            "mmtransfer."
-        )
-    if not {"task", "form", "base"} <= values.keys():
-        raise _damaged(path)
-    try:
-        if values["base"] or values["form"] != "full":  # other forms stand on one
-            values["base"] = Base(**values["base"])
-    except TypeError:
-        raise _damaged(path) from None
-    return values
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path}: damaged; save or download the model again.")
 
 
 def write_head(folder: Path, head: nn.Module) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 
 import yaml
 
-from mmtransfer.backbones import MODEL_FILES
 from mmtransfer.bundled import BUNDLES, PREFIX
 from mmtransfer.config import Config
 from mmtransfer.errors import UserError
-from mmtransfer.networks import Base, read_metadata
+from mmtransfer.sources import MODEL_FILES, Base, read_metadata
 
 _PIPELINES = {"speech": "automatic-speech-recognition", "sentiment": "text-classification"}
 _RELATIONS = {"full": "finetune", "adapter": "adapter", "head": "finetune"}

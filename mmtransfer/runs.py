@@ -9,7 +9,7 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 import yaml
 from accelerate.utils import broadcast_object_list
 
-from mmtransfer.backbones import fetch, load_speech_model, model_type
+from mmtransfer.backbones import SpeechModel, load_speech_model
 from mmtransfer.cache import atomic_path
 from mmtransfer.classification import ClassificationScore
 from mmtransfer.config import Config, DataConfig
@@ -29,11 +29,13 @@ from mmtransfer.encoders import WAVE_ENCODERS
 from mmtransfer.errors import UserError
 from mmtransfer.evaluation import SpeechScore, speech_metric
 from mmtransfer.models import load
-from mmtransfer.networks import read_metadata
 from mmtransfer.publishing import model_card
 from mmtransfer.runtime import choose_device, make_accelerator, use_runtime
+from mmtransfer.sources import fetch, model_type, read_metadata
+from mmtransfer.tasks.base import refuse_objective
 from mmtransfer.tasks.ctc import CtcTask
 from mmtransfer.tasks.sentiment import SentimentTask, evaluate_texts
+from mmtransfer.tasks.short_context import ShortContextTask
 from mmtransfer.tasks.speech import SpeechTask, evaluate_clips
 from mmtransfer.text_models import TextModel, new_text_model
 from mmtransfer.texts import (
@@ -45,7 +47,7 @@ from mmtransfer.texts import (
     refuse_text_leaks,
 )
 from mmtransfer.training import TrainResult, train_stages
-from mmtransfer.transfer import resolve_stages
+from mmtransfer.transfer import Stage, resolve_stages
 
 logger = logging.getLogger(__name__)
 Split = TypeVar("Split", ClipSet, TextSet)
@@ -84,20 +86,24 @@ def _check_data(config: Config) -> str:
     return data.train
 
 
-def load_splits(config: Config, max_seconds: float) -> Splits[ClipSet]:
+def load_splits(config: Config, max_seconds: float, *, labelled: bool = True) -> Splits[ClipSet]:
     """Training, validation, source-domain and rehearsal clips, checked for leaks.
+
+    Unless `labelled`, training and validation clips need no transcripts.
 
     Raises:
         UserError: no training data named, unusable data, or a leak between splits.
     """
     data, named = config.data, _check_data(config)
-    train = load_clips(named, data, name="train", max_seconds=max_seconds)
+    train = load_clips(named, data, name="train", max_seconds=max_seconds, labelled=labelled)
     if data.validation is None:
         chosen, held = hold_out(train.clips, data.validation_fraction, config.runtime.seed)
         validation = ClipSet("validation (held out)", [train.clips[i] for i in held])
         train = ClipSet("train", [train.clips[i] for i in chosen], train.skipped)
     else:
-        validation = load_clips(data.validation, data, name="validation", max_seconds=max_seconds)
+        validation = load_clips(
+            data.validation, data, name="validation", max_seconds=max_seconds, labelled=labelled
+        )
     refuse_leaks(train, validation, data.allow_leaks)
     sources = {
         name: load_clips(path, data, name=name, max_seconds=max_seconds)
@@ -187,8 +193,14 @@ def _speech_job(config: Config) -> _Job:
             lambda: ctc_task.form == "full" and ctc.is_plain,
         )
     speech = load_speech_model(
-        config.source, revision=config.revision, language=config.data.language
+        config.source,
+        revision=config.revision,
+        language=config.data.language,
+        short_contexts=False,
     )
+    if any(stage.objective == "short_context" for stage in stages):
+        return _short_context_job(speech, config, stages)
+    refuse_objective(stages, "another objective")
     splits = load_splits(config, speech.max_context_s)
     task = SpeechTask(speech, splits.train, splits.validation, config, stages, splits.rehearsal)
 
@@ -207,6 +219,37 @@ def _speech_job(config: Config) -> _Job:
             "max_context_s": speech.max_context_s,
         },
         lambda: task.form == "full",
+    )
+
+
+def _short_context_job(speech: SpeechModel, config: Config, stages: Sequence[Stage]) -> _Job:
+    splits = load_splits(config, speech.max_context_s, labelled=False)
+    task = ShortContextTask(speech, splits.train, splits.validation, config, stages)
+
+    def finish(device: torch.device) -> None:
+        task.measure_margin(device)
+        task.measure_shortest_context(device, list(splits.sources.values()))
+
+    def describe() -> dict[str, Any]:
+        return {
+            "languages": task.languages,
+            "shortest_context_s": speech.shortest_context_s,
+            "margin_s": speech.margin_s,
+            "max_context_s": speech.max_context_s,
+        }
+
+    labelled = all(clip.text for split in splits.evaluated.values() for clip in split.clips)
+    return _Job(
+        task,
+        splits,
+        # Without transcripts, what the source reads in full takes their place.
+        lambda clips, device: task.score(
+            task.validation if clips is splits.validation else clips, device
+        ).as_dict(),
+        labelled,
+        finish,
+        describe,
+        lambda: False,
     )
 
 

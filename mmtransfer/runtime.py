@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator, DistributedType, PartialState
-
-from mmtransfer.config import RuntimeConfig, TrainConfig
 from mmtransfer.errors import UserError
 
+if TYPE_CHECKING:  # neither is needed to watch a camera, and both take long to load
+    import torch
+    from accelerate import Accelerator
 
-def _cores() -> int:
+    from mmtransfer.config import RuntimeConfig, TrainConfig
+
+
+def cores() -> int:
     """Cores for this process: those it may run on, shared with the processes launched beside it."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -23,8 +26,10 @@ def _cores() -> int:
 @contextmanager
 def use_runtime(runtime: RuntimeConfig) -> Iterator[None]:
     """The configured number of threads, for as long as the block lasts."""
+    import torch
+
     before = torch.get_num_threads()
-    torch.set_num_threads(runtime.threads or _cores())
+    torch.set_num_threads(runtime.threads or cores())
     try:
         yield
     finally:
@@ -33,6 +38,8 @@ def use_runtime(runtime: RuntimeConfig) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the device or the machine has no memory left."""
+    import torch
+
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # The CPU allocator raises a plain RuntimeError.
@@ -40,6 +47,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _check_device(runtime: RuntimeConfig) -> None:
+    import torch
+
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device: cuda: no usable GPU on this machine. Use auto or cpu.")
     if runtime.device == "mps" and not torch.backends.mps.is_available():
@@ -52,6 +61,9 @@ def choose_device(runtime: RuntimeConfig) -> torch.device:
     Raises:
         UserError: a device this machine does not have.
     """
+    import torch
+    from accelerate import PartialState
+
     _check_device(runtime)
     if runtime.device == "cpu":
         return torch.device("cpu")
@@ -66,6 +78,9 @@ def make_accelerator(train: TrainConfig, runtime: RuntimeConfig) -> Accelerator:
         UserError: a device or precision this machine does not have, or a distributed type that
             this loop does not run.
     """
+    import torch
+    from accelerate import Accelerator, DistributedType
+
     _check_device(runtime)
     precision: str | None = train.mixed_precision
     if precision == "auto":

@@ -11,22 +11,21 @@ import numpy as np
 import torch
 
 from mmtransfer.adapters import load_merged, save_adapter
-from mmtransfer.backbones import fetch, load_errors, make_base, model_type
 from mmtransfer.config import DataConfig, HeadConfig
 from mmtransfer.encoders import TextEncoder
 from mmtransfer.errors import UserError
-from mmtransfer.networks import (
-    Base,
-    Network,
-    build_head,
-    check_base,
-    read_head,
-    read_metadata,
-    write_head,
-    write_metadata,
-)
+from mmtransfer.networks import Network, build_head, check_base, read_head, write_head
 from mmtransfer.progress import no_library_bars
 from mmtransfer.runtime import is_out_of_memory
+from mmtransfer.sources import (
+    Base,
+    fetch,
+    load_errors,
+    make_base,
+    model_type,
+    read_metadata,
+    write_metadata,
+)
 
 _LONGEST = 512  # tokens; longer contexts cost more than windows do
 _CHARACTERS_PER_TOKEN = 16  # above what any language's tokens hold on average

@@ -67,6 +67,8 @@ class TrainState:
     """Batches of this epoch that are done."""
     best: float | None = None
     """Best validation score; None before the first evaluation."""
+    best_tie: float = 0.0
+    """Its value of the metric that decides between equal scores; lower is better."""
     best_step: int = 0
     """Its step, counted over all stages."""
     evaluations_since_best: int = 0
@@ -86,6 +88,7 @@ class TrainResult:
     epochs: float
     best_step: int
     best: float | None
+    best_tie: float
     metric: str
     seconds: float
     units: float
@@ -151,7 +154,9 @@ def train_stages(
             splits=state.splits,
         )
         if results and stages[stage.number - 1].objective == "target":
-            state.best, state.best_step = results[-1].best, results[-1].best_step
+            before = results[-1]
+            state.best, state.best_tie = before.best, before.best_tie
+            state.best_step = before.best_step
         if len(stages) > 1:
             logger.info("stage %d of %d", stage.number + 1, len(stages))
         trainer = Trainer(task, stage, config, accelerator, run_dir, state)
@@ -366,16 +371,18 @@ class Trainer:
 
     def _evaluate_and_keep_best(self) -> dict[str, float]:
         metrics = self.evaluate()
-        if self.stage.objective != "target":
+        if self.stage.objective == "contrastive":
             return metrics  # the head is not trained, so the score says nothing
-        value, best = metrics[self.task.metric], self.state.best
-        sign = 1 if self.task.higher_is_better else -1
-        if best is None or sign * value > sign * best:
-            self.state.best, self.state.best_step = value, self.state.offset + self.state.step
-            self.state.evaluations_since_best = 0
+        value, tie = metrics[self.task.metric], metrics[self.task.tie_metric]
+        state, sign = self.state, 1 if self.task.higher_is_better else -1
+        # On a small validation set many weights score the same.
+        if state.best is None or (sign * value, -tie) > (sign * state.best, -state.best_tie):
+            state.best, state.best_tie = value, tie
+            state.best_step = state.offset + state.step
+            state.evaluations_since_best = 0
             self._keep_best()
         else:
-            self.state.evaluations_since_best += 1
+            state.evaluations_since_best += 1
         return metrics
 
     def _keep_best(self) -> None:
@@ -479,6 +486,7 @@ class Trainer:
             epochs=round(state.epoch + state.batch / len(self._batches(state.epoch)), 3),
             best_step=state.best_step,
             best=state.best,
+            best_tie=state.best_tie,
             metric=self.task.metric,
             seconds=round(state.seconds, 2),
             units=round(state.units, 2),

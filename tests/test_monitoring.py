@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from hypothesis import strategies as st
 
 from mmtransfer.audio import SAMPLE_RATE, TruncatedMediaError, stream_audio
 from mmtransfer.cli import main
+from mmtransfer.decoding import Hypothesis
 from mmtransfer.errors import UserError
 from mmtransfer.evaluation import get_normalizer, score_clip
 from mmtransfer.monitoring import Monitor, Transcript
+from mmtransfer.monitoring.pipeline import _Job, _next_batch
 from mmtransfer.monitoring.sinks import FileSink, check_outputs, clock, line, output_path
-from mmtransfer.recognition import Hypothesis
+from mmtransfer.recognition import Recognizer
+from mmtransfer.segments import Segment
 
 VIDEO = EXAMPLE / "monitor.mp4"
 
@@ -95,45 +99,76 @@ def test_each_video_gets_its_own_subtitles():
     assert output_path(Path("o.srt"), "a.mp4", ["a.mp4"]).name == "o.srt"
 
 
-class FakeSpeech:
-    max_context_s = 30.0
+class FakeEngine:
+    """Notes on what it was called; its text depends on the context."""
 
+    language = None
+    max_context_s, shortest_context_s, margin_s = 30.0, 0.5, 0.0
 
-class FakeRecognizer:
-    """Says when and on what it was called; text is the segment's length."""
-
-    speech = FakeSpeech()
-
-    def __init__(self, texts=None, delay=0.0):
-        self.calls: list[tuple[int, float | None]] = []
+    def __init__(self, texts=None, delay=0.0, workers=2):
+        self.calls: list[tuple[int, float]] = []
+        self.workers = workers
+        self.running = self.most_running = 0
         self._texts = texts or (lambda context_s: "some words here")
         self._delay = delay
+        self._lock = threading.Lock()
 
-    def transcribe(self, clips, *, context_s=None):
-        self.calls.append((len(clips), context_s))
+    def decode(self, clips, context_s):
+        with self._lock:
+            self.calls.append((len(clips), context_s))
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
         time.sleep(self._delay)
-        text = self._texts(context_s)
-        return [Hypothesis(text, (1,), -0.1, 0.0, context_s or 5.0) for _ in clips]
+        with self._lock:
+            self.running -= 1
+        return [Hypothesis(self._texts(context_s), (1,), -0.1, 0.0, context_s) for _ in clips]
 
 
-def test_transcripts_come_in_order_and_in_batches():
-    recognizer = FakeRecognizer(delay=0.2)
-    monitor = Monitor(recognizer)
+def fake_monitor(*arguments, **options):
+    engine = FakeEngine(*arguments, **options)
+    return Monitor(Recognizer(engine)), engine
+
+
+def test_transcripts_come_in_order_and_in_batches_of_one_context():
+    monitor, engine = fake_monitor(delay=0.2)
     found = list(monitor.transcribe(VIDEO))
     starts = [t.start for t in found]
     assert starts == sorted(starts)
     assert len(found) >= 10
-    assert max(size for size, _ in recognizer.calls) > 1
-    assert max(size for size, _ in recognizer.calls) <= 8
+    assert max(size for size, _ in engine.calls) > 1
+    assert max(size for size, _ in engine.calls) <= 8
+    assert engine.most_running == 2
     assert monitor.stats.segments == len(found)
     assert monitor.stats.audio_s == pytest.approx(120, abs=1)
 
 
+@given(
+    st.lists(st.sampled_from([1.0, 2.0, 3.0]), min_size=1, max_size=40),
+)
+def test_no_segment_waits_behind_later_ones_of_another_length(contexts):
+    waiting = [_Job(n, Segment(0, 1, np.zeros(1, np.float32)), c) for n, c in enumerate(contexts)]
+    taken = []
+    while waiting:
+        first = waiting[0].number
+        batch = _next_batch(waiting)
+        assert batch[0].number == first
+        assert len({job.context_s for job in batch}) == 1
+        assert len(batch) <= 8
+        taken += [job.number for job in batch]
+    assert sorted(taken) == list(range(len(contexts)))
+
+
+def test_a_failing_recogniser_ends_the_run_with_its_error():
+    monitor, engine = fake_monitor()
+    engine.decode = lambda clips, context_s: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        list(monitor.transcribe(VIDEO))
+    assert not any(t.name == "reader" for t in threading.enumerate())
+
+
 def test_the_first_transcript_does_not_wait_for_the_end():
     """It is there while the reader is held by the bounded queue or still reading."""
-    import threading
-
-    monitor = Monitor(FakeRecognizer())
+    monitor, _ = fake_monitor()
     stream = monitor.transcribe(VIDEO)
     next(stream)
     read_by_then = monitor.stats.audio_s
@@ -145,15 +180,20 @@ def test_the_first_transcript_does_not_wait_for_the_end():
     assert not any(t.name == "reader" for t in threading.enumerate())
 
 
-def test_a_guarded_segment_is_decoded_again_with_the_full_context():
+def test_a_doubtful_segment_is_decoded_again_with_longer_contexts():
     loop = "gate " * 30
-    recognizer = FakeRecognizer(lambda context_s: "gate two" if context_s == 30.0 else loop)
-    monitor = Monitor(recognizer)
+    monitor, engine = fake_monitor(lambda context_s: "gate two" if context_s == 30.0 else loop)
     found = list(monitor.transcribe(VIDEO))
     assert {t.text for t in found} == {"gate two"}
     assert {t.context_s for t in found} == {30.0}
+    starts = [t.start for t in found]
+    assert starts == sorted(starts)
     assert monitor.stats.repeated == len(found)
-    monitor = Monitor(FakeRecognizer(lambda context_s: loop))
+    # Its own length, then a longer context, then the full one.
+    own = sum(size for size, context in engine.calls if context < 8)
+    assert own == len(found)
+    assert len({context for _, context in engine.calls if context >= 8}) >= 2
+    monitor, _ = fake_monitor(lambda context_s: loop)
     assert list(monitor.transcribe(VIDEO)) == []
     assert monitor.stats.rejected["looping"] == monitor.stats.repeated > 0
 
@@ -172,12 +212,12 @@ def test_a_cut_video_is_transcribed_up_to_the_cut(cut_video):
     found = []
 
     def run():
-        for piece in Monitor(FakeRecognizer()).transcribe(cut_video):
+        for piece in fake_monitor()[0].transcribe(cut_video):
             found.append(piece)
 
     with pytest.raises(TruncatedMediaError, match="ends early"):
         run()
-    whole = list(Monitor(FakeRecognizer()).transcribe(VIDEO))
+    whole = list(fake_monitor()[0].transcribe(VIDEO))
     assert 3 <= len(found) < len(whole)
     for one, other in zip(found[:-1], whole, strict=False):
         assert one.start == pytest.approx(other.start, abs=0.1)
@@ -273,10 +313,11 @@ def test_an_interrupted_run_keeps_what_it_wrote(whisper_tiny, tmp_path):
     assert process.stdout is not None
     first = process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    rest, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in error
-    printed = [first, *rest.splitlines()]
+    # Not `communicate`, which would miss the lines that readline has read ahead.
+    printed = [first, *process.stdout.read().splitlines()]
+    assert process.wait(timeout=60) == 130
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
     rows = [json.loads(row) for row in output.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == len(printed) >= 1
 

@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmtransfer.audio import decode_clip
-from mmtransfer.backbones import encode_whisper, fetch, load_speech_model
+from mmtransfer.backbones import encode_whisper, load_speech_model
+from mmtransfer.decoding import Hypothesis
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring.filters import is_looping, rejection
-from mmtransfer.recognition import Hypothesis, Recognizer
+from mmtransfer.guards import is_looping, rejection
+from mmtransfer.recognition import Recognizer
+from mmtransfer.sources import fetch
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_results_do_not_depend_on_the_batch(tiny, clips):
 def test_a_batch_that_memory_does_not_hold_is_halved(tiny, clips, monkeypatch):
     expected = [h.tokens for h in Recognizer(tiny).transcribe(clips[:4])]
     recognizer = Recognizer(tiny)
-    whole, sizes = recognizer._decode, []
+    whole, sizes = recognizer.engine.decode, []
 
     def limited(part, context_s):
         sizes.append(len(part))
@@ -57,7 +59,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(tiny, clips, monkeypatch):
             raise torch.OutOfMemoryError("made here")
         return whole(part, context_s)
 
-    monkeypatch.setattr(recognizer, "_decode", limited)
+    monkeypatch.setattr(recognizer.engine, "decode", limited)
     assert [h.tokens for h in recognizer.transcribe(clips[:4])] == expected
     assert sizes == [4, 2, 2]
 
@@ -75,11 +77,11 @@ def test_no_clips_and_one_sample(tiny):
 
 
 @given(st.floats(0.0, 40.0), st.floats(0.0, 30.0))
-def test_context_covers_the_clip_on_the_grid(seconds, shortest):
+def test_context_is_the_next_step_that_covers_the_clip(seconds, shortest):
     from types import SimpleNamespace
 
     from mmtransfer.backbones import SpeechModel
-    from mmtransfer.networks import Base
+    from mmtransfer.sources import Base
 
     speech = SpeechModel(
         SimpleNamespace(config=SimpleNamespace()),
@@ -93,7 +95,8 @@ def test_context_covers_the_clip_on_the_grid(seconds, shortest):
     assert 0.5 <= context <= 30
     assert context >= min(seconds, 30) - 1e-4
     assert context >= min(shortest, 30) - 1e-4
-    assert context <= max(seconds, shortest, 0.5) + 0.5
+    wanted = max(seconds, shortest, 0.5)
+    assert context <= wanted + max(0.5, wanted / 4)
     assert speech.shortest_context_s == 20.0
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtransfer.audio import SAMPLE_RATE, stream_audio
-from mmtransfer.monitoring.segments import Segmenter, SegmenterSettings
+from mmtransfer.segments import Segmenter, SegmenterSettings
 from mmtransfer.voice_activity import FRAME, SpeechProbability, speech_bounds
 
 

@@ -7,7 +7,7 @@ from mmtransfer.monitoring.pipeline import (
     load_monitor,
     monitor,
 )
-from mmtransfer.monitoring.segments import Segment, SegmenterSettings
+from mmtransfer.segments import Segment, SegmenterSettings
 
 __all__ = [
     "Monitor",

@@ -40,6 +40,8 @@ class Task(Protocol):
     metric: str
     """Name of the validation metric that chooses the best weights."""
     higher_is_better: bool
+    tie_metric: str
+    """Validation metric, lower is better, that decides between weights of the same score."""
     unit: str
     """What `lengths` counts, as it is shown."""
     penalty: L2SP | None
@@ -267,9 +269,17 @@ def whisper_layout(model: Any) -> Layout:
 
 
 def refuse_objective(stages: Sequence[Stage], task: str) -> None:
-    """Contrastive stages are for classifiers."""
-    if any(stage.objective == "contrastive" for stage in stages):
-        raise UserError(f"transfer.stages: objective: contrastive is for classes, not for {task}.")
+    """Contrastive stages are for classifiers, short contexts for Whisper alone."""
+    for stage in stages:
+        if stage.objective == "contrastive":
+            raise UserError(
+                f"transfer.stages: objective: contrastive is for classes, not for {task}."
+            )
+        if stage.objective == "short_context":
+            raise UserError(
+                f"transfer.stages: objective: short_context is a transfer of its own, of a Whisper "
+                f"with its decoder; it cannot be combined with {task}."
+            )
 
 
 def plan_epoch(
@@ -282,16 +292,17 @@ def plan_epoch(
 ) -> list[list[int]]:
     """Batches of example indices for one epoch, each within the budget, padding counted.
 
-    Examples are shuffled, sorted by length within windows of 50 batches' worth, cut into batches,
-    and the batches shuffled: batches hold examples of like length and still differ by epoch. Every
-    one of `examples` (by default all) occurs exactly once; one longer than the budget is a batch
-    of its own.
+    Examples are shuffled, sorted by length within windows of at most 50 batches' worth (a quarter
+    of the epoch, if that is less), cut into batches, and the batches shuffled: batches hold
+    examples of like length and still differ by epoch. Every one of `examples` (by default all)
+    occurs exactly once; one longer than the budget is a batch of its own.
     """
     seeds = [seed] if isinstance(seed, int) else list(seed)
     rng = np.random.default_rng([*seeds, epoch])
     order = rng.permutation(len(lengths) if examples is None else np.asarray(examples, int))
     mean = float(np.mean(lengths)) if len(lengths) else 1.0
-    window = max(1, int(50 * budget / mean))
+    # Sorted whole, a small set would give nearly the same batches in every epoch.
+    window = max(1, int(min(50 * budget / mean, max(budget / mean, len(order) / 4))))
     batches: list[list[int]] = []
     for start in range(0, len(order), window):
         batch: list[int] = []

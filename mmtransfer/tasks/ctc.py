@@ -53,6 +53,7 @@ class CtcTask(StagedTask):
     """Trains a CTC recogniser; see `tasks.base.Task` for the methods."""
 
     higher_is_better = False
+    tie_metric = "cer"
     unit = "x"
 
     def __init__(

@@ -20,6 +20,7 @@ from mmtransfer.classification import (
     score_classification,
 )
 from mmtransfer.config import Config
+from mmtransfer.errors import UserError
 from mmtransfer.features import FeatureStore, cache_key, cached_features, weights_digest
 from mmtransfer.tasks.base import StagedTask, name_some, network_layout
 from mmtransfer.text_models import Encoded, TextModel, average_windows, length_batches
@@ -52,6 +53,7 @@ class SentimentTask(StagedTask):
 
     metric = "macro_f1"
     higher_is_better = True
+    tie_metric = "loss"
     unit = "tokens/s"
 
     def __init__(
@@ -65,6 +67,8 @@ class SentimentTask(StagedTask):
     ):
         encoder = text.network.encoder
         stages = stages or resolve_stages(config)
+        if any(stage.objective == "short_context" for stage in stages):
+            raise UserError("transfer.stages: objective: short_context is for speech.")
         super().__init__(
             text, text.network, network_layout(text.network), encoder.model, stages, config
         )

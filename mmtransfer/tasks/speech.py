@@ -35,7 +35,7 @@ from mmtransfer.evaluation import (
 )
 from mmtransfer.features import FeatureStore, cache_key, cached_features, weights_digest
 from mmtransfer.recognition import Recognizer
-from mmtransfer.tasks.base import StagedTask, name_some, refuse_objective, whisper_layout
+from mmtransfer.tasks.base import StagedTask, name_some, whisper_layout
 from mmtransfer.transfer import Stage, frozen_modules, resolve_stages
 from mmtransfer.voice_activity import speech_bounds
 
@@ -61,6 +61,7 @@ class SpeechTask(StagedTask):
     """Fine-tunes a Whisper on clips with transcripts; see `tasks.base.Task` for the methods."""
 
     higher_is_better = False
+    tie_metric = "cer"
     unit = "x"
 
     def __init__(
@@ -73,12 +74,10 @@ class SpeechTask(StagedTask):
         rehearsal: ClipSet | None = None,
     ):
         stages = stages or resolve_stages(config)
-        refuse_objective(stages, "a decoder")
-        super().__init__(
-            speech, speech.model, whisper_layout(speech.model), speech.model, stages, config
-        )
+        model = speech.model_for(0.0)
+        super().__init__(speech, model, whisper_layout(model), model, stages, config)
         self.speech = speech
-        self._encoder = SpeechEncoder(speech.model.get_encoder())
+        self._encoder = SpeechEncoder(model.get_encoder())
         self._targets = len(train)
         # Rehearsal clips are numbered behind the target's.
         clips = train.clips + (rehearsal.clips if rehearsal else [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mmtransfer.recognition import Hypothesis
+from mmtransfer.decoding import Hypothesis
 
 NO_SPEECH_PROB = 0.6
 NO_SPEECH_LOGPROB = -1.0

@@ -43,6 +43,8 @@ class Segment:
     """Seconds: where speech ends."""
     samples: np.ndarray
     """Float32 at 16 kHz, with padding on both sides."""
+    samples_start: float = 0.0
+    """Seconds: where the samples start."""
 
 
 class Segmenter:
@@ -132,7 +134,7 @@ class Segmenter:
         # After a cut through running speech, padding would repeat the next segment's words.
         high = end if hard_cut else min(self._first + len(self._frames), end + pad)
         samples = self._frames[low - self._first : high - self._first].reshape(-1)
-        yield Segment(started * _FRAME_S, end * _FRAME_S, samples.copy())
+        yield Segment(started * _FRAME_S, end * _FRAME_S, samples.copy(), low * _FRAME_S)
 
     def _forget(self) -> None:
         """Drop frames that no segment can need any more."""

@@ -1,0 +1,328 @@
+"""Make the speech from which the short-context adapters in ``mmtransfer/short_context`` learn.
+
+Segments of 1 to 15 s as a monitor cuts them: one to three utterances with short gaps, many voices,
+rooms, loudness, noise, telephone band; a few of noise alone.  The audio is synthesised here or, if
+named, cut from a corpus with a licence that allows it (GRID, CC BY 4.0).  Texts are the usage
+examples of WordNet 3.0 (its licence permits any use), numbers and times, and Mandarin sentences
+from templates.  The transcripts are not used: the source model's own reading is what is learnt.
+
+Install and fetch (see ``make_site.py`` for the model's archives)::
+
+    pip install kokoro-onnx av numpy scipy 'misaki[zh]'
+    apt-get install espeak-ng flite wordnet-base
+
+Run::
+
+    python examples/make_speech.py --shards shards/package --voices kokoro-js/package/voices \
+        --work tts-work --clips grid_s1/train --out speech --language en
+    python examples/make_speech.py ... --out speech-zh --language zh
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import av
+import numpy as np
+import onnxruntime
+from kokoro_onnx import Kokoro
+from make_site import (
+    RATE,
+    ambience,
+    coloured_noise,
+    join_shards,
+    narrow_band,
+    reverberate,
+    unit,
+    write_audio,
+)
+from numpy.typing import NDArray
+from scipy.signal import resample_poly
+
+Audio = NDArray[np.float32]
+
+SEED = 555
+HELD_OUT_VOICES = {"bm_daniel", "af_sarah", "am_liam", "bf_lily", "zf_xiaoyi", "zm_yunyang"}
+"""Never heard in training, so that a model can be judged on them."""
+FORMANT_VOICES = [
+    f"en{accent}+{kind}"
+    for accent in ("-us", "-gb", "-gb-scotland")
+    for kind in ("m1", "m3", "m7", "f1", "f3", "f5")
+]
+DIPHONE_VOICES = ["awb", "rms", "slt", "kal16"]
+ZH_WHO = [
+    "值班经理",
+    "王老师",
+    "隔壁的邻居",
+    "送货的司机",
+    "新来的同事",
+    "张医生",
+    "楼下的保安",
+    "我妹妹",
+]
+ZH_WHEN = [
+    "今天早上",
+    "昨天下午三点",
+    "上个星期五",
+    "明天晚上八点半",
+    "去年冬天",
+    "刚才",
+    "每个月十五号",
+]
+ZH_WHERE = [
+    "火车站",
+    "三号楼门口",
+    "超市",
+    "市中心的医院",
+    "地下停车场",
+    "学校图书馆",
+    "机场航站楼",
+]
+ZH_WHAT = [
+    "看见一辆红色的汽车",
+    "买了两公斤苹果",
+    "等了四十分钟",
+    "丢了一把钥匙",
+    "打了个电话",
+    "修好了那台电梯",
+    "开了一个会",
+    "问路",
+    "取走了包裹",
+    "拍了几张照片",
+    "发现水管漏水了",
+    "换了一张新的门卡",
+]
+ZH_FREE = [
+    "请把窗户关上,外面风太大了。",
+    "一共是三百二十五块六毛。",
+    "你能再说一遍吗?",
+    "我觉得这个办法不错。",
+    "他的手机号码是一三八零零一二三四五六。",
+    "天气预报说明天有雨,记得带伞。",
+    "这件事情我们以后再商量。",
+    "公司今年的收入增长了百分之十二。",
+    "前面路口左转,然后一直走。",
+    "报告已经发到你的邮箱里了。",
+]
+
+
+def english_sentences(rng: np.random.Generator) -> list[str]:
+    """WordNet's usage examples of four words and more, and spoken numbers."""
+    found = set()
+    for part in ("noun", "verb", "adj", "adv"):
+        text = Path(f"/usr/share/wordnet/data.{part}").read_text(encoding="latin-1")
+        found |= set(re.findall(r'; "([A-Za-z][A-Za-z ,\'-]{16,110}[a-z])(?=[;"])', text))
+    sentences = sorted(found)
+    units = ["unit", "flight", "room", "platform", "order", "camera", "gate", "extension"]
+    for _ in range(len(sentences) // 12):
+        number, hour, minute = rng.integers(2, 2000), rng.integers(1, 13), rng.integers(10, 60)
+        sentences.append(f"{rng.choice(units)} {number} at {hour} {minute}")
+    order = rng.permutation(len(sentences))
+    return [sentences[i][0].upper() + sentences[i][1:] + "." for i in order]
+
+
+def mandarin_sentences(rng: np.random.Generator, count: int) -> list[str]:
+    """Who did what, when and where; and a few sentences as they stand."""
+    made = [
+        "".join(
+            [
+                *(rng.choice(part) for part in (ZH_WHEN, ZH_WHO)),
+                "在",
+                rng.choice(ZH_WHERE),
+                rng.choice(ZH_WHAT),
+                "。",
+            ]
+        )
+        for _ in range(count)
+    ]
+    return [str(rng.choice(ZH_FREE)) if rng.random() < 0.2 else text for text in made]
+
+
+class Voices:
+    """Every synthesiser, with a cache of what it has said."""
+
+    def __init__(self, shards: Path, voices: Path, work: Path, language: str) -> None:
+        work.mkdir(parents=True, exist_ok=True)
+        self.work, self.language = work, language
+        prefixes = ("zf", "zm") if language == "zh" else ("af", "am", "bf", "bm")
+        styles = {
+            p.stem: np.fromfile(p, np.float32).reshape(-1, 1, 256)
+            for p in sorted(voices.glob("*.bin"))
+            if p.stem.startswith(prefixes)
+        }
+        self.neural = sorted(set(styles) - HELD_OUT_VOICES)
+        packed = work / f"voices-{language}.npz"
+        np.savez(packed, **styles)
+        onnxruntime.set_seed(SEED)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        model = str(join_shards(shards, work / "kokoro.onnx"))
+        session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+        self.kokoro = Kokoro.from_session(session, str(packed))
+        if language == "zh":
+            from misaki import zh
+
+            self.phonemes = zh.ZHG2P()
+
+    def say(self, text: str, voice: str, speed: float) -> Audio:
+        """Dry speech at RATE with an RMS of 0.1."""
+        key = hashlib.sha256(f"{text}|{voice}|{speed}".encode()).hexdigest()[:20]
+        path = self.work / f"{key}.npy"
+        if not path.exists():
+            np.save(path, self._synthesise(text, voice, speed).astype(np.float16))
+        speech = np.load(path).astype(np.float32)
+        return (0.1 * speech / np.sqrt(np.mean(speech**2) + 1e-12)).astype(np.float32)
+
+    def _synthesise(self, text: str, voice: str, speed: float) -> Audio:
+        if voice in self.neural or voice in HELD_OUT_VOICES:
+            spoken, options = text, {"lang": "en-gb" if voice[0] == "b" else "en-us"}
+            if self.language == "zh":
+                spoken, _ = self.phonemes(text)
+                options = {"is_phonemes": True}
+            for tempo in (1.0, 1.03, 0.97, 1.06, 0.94):  # see make_site.Speaker
+                speech, _ = self.kokoro.create(spoken, voice=voice, speed=speed * tempo, **options)
+                if len(speech) and np.isfinite(speech).all():
+                    return resample_poly(np.asarray(speech, np.float32), 2, 3)
+            raise RuntimeError(f"no finite audio for {voice}: {text}")
+        with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+            if voice in DIPHONE_VOICES:
+                stretch = f"duration_stretch={1 / speed:.2f}"
+                command = ["flite", "-voice", voice, "--setf", stretch, "-t", text, "-o", file.name]
+            else:
+                words = str(round(165 * speed))
+                command = ["espeak-ng", "-v", voice, "-s", words, "-w", file.name, text]
+            subprocess.run(command, check=True, capture_output=True)
+            return read_audio(Path(file.name))
+
+
+def read_audio(path: Path) -> Audio:
+    """A recording as mono float32 at RATE."""
+    with av.open(str(path)) as source:
+        resampler = av.AudioResampler("flt", "mono", RATE)
+        blocks = [
+            out.to_ndarray().reshape(-1)
+            for frame in source.decode(audio=0)
+            for out in resampler.resample(frame)
+        ]
+        blocks += [out.to_ndarray().reshape(-1) for out in resampler.resample(None)]
+    return np.concatenate(blocks)
+
+
+def knocks(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    """Doors, steps, dropped things: decaying bursts over a quiet bed."""
+    track = 0.05 * coloured_noise(rng, n, 1.0)
+    for _ in range(int(rng.integers(1, 4 + n // RATE))):
+        length = int(rng.uniform(0.03, 0.4) * RATE)
+        burst = coloured_noise(rng, length, rng.uniform(0, 2))
+        burst *= np.exp(-np.arange(length) / (length / rng.uniform(3, 8)))
+        at = int(rng.integers(0, n))
+        track[at : at + length] += rng.uniform(0.5, 3) * burst[: n - at]
+    return unit(track)
+
+
+def babble(rng: np.random.Generator, n: int, said: list[Audio]) -> NDArray[np.float64]:
+    """Several people in the next room."""
+    track = np.zeros(n)
+    for _ in range(int(rng.integers(4, 8))):
+        voice = said[rng.integers(len(said))]
+        track += np.resize(np.roll(voice, -int(rng.integers(len(voice)))), n)
+    return unit(narrow_band(reverberate(rng, track.astype(np.float32))[:n]))
+
+
+def background(rng: np.random.Generator, n: int, said: list[Audio]) -> NDArray[np.float64]:
+    """Noise of RMS 1."""
+    kind = rng.choice(["ambience", "coloured", "knocks", "babble"], p=[0.4, 0.25, 0.2, 0.15])
+    if kind == "ambience":
+        return ambience(rng, n)
+    if kind == "coloured":
+        return unit(coloured_noise(rng, n, rng.uniform(0, 2)))
+    return knocks(rng, n) if kind == "knocks" else babble(rng, n, said)
+
+
+def segment(rng: np.random.Generator, utterances: list[Audio], said: list[Audio]) -> Audio:
+    """Utterances as a monitor would cut them out of a recording."""
+    parts: list[NDArray[np.float64]] = []
+    for speech in utterances:
+        wet = reverberate(rng, speech) if rng.random() < 0.3 else unit(speech.astype(np.float64))
+        gap = np.zeros(int(rng.uniform(0.1, 0.5) * RATE))
+        parts += [wet * 10 ** (rng.uniform(-3, 3) / 20), gap]
+    edge = [np.zeros(int(rng.uniform(0.1, 0.35) * RATE)) for _ in range(2)]
+    track = np.concatenate([edge[0], *parts[:-1], edge[1]])[: 15 * RATE]
+    if rng.random() < 0.7:
+        track = track + background(rng, len(track), said) * 10 ** (-rng.uniform(0, 30) / 20)
+    if rng.random() < 0.2:
+        track = narrow_band(track)
+    return (track * rng.uniform(0.05, 0.9) / (np.abs(track).max() + 1e-9)).astype(np.float32)
+
+
+def main() -> None:
+    """Synthesise, join, disturb, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shards", type=Path, required=True, help="*.part*.bin of the model")
+    parser.add_argument("--voices", type=Path, required=True, help="folder of <voice>.bin")
+    parser.add_argument("--work", type=Path, required=True, help="cache folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--language", choices=("en", "zh"), default="en")
+    parser.add_argument("--clips", type=Path, help="folder of recordings to use beside the speech")
+    parser.add_argument("--neural", type=int, default=240, help="sentences of neural voices")
+    parser.add_argument("--other", type=int, default=240, help="sentences of simpler voices")
+    parser.add_argument("--segments", type=int, default=500)
+    parser.add_argument("--judge", action="store_true", help="held-out voices, clean, one each")
+    args = parser.parse_args()
+
+    rng = np.random.default_rng([SEED, args.language == "zh", args.judge])
+    voices = Voices(args.shards, args.voices, args.work, args.language)
+    neural = voices.neural
+    if args.judge:
+        prefix = "z" if args.language == "zh" else ("a", "b")
+        neural = sorted(v for v in HELD_OUT_VOICES if v.startswith(prefix))
+    count = args.neural + args.other
+    texts = (
+        mandarin_sentences(rng, count)
+        if args.language == "zh"
+        else english_sentences(rng)[-count if args.judge else 0 :][:count]
+    )
+    lines: list[tuple[Audio, str, str]] = []
+    for number, text in enumerate(texts):
+        simple = FORMANT_VOICES + DIPHONE_VOICES
+        kind = neural if number < args.neural else (["cmn"] if args.language == "zh" else simple)
+        voice = str(rng.choice(kind))
+        speed = round(float(rng.uniform(0.85, 1.2)), 2)
+        lines.append((voices.say(text, voice, speed), text, voice))
+    if args.clips:
+        paths = sorted(p for p in args.clips.iterdir() if p.suffix != ".csv")
+        for path in rng.choice(np.array(paths), min(160, len(paths)), replace=False):
+            clip = read_audio(path)
+            lines.append(((0.1 * clip / np.sqrt(np.mean(clip**2))).astype(np.float32), "", "clip"))
+    said = [speech for speech, _, _ in lines]
+    args.out.mkdir(parents=True)
+    with (args.out / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["file_name", "transcription", "group", "language"])
+        for number in range(len(lines) if args.judge else args.segments):
+            own = np.random.default_rng([SEED, number])
+            if args.judge:
+                chosen = [number]
+                audio = np.pad(lines[number][0], int(0.25 * RATE))
+            elif own.random() < 0.03:
+                chosen = []
+                noise = background(own, int(own.uniform(1, 6) * RATE), said)
+                audio = (noise * own.uniform(0.005, 0.2)).astype(np.float32)
+            else:
+                wanted = own.choice([1, 2, 3], p=[0.5, 0.3, 0.2])
+                chosen = [int(i) for i in own.integers(0, len(lines), wanted)]
+                audio = segment(own, [lines[i][0] for i in chosen], said)
+            name = f"{number:04d}.ogg"
+            write_audio(args.out / name, audio)
+            text = " ".join(lines[i][1] for i in chosen) if args.judge else ""
+            rows.writerow([name, text, lines[chosen[0]][2] if chosen else "noise", args.language])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Whisper on CTranslate2: the fast engine on CPU, int8, started without torch.
+
+A model is converted once, by CTranslate2's own converter, and kept in the cache folder under the
+digest of every file that it depends on. A source that reads short contexts with an adapter becomes
+two models: the adapted one for short contexts, the source itself for the full one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmtransfer.audio import SAMPLE_RATE
+from mmtransfer.cache import atomic_path, cache_dir
+from mmtransfer.decoding import (
+    DecodingOptions,
+    Hypothesis,
+    Word,
+    align_words,
+    decode_tokens,
+    token_limit,
+)
+from mmtransfer.logmel import FRAMES_PER_SECOND, log_mel
+from mmtransfer.progress import no_library_bars
+from mmtransfer.sources import choose_language, files_digest, speech_parts
+
+logger = logging.getLogger(__name__)
+COMPUTE_TYPES = ("int8", "float16", "float32")
+_CONVERTER_VERSION = "1"  # raise it when what is written changes
+_SETTINGS = "settings.json"
+_FRAME_S = 0.02
+_WORKERS = 4  # a large model gains more from cores than from batches side by side
+
+
+def converted(source: str, *, revision: str | None = None, compute_type: str = "int8") -> Path:
+    """Folder of a Whisper converted to CTranslate2; converted first if it is not there yet.
+
+    Raises:
+        UserError: not found, or no Whisper.
+    """
+    from filelock import FileLock
+
+    parts = speech_parts(source, revision)
+    key = "-".join([files_digest(parts.files)[:24], compute_type, f"v{_CONVERTER_VERSION}"])
+    folder = cache_dir("ctranslate2", version("ctranslate2")) / key
+    if not folder.is_dir():
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                logger.info("converting %s to CTranslate2 %s, once", source, compute_type)
+                with atomic_path(folder) as part:
+                    _convert(source, revision, compute_type, part)
+    return folder
+
+
+def _convert(source: str, revision: str | None, compute_type: str, folder: Path) -> None:
+    import tempfile
+
+    from ctranslate2.converters import TransformersConverter
+
+    from mmtransfer.backbones import load_speech_model
+
+    # The language is chosen when the model is used.
+    speech = load_speech_model(source, revision=revision, language="auto")
+    models = {"full": speech.model}
+    if speech.short is not None:
+        models["short"] = speech.short.model
+    folder.mkdir(parents=True)
+    for name, model in models.items():
+        with tempfile.TemporaryDirectory() as plain, no_library_bars():
+            model.save_pretrained(plain)
+            speech.processor.save_pretrained(plain)
+            TransformersConverter(plain).convert(str(folder / name), quantization=compute_type)
+        # At the first step the end token may win: a clip of silence has the transcript "".
+        path = folder / name / "config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        end = speech.model.config.eos_token_id
+        begin = settings.get("suppress_ids_begin") or []
+        settings["suppress_ids_begin"] = [token for token in begin if token != end]
+        path.write_text(json.dumps(settings), encoding="utf-8")
+    generation = speech.model.generation_config.to_dict()
+    tokenizer = speech.processor.tokenizer
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    kept = ("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id", "language")
+    values = {
+        "generation": {name: generation.get(name) for name in kept},
+        "start": speech.model.config.decoder_start_token_id,
+        "before": tokenizer.convert_tokens_to_ids("<|startofprev|>"),
+        "positions": speech.model.config.max_target_positions,
+        "bands": speech.model.config.num_mel_bins,
+        "max_context_s": speech.max_context_s,
+        "shortest_context_s": speech.shortest_context_s,
+        "margin_s": speech.margin_s,
+        # What the model does alone, where the adapter does not know a language.
+        "shortest_alone_s": min(speech.max_context_s, _alone(speech)),
+        "languages": speech.short.languages if speech.short is not None else None,
+    }
+    (folder / _SETTINGS).write_text(json.dumps(values), encoding="utf-8")
+
+
+def _alone(speech: Any) -> float:
+    from dataclasses import replace
+
+    return float(replace(speech, short=None).shortest_context_s)
+
+
+class CTranslate2Whisper:
+    """A converted Whisper.
+
+    `threads` is the number of cores it may use. Small models gain most from batches side by side,
+    one thread each.
+
+    Raises:
+        UserError: a model that cannot be used, or a language it does not have.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        revision: str | None = None,
+        language: str | None = None,
+        options: DecodingOptions | None = None,
+        compute_type: str = "int8",
+        threads: int = 1,
+        device: str = "cpu",
+    ):
+        self._folder = converted(source, revision=revision, compute_type=compute_type)
+        self._settings = json.loads((self._folder / _SETTINGS).read_text(encoding="utf-8"))
+        self.options = options or DecodingOptions()
+        self.language = choose_language(source, self._settings["generation"], language)
+        self.max_context_s = float(self._settings["max_context_s"])
+        self._taught = self._settings["languages"]
+        if self._taught and (self.language or "en") not in [*self._taught, "auto"]:
+            self._taught = None
+        adapted = self._settings["languages"] is None or self._taught is not None
+        self.shortest_context_s = float(
+            self._settings["shortest_context_s" if adapted else "shortest_alone_s"]
+        )
+        self.margin_s = float(self._settings["margin_s"]) if adapted else 0.0
+        self.workers = max(1, min(threads, _WORKERS))
+        self._model_options = {
+            "device": device,
+            "compute_type": compute_type,
+            "inter_threads": self.workers,
+            "intra_threads": max(1, threads // self.workers),
+        }
+        self._models: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._before: list[int] = []
+        if self.options.prompt:
+            from tokenizers import Tokenizer
+
+            tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
+            text = f" {self.options.prompt.strip()}"
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            room = self._settings["positions"] // 2 - 1
+            self._before = [self._settings["before"], *ids[-room:]]
+        self._model(self.shortest_context_s)  # loaded now, not when the first words are spoken
+
+    def _model(self, context_s: float) -> Any:
+        """The model that reads contexts of that length, loaded when it is first needed."""
+        name = "short" if self._taught and context_s < self.max_context_s else "full"
+        with self._lock:
+            if name not in self._models:
+                import ctranslate2
+
+                path = str(self._folder / name)
+                self._models[name] = ctranslate2.models.Whisper(path, **self._model_options)
+            return self._models[name]
+
+    def _prompt(self, language: str | None) -> list[int]:
+        generation = self._settings["generation"]
+        tokens = [*self._before, self._settings["start"]]
+        if generation["is_multilingual"]:
+            tokens.append(generation["lang_to_id"][f"<|{language}|>"])
+            tokens.append(generation["task_to_id"]["transcribe"])
+        return [*tokens, generation["no_timestamps_token_id"]]
+
+    def decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:
+        """Hypotheses of 16-kHz float32 clips, each padded or cut to the context."""
+        from ctranslate2 import StorageView
+
+        model = self._model(context_s)
+        features = StorageView.from_array(log_mel(clips, context_s, bands=self._settings["bands"]))
+        if self.language == "auto" or self.options.word_timestamps:
+            features = model.encode(features)  # once, for all that is read from it
+        languages: list[str | None] = [self.language] * len(clips)
+        if self.language == "auto":
+            languages = [found[0][0].strip("<|>") for found in model.detect_language(features)]
+        prompts = [self._prompt(language) for language in languages]
+        room = self._settings["positions"] - len(prompts[0])
+        limit = token_limit(max(len(clip) for clip in clips) / SAMPLE_RATE, room)
+        results = model.generate(
+            features,
+            prompts,
+            beam_size=self.options.beam_size,
+            max_length=limit + len(prompts[0]),
+            return_scores=True,
+            return_no_speech_prob=True,
+        )
+        hypotheses = []
+        for index, result in enumerate(results):
+            tokens, names = tuple(result.sequences_ids[0]), result.sequences[0]
+            finished = len(tokens) < limit
+            words: tuple[Word, ...] = ()
+            if self.options.word_timestamps and tokens:
+                seconds = min(len(clips[index]) / SAMPLE_RATE, context_s)
+                words = self._words(model, features, index, prompts[index], tokens, names, seconds)
+            hypotheses.append(
+                Hypothesis(
+                    decode_tokens(names).strip(),
+                    tokens,
+                    # The score is the mean over the tokens without the end token.
+                    result.scores[0] * len(tokens) / (len(tokens) + finished) if tokens else 0.0,
+                    result.no_speech_prob,
+                    context_s,
+                    finished,
+                    languages[index],
+                    words,
+                )
+            )
+        if self._taught and context_s < self.max_context_s and self.language == "auto":
+            for index, language in enumerate(languages):
+                if language not in self._taught:
+                    hypotheses[index] = self.decode([clips[index]], self.max_context_s)[0]
+        return hypotheses
+
+    def _words(
+        self,
+        model: Any,
+        encoded: Any,
+        index: int,
+        prompt: list[int],
+        tokens: tuple[int, ...],
+        names: Sequence[str],
+        seconds: float,
+    ) -> tuple[Word, ...]:
+        from ctranslate2 import StorageView
+
+        one = StorageView.from_array(np.asarray(encoded)[index : index + 1].copy())
+        frames = max(2, round(seconds * FRAMES_PER_SECOND))
+        aligned = model.align(one, prompt, [list(tokens)], frames)[0]
+        starts: dict[int, float] = {}
+        for token, frame in aligned.alignments:
+            starts.setdefault(token, frame * _FRAME_S)
+        end = _FRAME_S * (1 + max((frame for _, frame in aligned.alignments), default=0))
+        times = [starts.get(number, end) for number in range(len(tokens))]
+        return align_words(names, times, aligned.text_token_probs, end)

@@ -1,0 +1,170 @@
+"""What engines of recognition take and give: options; text, scores, words with times."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+TOKENS_PER_SECOND = 16
+"""Above what any language's fastest speech needs."""
+_TOKENS_AT_LEAST = 24
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word and when it is said."""
+
+    text: str
+    start_s: float
+    """Seconds into the clip."""
+    end_s: float
+    probability: float
+    """Mean probability of its tokens."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What a clip was recognised as."""
+
+    text: str
+    tokens: tuple[int, ...]
+    """Without the prompt and the end token."""
+    avg_logprob: float
+    """Mean natural-log probability of the tokens, the end token included."""
+    no_speech_prob: float
+    """Probability of the no-speech token in the first place (0 if the model has none)."""
+    context_s: float
+    """Seconds the encoder saw."""
+    finished: bool = True
+    """False if the token limit cut it off."""
+    language: str | None = None
+    """Language that it was read in; None for a model of one language."""
+    words: tuple[Word, ...] = ()
+    """Its words with times, if asked for."""
+
+    @property
+    def compression_ratio(self) -> float:
+        """Bytes of the text over its zlib-compressed bytes; loops compress well (Radford et al.
+        2022, section 4.5).
+        """
+        data = self.text.encode()
+        return len(data) / len(zlib.compress(data)) if data else 0.0
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How text is searched for."""
+
+    beam_size: int = 1
+    """Hypotheses kept at each token; 1 is greedy."""
+    word_timestamps: bool = False
+    """Whether words get times, from the attention to the audio."""
+    prompt: str = ""
+    """What the model believes was said before: names and words to expect, a style."""
+
+
+class Engine(Protocol):
+    """A loaded model that turns clips into text."""
+
+    workers: int
+    """Batches that are best decoded at the same time, each from a thread of its own."""
+
+    @property
+    def language(self) -> str | None:
+        """ISO code; None for a model of one language, `auto` where it is detected."""
+        ...
+
+    @property
+    def max_context_s(self) -> float:
+        """The window the model was pretrained on."""
+        ...
+
+    @property
+    def shortest_context_s(self) -> float:
+        """Shortest context that keeps accuracy."""
+        ...
+
+    @property
+    def margin_s(self) -> float:
+        """Context beyond a clip's own length."""
+        ...
+
+    def decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:
+        """Hypotheses of 16-kHz float32 clips, each padded or cut to the context."""
+        ...
+
+
+def token_limit(longest_s: float, room: int) -> int:
+    """Tokens that a clip of that length may have, out of those a decoder has room for."""
+    return min(room // 2, _TOKENS_AT_LEAST + int(TOKENS_PER_SECOND * longest_s))
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _bytes_of_characters() -> dict[str, int]:
+    """The reversible byte alphabet of byte-level BPE (Radford et al. 2019): printable characters
+    stand for themselves, the other bytes for characters from 256 on.
+    """
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    table = {chr(byte): byte for byte in plain}
+    return table | {chr(256 + number): byte for number, byte in enumerate(others)}
+
+
+def token_bytes(token: str) -> bytes:
+    """The bytes that a token of byte-level BPE stands for; none for special tokens."""
+    if token.startswith("<|") and token.endswith("|>"):
+        return b""
+    table = _bytes_of_characters()
+    return bytes(table[character] for character in token)
+
+
+def decode_tokens(tokens: Iterable[str]) -> str:
+    """Text of byte-level BPE tokens."""
+    return b"".join(map(token_bytes, tokens)).decode("utf-8", "replace")
+
+
+def align_words(
+    tokens: Sequence[str], starts_s: Sequence[float], probabilities: Sequence[float], end_s: float
+) -> tuple[Word, ...]:
+    """Words of tokens whose start times are known; `end_s` is where the last one ends.
+
+    A word begins with a space, or with every character in languages written without spaces.
+    """
+    words: list[Word] = []
+    pending = b""
+    start, first = 0.0, 0
+    spaced = any(token_bytes(token).startswith(b" ") for token in tokens[1:])
+    bounds = [*starts_s, end_s]
+
+    def finish(stop: int) -> None:
+        nonlocal pending
+        text = pending.decode("utf-8", "replace")
+        pending = b""
+        if not text.strip():
+            return
+        mean = math.fsum(probabilities[first:stop]) / max(1, stop - first)
+        if words and not any(character.isalnum() for character in text):
+            last = words[-1]  # punctuation belongs to the word before it
+            words[-1] = Word(last.text + text.strip(), last.start_s, last.end_s, last.probability)
+            return
+        words.append(Word(text.strip(), round(start, 2), round(bounds[stop], 2), round(mean, 4)))
+
+    for index, token in enumerate(tokens):
+        piece = token_bytes(token)
+        complete = "\ufffd" not in pending.decode("utf-8", "replace")
+        if pending and complete and (piece.startswith(b" ") or not spaced):
+            finish(index)
+        if not pending:
+            start, first = bounds[index], index
+        pending += piece
+    finish(len(tokens))
+    return tuple(words)

@@ -1,0 +1,80 @@
+"""A recogniser by its model's name, on the engine that suits model and machine."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from mmtransfer.decoding import DecodingOptions
+from mmtransfer.errors import UserError
+from mmtransfer.recognition import Recognizer
+from mmtransfer.runtime import cores
+from mmtransfer.sources import fetch, model_type, read_metadata
+
+logger = logging.getLogger(__name__)
+ENGINES = ("auto", "ctranslate2", "transformers")
+
+
+def open_recognizer(
+    source: str,
+    *,
+    revision: str | None = None,
+    language: str | None = None,
+    engine: str = "auto",
+    compute_type: str = "int8",
+    device: str = "auto",
+    threads: int = 0,
+    context_s: float | None = None,
+    options: DecodingOptions | None = None,
+) -> Recognizer:
+    """A recogniser with a run folder's, checkpoint's, Hub or bundled model.
+
+    `engine` is `ctranslate2` (Whisper only; the default on CPU), `transformers` (any model, any
+    device) or `auto`. `compute_type` is CTranslate2's precision. `context_s` overrides the
+    shortest context stored with the model (infinity: always the full one, by the source's own
+    weights). `threads` 0 takes every core.
+
+    Raises:
+        UserError: a model that cannot be used, or not by this engine.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"engine '{engine}': expected one of {', '.join(ENGINES)}.")
+    if engine == "auto":
+        engine = "ctranslate2" if _suits_ctranslate2(source, revision, device) else "transformers"
+    threads = threads or cores()
+    model: Any
+    if engine == "ctranslate2":
+        from mmtransfer.ctranslate2_engine import CTranslate2Whisper
+
+        model = CTranslate2Whisper(
+            source,
+            revision=revision,
+            language=language,
+            options=options,
+            compute_type=compute_type,
+            threads=threads,
+            device="cuda" if device == "cuda" else "cpu",
+        )
+    else:
+        from mmtransfer.config import RuntimeConfig
+        from mmtransfer.models import load_recognizable
+        from mmtransfer.runtime import choose_device
+        from mmtransfer.torch_engines import torch_engine
+
+        place = choose_device(RuntimeConfig.model_validate({"device": device}))
+        speech = load_recognizable(source, revision=revision, language=language)
+        model = torch_engine(speech, place, options, threads=threads)
+    logger.debug("%s: engine %s, %d threads", source, engine, threads)
+    return Recognizer(model, shortest_context_s=context_s)
+
+
+def _suits_ctranslate2(source: str, revision: str | None, device: str) -> bool:
+    import ctranslate2
+
+    if device not in ("auto", "cpu") or (device == "auto" and ctranslate2.get_cuda_device_count()):
+        return False
+    folder, _ = fetch(source, revision)
+    metadata = read_metadata(folder)
+    if metadata is not None:
+        return bool(metadata["task"] == "speech")
+    return model_type(source, folder)[0] == "whisper"

@@ -1,0 +1,326 @@
+"""Whisper learns to read short contexts from its own full-context output; no labels needed.
+
+The source reads every clip once in its full window: its greedy tokens and its most probable tokens
+at each place are kept. An adapter in a copy of the source then learns to give the same from a
+context that ends where the clip does (Hinton et al. 2015: distillation, here of a model into
+itself). The source keeps reading full contexts, with its own weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutput
+
+from mmtransfer.audio import SAMPLE_RATE
+from mmtransfer.backbones import UNADAPTED_CONTEXT_S, ShortReader, SpeechModel, encode_whisper
+from mmtransfer.config import Config
+from mmtransfer.contexts import longer_context_s
+from mmtransfer.data import Clip, ClipSet
+from mmtransfer.decoding import DecodingOptions, Hypothesis
+from mmtransfer.errors import UserError
+from mmtransfer.evaluation import ClipScore, SpeechScore, score_clip, speech_metric
+from mmtransfer.features import FeatureStore, cache_key, cached_features, weights_digest
+from mmtransfer.guards import rejection
+from mmtransfer.recognition import Recognizer
+from mmtransfer.tasks.speech import SpeechTask, check_views
+from mmtransfer.torch_engines import TorchWhisper
+from mmtransfer.transfer import Stage, resolve_stages
+
+_KEPT = 64  # most probable tokens of each place
+_CROSS_ENTROPY = 0.5  # weight of the greedy tokens beside the distribution
+_LONGER = 0.15  # share of clips read in the longer context that doubtful ones are given
+_MARGINS_S = (0.0, 0.5, 1.0)  # context beyond the clip that is tried
+_MARGIN_GAIN = 0.002  # of the metric, for which a longer margin is worth its time
+_TOKENS_PER_SECOND = 8  # estimate, for the size of what is stored
+
+
+@dataclass
+class ShortBatch:
+    """Clips of one context, and what the source reads in them."""
+
+    features: torch.Tensor
+    """Log-mel [clip, mel, frame]."""
+    inputs: torch.Tensor
+    """Decoder input ids [clip, token]."""
+    first: int
+    """Position of the first token that is learnt; before it is the prompt."""
+    ids: torch.Tensor
+    """Most probable tokens of the source [clip, token, kept], the greedy one first; -1 behind the
+    end."""
+    logprobs: torch.Tensor
+    """Their log-probabilities [clip, token, kept]."""
+
+
+class ShortContextTask(SpeechTask):
+    """Teaches a Whisper short contexts; see `tasks.base.Task` for the methods."""
+
+    def __init__(
+        self,
+        speech: SpeechModel,
+        train: ClipSet,
+        validation: ClipSet,
+        config: Config,
+        stages: Sequence[Stage] | None = None,
+    ):
+        stages = stages or resolve_stages(config)
+        if len(stages) != 1 or stages[0].adapter is None or stages[0].frozen != "none":
+            raise UserError(
+                "transfer.stages: objective: short_context takes one stage with frozen: none and "
+                "an adapter, e.g. {type: lora, r: 8}: the source itself reads full contexts."
+            )
+        own = speech.language or "en"
+        self.languages = sorted({clip.language or own for clip in train.clips})
+        copied = copy.deepcopy(speech.model)
+        speech.short = ShortReader(copied, UNADAPTED_CONTEXT_S, 0.0, self.languages)
+        super().__init__(speech, train, validation, config, stages)
+        metrics = {speech_metric(clip.language or own) for clip in validation.clips}
+        self.metric = "cer" if "cer" in metrics else self.metric
+        self._told: FeatureStore | None = None
+        self._usable = list(range(len(train)))
+        self._views = check_views(self._augmenter, config)
+
+    # --- what the source reads ----------------------------------------------------------------
+
+    def _engine(self, clip: Clip) -> TorchWhisper:
+        """The decoder for a clip's language."""
+        speech = replace(self.speech, language=clip.language or self.speech.language)
+        device = next(self.speech.model.parameters()).device
+        return TorchWhisper(speech, device, DecodingOptions(), None)
+
+    def begin(self, stage: Stage, device: torch.device) -> None:
+        """Let the source read all clips, or find that in the cache."""
+        self.speech.model.to(device).requires_grad_(False)
+        read = self._read_by_source(self.train, "the training clips", self._views)
+        self._told = read
+        kept = len(self.train) * self._views
+        doubtful = {row // self._views for row in range(kept) if read[row][2, 0, 0] > 0}
+        self._usable = [index for index in range(len(self.train)) if index not in doubtful]
+        if not self._usable:
+            raise UserError("The source reads none of the training clips without doubt.")
+        told = self._read_by_source(self.validation, "the validation clips", 1)
+        end = self.model.config.eos_token_id
+        clips = []
+        for row, clip in enumerate(self.validation.clips):
+            tokens = [int(t) for t in told[row][0, :, 0] if int(t) != end]
+            text = self.speech.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+            clips.append(clip if clip.text else replace(clip, text=text.strip()))
+        self.validation = replace(self.validation, clips=clips)
+        super().begin(stage, device)
+
+    def _read_by_source(self, clips: ClipSet, name: str, views: int) -> FeatureStore:
+        """[3, token, kept] of each view of each clip: ids, log-probabilities, whether in doubt."""
+        augmented = views > 1 or (clips is self.train and self._augmenter.is_active)
+        items = [(index, view) for index in range(len(clips)) for view in range(views)]
+        estimates = [
+            3 * _KEPT * (8 + round(_TOKENS_PER_SECOND * clips.clips[index].seconds))
+            for index, _ in items
+        ]
+        config = self._config
+        key = cache_key(
+            kind="short_context",
+            kept=_KEPT,
+            weights=weights_digest([self.speech.model], self.speech.model.config),
+            generation=json.loads(self.speech.model.generation_config.to_json_string()),
+            augment=config.augment.model_dump(mode="json") if augmented else None,
+            seed=config.runtime.seed if augmented else None,
+            items=[[clips.clips[i].identity, clips.clips[i].language, view] for i, view in items],
+        )
+
+        def compute(rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+            full = self.speech.max_context_s
+            size = max(1, int(config.evaluation.batch_seconds / full))
+            by_language: dict[str | None, list[int]] = defaultdict(list)
+            for row in rows:
+                by_language[clips.clips[items[row][0]].language].append(row)
+            for chosen in by_language.values():
+                engine = self._engine(clips.clips[items[chosen[0]][0]])
+                for start in range(0, len(chosen), size):
+                    part = chosen[start : start + size]
+                    waves = []
+                    for row in part:
+                        index, view = items[row]
+                        wave = clips.clips[index].samples()
+                        if augmented:
+                            wave, _ = self._augmenter.waveform(wave, self._view_rng(index, view))
+                        waves.append(wave)
+                    yield from zip(part, self._source_output(engine, waves), strict=True)
+
+        return cached_features(name, key, estimates, compute, dtype="float32")
+
+    @torch.inference_mode()
+    def _source_output(self, engine: TorchWhisper, waves: list[np.ndarray]) -> Iterator[np.ndarray]:
+        speech, full = engine.speech, self.speech.max_context_s
+        found = engine.decode(waves, full)
+        prompt, end = speech.prompt(timestamps=False), self.model.config.eos_token_id
+        features = speech.features(waves, full).to(engine.device)
+        length = max(len(h.tokens) for h in found) + 1
+        inputs = torch.full((len(found), len(prompt) + length - 1), end)
+        for row, hypothesis in enumerate(found):
+            tokens = torch.tensor([*prompt, *hypothesis.tokens])
+            inputs[row, : len(tokens)] = tokens
+        states = speech.model.model.decoder(
+            input_ids=inputs.to(engine.device),
+            encoder_hidden_states=encode_whisper(speech.model, features),
+        ).last_hidden_state[:, len(prompt) - 1 :]
+        scores = speech.model.proj_out(states).float().log_softmax(-1)
+        best, ids = scores.topk(_KEPT)
+        for row, hypothesis in enumerate(found):
+            places = len(hypothesis.tokens) + 1
+            target = torch.tensor([*hypothesis.tokens, end], device=ids.device)[:, None]
+            row_ids, row_best = ids[row, :places], best[row, :places]
+            # The greedy token first: suppressed tokens can be more probable.
+            others = row_ids != target
+            order = others.to(torch.int8).argsort(dim=-1, stable=True)
+            row_ids, row_best = row_ids.gather(1, order), row_best.gather(1, order)
+            row_ids[:, :1] = target
+            row_best[:, :1] = scores[row, :places].gather(1, target)
+            doubt = torch.full_like(row_best, float(self._is_doubtful(hypothesis, waves[row])))
+            yield torch.stack([row_ids.float(), row_best.clamp(min=-100), doubt]).cpu().numpy()
+
+    def _is_doubtful(self, hypothesis: Hypothesis, wave: np.ndarray) -> bool:
+        reason = rejection(hypothesis, len(wave) / SAMPLE_RATE)
+        return reason not in (None, "empty")  # that nothing is said can be learnt
+
+    # --- training -----------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        parts = [f"{clip.identity} {clip.language}" for clip in self.train.clips]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def epoch(self, epoch: int) -> Sequence[int]:
+        """The clips that the source reads without doubt."""
+        return self._usable
+
+    def prepare(  # type: ignore[override]
+        self, batch: Sequence[int], share: slice, epoch: int
+    ) -> list[ShortBatch]:
+        """Micro-batches of one context and language each."""
+        assert self._told is not None
+        groups: dict[tuple[float, str | None], list[tuple[np.ndarray, np.ndarray]]]
+        groups = defaultdict(list)
+        view = epoch % self._views
+        for index in batch[share]:
+            clip = self.train.clips[index]
+            wave = clip.samples()
+            if self._augmenter.is_active:
+                wave, _ = self._augmenter.waveform(wave, self._view_rng(index, view))
+            context = self.speech.context_s(len(wave) / SAMPLE_RATE, shortest=0)
+            rng = np.random.default_rng([self._config.runtime.seed, epoch, index])
+            full = self.speech.max_context_s
+            wider = longer_context_s(context, full) or full
+            if rng.random() < _LONGER and wider < full:
+                context = wider
+            told = self._told[index * self._views + view]
+            groups[context, clip.language].append((wave, told))
+        batches = []
+        for (context, language), examples in sorted(groups.items(), key=lambda g: str(g[0])):
+            prompt = self.speech.prompt(timestamps=False, language=language)
+            size = max(1, int(self._config.train.batch_seconds / context + 1e-6))
+            for start in range(0, len(examples), size):
+                batches.append(self._short_batch(examples[start : start + size], context, prompt))
+        return batches
+
+    def _short_batch(
+        self, examples: list[tuple[np.ndarray, np.ndarray]], context: float, prompt: list[int]
+    ) -> ShortBatch:
+        length = max(told.shape[1] for _, told in examples)
+        shape = (len(examples), length, _KEPT)
+        ids, logprobs = torch.full(shape, -1), torch.zeros(shape)
+        end = int(self.model.config.eos_token_id)
+        inputs = torch.full((len(examples), len(prompt) + length - 1), end)
+        inputs[:, : len(prompt)] = torch.tensor(prompt)
+        for row, (_, told) in enumerate(examples):
+            places = told.shape[1]
+            ids[row, :places] = torch.from_numpy(told[0].astype(np.int64))
+            logprobs[row, :places] = torch.from_numpy(told[1].copy())
+            inputs[row, len(prompt) : len(prompt) + places - 1] = ids[row, : places - 1, 0]
+        features = self.speech.features([wave for wave, _ in examples], context)
+        return ShortBatch(features, inputs, len(prompt) - 1, ids, logprobs)
+
+    def weight(self, micro: ShortBatch) -> float:  # type: ignore[override]
+        """Number of tokens."""
+        return float((micro.ids[..., 0] >= 0).sum())
+
+    def split(self, micro: ShortBatch) -> list[ShortBatch]:  # type: ignore[override]
+        """Two halves of the clips."""
+        half = len(micro.features) // 2
+        if not half:
+            return [micro]
+        return [
+            ShortBatch(
+                micro.features[part],
+                micro.inputs[part],
+                micro.first,
+                micro.ids[part],
+                micro.logprobs[part],
+            )
+            for part in (slice(None, half), slice(half, None))
+        ]
+
+    def loss(self, micro: ShortBatch, device: torch.device) -> torch.Tensor:  # type: ignore[override]
+        """KL divergence from the source's distribution and cross-entropy of its tokens, summed."""
+        hidden = encode_whisper(self.model, micro.features.to(device))
+        logits = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            decoder_input_ids=micro.inputs.to(device),
+            use_cache=False,
+        ).logits[:, micro.first :]
+        ids, told = micro.ids.to(device), micro.logprobs.to(device)
+        shown = ids[..., 0] >= 0
+        ids, told, scores = ids[shown], told[shown], logits[shown].float().log_softmax(-1)
+        own = scores.gather(1, ids)
+        divergence = functional.kl_div(own, told.log_softmax(-1), reduction="sum", log_target=True)
+        return divergence - _CROSS_ENTROPY * own[:, 0].sum()
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter, beside the source's weights where those have no public place."""
+        self.speech.save(folder, self.form, self.adapted)
+
+    # --- evaluation ---------------------------------------------------------------------------
+
+    def score(self, clips: ClipSet, device: torch.device) -> SpeechScore:
+        """Score clips as they are read after training."""
+        return self._summary(self._score(clips.clips, device, self.speech.shortest_context_s))
+
+    def _score(
+        self, clips: Sequence[Clip], device: torch.device, shortest_context_s: float
+    ) -> list[ClipScore]:
+        by_language: dict[str | None, list[int]] = defaultdict(list)
+        for index, clip in enumerate(clips):
+            by_language[clip.language].append(index)
+        scores: dict[int, ClipScore] = {}
+        for indices in by_language.values():
+            recognizer = Recognizer(
+                self._engine(clips[indices[0]]),
+                batch_seconds=self._config.evaluation.batch_seconds,
+                shortest_context_s=shortest_context_s,
+            )
+            found = recognizer.transcribe([clips[index].samples() for index in indices])
+            for index, hypothesis in zip(indices, found, strict=True):
+                text = clips[index].text
+                scores[index] = score_clip(text, hypothesis.text, self._normalize)
+        return [scores[index] for index in range(len(clips))]
+
+    def measure_margin(self, device: torch.device) -> float:
+        """Set the smallest context beyond the clip that reads as well as larger ones."""
+        assert self.speech.short is not None
+        rates = []
+        for margin in _MARGINS_S:
+            self.speech.short.margin_s = margin
+            records = self._score(self.validation.clips, device, 0.0)
+            rates.append(self.summarize(records)[self.metric])
+        best = min(rates)
+        chosen = next(i for i, rate in enumerate(rates) if rate <= best + _MARGIN_GAIN)
+        self.speech.short.margin_s = _MARGINS_S[chosen]
+        return _MARGINS_S[chosen]

