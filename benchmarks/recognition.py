@@ -5,9 +5,9 @@
         --reference desk_10min.json --set ljspeech=ljspeech --set grid=grid_s1/validation \
         --noise noise --run runs/site --run-data grid_s1/validation
 
-- speed: `mmtransfer monitor` and faster-whisper on the same recording, the same weights in int8, the
-  same number of threads, each as a process of its own, start-up included, in turn `--repeats` times;
-  the smallest of each counts. Both have run once before, so that both have what they cache.
+- speed: `mmtransfer monitor` and faster-whisper on the same recording, the same weights in int8,
+  the same number of threads, each as a process of its own, start-up included, in turn `--repeats`
+  times; the smallest of each counts. Both have run once before, so both have what they cache.
 - accuracy: every set read in full contexts by the source's own weights, and in short contexts, as
   they are and with noise at 10 dB; and the share of clips that were read again.
 - hallucination: words on ten minutes of the noise and of silence.

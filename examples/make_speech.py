@@ -16,6 +16,9 @@ Run::
     python examples/make_speech.py --shards shards/package --voices kokoro-js/package/voices \
         --work tts-work --clips grid_s1/train --out speech --language en
     python examples/make_speech.py ... --out speech-zh --language zh
+
+With ``--single`` the clips are single utterances with transcripts: general speech to rehearse while
+a model learns a narrow domain, or with ``--held-out`` to judge one.
 """
 
 from __future__ import annotations
@@ -273,20 +276,23 @@ def main() -> None:
     parser.add_argument("--neural", type=int, default=240, help="sentences of neural voices")
     parser.add_argument("--other", type=int, default=240, help="sentences of simpler voices")
     parser.add_argument("--segments", type=int, default=500)
-    parser.add_argument("--judge", action="store_true", help="held-out voices, clean, one each")
+    parser.add_argument(
+        "--single", action="store_true", help="one quiet utterance a clip, with its transcript"
+    )
+    parser.add_argument("--held-out", action="store_true", help="voices and texts never trained on")
     args = parser.parse_args()
 
-    rng = np.random.default_rng([SEED, args.language == "zh", args.judge])
+    rng = np.random.default_rng([SEED, args.language == "zh", args.held_out])
     voices = Voices(args.shards, args.voices, args.work, args.language)
     neural = voices.neural
-    if args.judge:
+    if args.held_out:
         prefix = "z" if args.language == "zh" else ("a", "b")
         neural = sorted(v for v in HELD_OUT_VOICES if v.startswith(prefix))
     count = args.neural + args.other
     texts = (
         mandarin_sentences(rng, count)
         if args.language == "zh"
-        else english_sentences(rng)[-count if args.judge else 0 :][:count]
+        else english_sentences(rng)[-count if args.held_out else 0 :][:count]
     )
     lines: list[tuple[Audio, str, str]] = []
     for number, text in enumerate(texts):
@@ -305,11 +311,13 @@ def main() -> None:
     with (args.out / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["file_name", "transcription", "group", "language"])
-        for number in range(len(lines) if args.judge else args.segments):
+        for number in range(len(lines) if args.single else args.segments):
             own = np.random.default_rng([SEED, number])
-            if args.judge:
+            if args.single:
                 chosen = [number]
                 audio = np.pad(lines[number][0], int(0.25 * RATE))
+                if own.random() < 0.3 and not args.held_out:
+                    audio = (0.1 * unit(narrow_band(audio))).astype(np.float32)
             elif own.random() < 0.03:
                 chosen = []
                 noise = background(own, int(own.uniform(1, 6) * RATE), said)
@@ -320,7 +328,7 @@ def main() -> None:
                 audio = segment(own, [lines[i][0] for i in chosen], said)
             name = f"{number:04d}.ogg"
             write_audio(args.out / name, audio)
-            text = " ".join(lines[i][1] for i in chosen) if args.judge else ""
+            text = " ".join(lines[i][1] for i in chosen) if args.single else ""
             rows.writerow([name, text, lines[chosen[0]][2] if chosen else "noise", args.language])
 
 
