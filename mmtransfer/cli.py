@@ -116,6 +116,9 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         "JSONL or Parquet file, or Hub dataset",
     )
     evaluate.add_argument("--language", help="ISO code, for multilingual models")
+    evaluate.add_argument("--text-column", help="column with the text or transcript")
+    evaluate.add_argument("--label-column", default="label", help="column with the class")
+    evaluate.add_argument("--target-column", default="target", help="column with the target")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.set_defaults(run=_evaluate)
 
@@ -316,8 +319,15 @@ def _metric_name(metric: str) -> str:
 def _evaluate(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
     from mmtransfer import runs
+    from mmtransfer.config import Config, DataConfig
 
-    result = runs.evaluate(arguments.model, arguments.data, language=arguments.language)
+    data = DataConfig(
+        language=arguments.language,
+        text_column=arguments.text_column,
+        label_column=arguments.label_column,
+        target_column=arguments.target_column,
+    )
+    result = runs.evaluate(arguments.model, arguments.data, config=Config(data=data))
     if arguments.json:
         print(json.dumps(result))
         return 0
@@ -401,6 +411,10 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 
 def _monitor(arguments: argparse.Namespace) -> int:
+    # Recognition has threads of its own; those of NumPy's matrix products, whose number is read
+    # when it is imported, would stand in their way.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _quiet_libraries()
     from mmtransfer.audio import MediaError, open_media
     from mmtransfer.monitoring.sinks import (
         FileSink,
@@ -414,9 +428,6 @@ def _monitor(arguments: argparse.Namespace) -> int:
     check_outputs(outputs)
     for video in arguments.videos:  # before the model is loaded, which takes seconds
         open_media(video).close()
-    # Recognition has threads of its own; those of matrix products would stand in their way.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    _quiet_libraries()
     from mmtransfer.decoding import DecodingOptions
     from mmtransfer.monitoring import load_monitor
 

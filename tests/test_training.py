@@ -58,6 +58,13 @@ def test_epochs_differ_and_batches_hold_like_lengths():
     assert waste < 0.1 * sum(lengths)
 
 
+def test_batches_of_a_small_set_differ_between_epochs():
+    lengths = list(np.random.default_rng(0).uniform(1, 15, 40))
+    plans = [plan_epoch(lengths, 60, seed=0, epoch=epoch) for epoch in range(2)]
+    first, second = ({frozenset(batch) for batch in plan} for plan in plans)
+    assert len(first & second) < len(first) / 2
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
@@ -256,6 +263,20 @@ def test_early_stopping_and_the_best_weights(data, random_whisper, tmp_path):
     assert result.early_stopped
     assert (result.steps, result.best_step, result.best) == (10, 4, 0.5)
     torch.testing.assert_close(trainer.task.model.proj_out.weight, kept[4])
+
+
+def test_equal_scores_are_told_apart_by_the_second_metric(data, random_whisper, tmp_path):
+    """On a small validation set many weights score the same."""
+    trainer = make_trainer(data, random_whisper, tmp_path / "run")
+    scripted = iter([(0.5, 0.3), (0.5, 0.2), (0.5, 0.4), (0.4, 0.9), (0.4, 0.9)])
+    trainer.evaluate = lambda: dict(zip(("wer", "cer"), next(scripted), strict=True))
+    best = []
+    for step in range(1, 6):
+        trainer.state.step = step
+        trainer._evaluate_and_keep_best()
+        best.append(trainer.state.best_step)
+    assert best == [1, 2, 2, 4, 4]
+    assert trainer.state.evaluations_since_best == 1
 
 
 def test_a_context_is_safe_only_if_the_source_domain_is_read_as_well(
