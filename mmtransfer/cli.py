@@ -429,7 +429,7 @@ def _monitor(arguments: argparse.Namespace) -> int:
     for video in arguments.videos:  # before the model is loaded, which takes seconds
         open_media(video).close()
     from mmtransfer.decoding import DecodingOptions
-    from mmtransfer.monitoring import load_monitor
+    from mmtransfer.monitoring import Transcript, load_monitor
 
     monitor = load_monitor(
         arguments.model,
@@ -441,25 +441,27 @@ def _monitor(arguments: argparse.Namespace) -> int:
         options=DecodingOptions(arguments.beam, arguments.words, arguments.prompt),
     )
     shared: dict[Path, FileSink] = {}
-    failures: list[str] = []
-    several = len(arguments.videos) > 1
+    sinks: dict[str, list[Sink]] = {}
+    for video in arguments.videos:
+        sinks[video] = []
+        if not arguments.quiet:
+            sinks[video].append(StandardOutput(name_source=len(arguments.videos) > 1))
+        for output in outputs:
+            path = output_path(output, video, arguments.videos)
+            if path not in shared:
+                shared[path] = FileSink(path)
+            sinks[video].append(shared[path])
+    failures = 0
     try:
-        for video in arguments.videos:
-            sinks: list[Sink] = []
-            if not arguments.quiet:
-                sinks.append(StandardOutput(name_source=several))
-            for output in outputs:
-                path = output_path(output, video, arguments.videos)
-                if path not in shared:
-                    shared[path] = FileSink(path)
-                sinks.append(shared[path])
-            try:
-                for transcript in monitor.transcribe(video):
-                    for sink in sinks:
-                        sink.write(transcript)
-            except MediaError as error:  # one cut file does not keep the others waiting
-                failures.append(str(error))
-                print(f"mmtransfer: error: {error}", file=sys.stderr)
+        for item in monitor.watch(arguments.videos):
+            if isinstance(item, Transcript):
+                for sink in sinks[item.source]:
+                    sink.write(item)
+            elif isinstance(item.error, MediaError):  # the other recordings go on
+                failures += 1
+                print(f"mmtransfer: error: {item.error}", file=sys.stderr)
+            elif item.error is not None:
+                raise item.error
     finally:
         for file_sink in shared.values():
             file_sink.close()

@@ -19,7 +19,7 @@ from mmtransfer.decoding import Hypothesis
 from mmtransfer.errors import UserError
 from mmtransfer.evaluation import get_normalizer, score_clip
 from mmtransfer.monitoring import Monitor, Transcript
-from mmtransfer.monitoring.pipeline import _Job, _next_batch
+from mmtransfer.monitoring.pipeline import FairQueue, SourceEnd, _Job
 from mmtransfer.monitoring.sinks import FileSink, check_outputs, clock, line, output_path
 from mmtransfer.recognition import Recognizer
 from mmtransfer.segments import Segment
@@ -124,13 +124,17 @@ class FakeEngine:
         return [Hypothesis(self._texts(context_s), (1,), -0.1, 0.0, context_s) for _ in clips]
 
 
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+
 def fake_monitor(*arguments, **options):
     engine = FakeEngine(*arguments, **options)
     return Monitor(Recognizer(engine)), engine
 
 
 def test_transcripts_come_in_order_and_in_batches_of_one_context():
-    monitor, engine = fake_monitor(delay=0.2)
+    monitor, engine = fake_monitor(delay=0.6)
     found = list(monitor.transcribe(VIDEO))
     starts = [t.start for t in found]
     assert starts == sorted(starts)
@@ -142,20 +146,69 @@ def test_transcripts_come_in_order_and_in_batches_of_one_context():
     assert monitor.stats.audio_s == pytest.approx(120, abs=1)
 
 
-@given(
-    st.lists(st.sampled_from([1.0, 2.0, 3.0]), min_size=1, max_size=40),
-)
-def test_no_segment_waits_behind_later_ones_of_another_length(contexts):
-    waiting = [_Job(n, Segment(0, 1, np.zeros(1, np.float32)), c) for n, c in enumerate(contexts)]
-    taken = []
+def job(camera, number, context_s, **options):
+    return _Job(camera, number, Segment(0, 1, np.zeros(1, np.float32)), context_s, **options)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([1.0, 2.0, 3.0])), min_size=1))
+def test_every_segment_is_taken_once_and_a_sources_first_is_never_passed_over(given_jobs):
+    waiting, left = FairQueue(), []
+    for number, (camera, context) in enumerate(given_jobs):
+        left.append(job(camera, number, context))
+        waiting.add(left[-1])
     while waiting:
-        first = waiting[0].number
-        batch = _next_batch(waiting)
-        assert batch[0].number == first
-        assert len({job.context_s for job in batch}) == 1
+        batch = waiting.take()
+        first = [next(j for j in left if j.camera == camera) for camera in {j.camera for j in left}]
+        assert batch[0] in first
+        assert len({j.context_s for j in batch}) == 1
         assert len(batch) <= 8
-        taken += [job.number for job in batch]
-    assert sorted(taken) == list(range(len(contexts)))
+        left = [j for j in left if j not in batch]
+    assert not left
+
+
+def test_a_talkative_source_does_not_delay_quiet_ones():
+    """One source with a burst of two hundred segments, seven with one each now and then."""
+    waiting = FairQueue()
+    for number in range(200):
+        waiting.add(job(0, number, 2.0 + number % 4))
+    for _ in range(3):
+        waiting.take()
+    for camera in range(1, 8):
+        waiting.add(job(camera, 0, 10.0 + camera))  # lengths that share no batch
+    taken = [j.camera for _ in range(14) for j in waiting.take()]
+    # The quiet ones' clocks stand where the talkative one's does, so all come at once.
+    assert set(range(1, 8)) <= set(taken)
+    # Having been silent earns no credit for later.
+    for number in range(1, 20):
+        waiting.add(job(3, number, 5.0))
+    cameras = [[j.camera for j in waiting.take()] for _ in range(4)]
+    assert any(0 in batch for batch in cameras)
+
+
+def test_a_repeat_goes_before_what_came_after_it():
+    waiting = FairQueue()
+    waiting.add(job(0, 1, 2.0))
+    waiting.add(job(0, 0, 8.0, is_repeat=True))
+    assert [j.number for j in waiting.take()] == [0]
+
+
+def test_several_recordings_are_read_side_by_side(cut_video):
+    monitor, engine = fake_monitor(delay=0.02)
+    items = list(monitor.watch([VIDEO, cut_video, EXAMPLE / "monitor.mp4"]))
+    ends = [item for item in items if isinstance(item, SourceEnd)]
+    assert [type(end.error) for end in ends].count(TruncatedMediaError) == 1
+    assert len(ends) == 3
+    alone = [(t.start, t.text) for t in fake_monitor()[0].transcribe(VIDEO)]
+    found = [(t.start, t.text) for t in items if isinstance(t, Transcript)]
+    first = [t for t in items if isinstance(t, Transcript) and t.source == str(VIDEO)]
+    starts = [t.start for t in first]
+    # The same file twice: each in order, together every segment twice.
+    assert len(starts) == 2 * len(alone)
+    assert sorted(starts) == sorted([start for start, _ in alone] * 2)
+    assert len(found) > len(starts)
+    # Segments of several recordings share batches.
+    assert sum(size for size, _ in engine.calls) == len(found)
+    assert not readers()
 
 
 def test_a_failing_recogniser_ends_the_run_with_its_error():
@@ -163,7 +216,7 @@ def test_a_failing_recogniser_ends_the_run_with_its_error():
     engine.decode = lambda clips, context_s: 1 / 0
     with pytest.raises(ZeroDivisionError):
         list(monitor.transcribe(VIDEO))
-    assert not any(t.name == "reader" for t in threading.enumerate())
+    assert not readers()
 
 
 def test_the_first_transcript_does_not_wait_for_the_end():
@@ -175,9 +228,11 @@ def test_the_first_transcript_does_not_wait_for_the_end():
     stream.close()
     assert read_by_then < 119
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and any(t.name == "reader" for t in threading.enumerate()):
+    while time.monotonic() < deadline and any(
+        t.name.startswith("reader") for t in threading.enumerate()
+    ):
         time.sleep(0.05)
-    assert not any(t.name == "reader" for t in threading.enumerate())
+    assert not readers()
 
 
 def test_a_doubtful_segment_is_decoded_again_with_longer_contexts():

@@ -3,6 +3,7 @@
 from mmtransfer.monitoring.pipeline import (
     Monitor,
     MonitorStats,
+    SourceEnd,
     Transcript,
     load_monitor,
     monitor,
@@ -14,6 +15,7 @@ __all__ = [
     "MonitorStats",
     "Segment",
     "SegmenterSettings",
+    "SourceEnd",
     "Transcript",
     "load_monitor",
     "monitor",

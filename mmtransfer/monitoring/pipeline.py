@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,12 @@ class MonitorStats:
     """Segments decoded again in longer contexts, because a guard objected."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Segments without text, by reason."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add_audio(self, seconds: float) -> None:
+        """Count audio; from any source's thread."""
+        with self._lock:
+            self.audio_s += seconds
 
     @property
     def real_time_factor(self) -> float:
@@ -67,23 +73,90 @@ class MonitorStats:
         return self.wall_s / self.audio_s if self.audio_s else 0.0
 
 
+@dataclass(frozen=True)
+class SourceEnd:
+    """Nothing more will come from a source."""
+
+    source: str
+    error: Exception | None
+    """Why it ended before its time; what came before is transcribed."""
+
+
 @dataclass(eq=False)  # jobs are told apart by identity
 class _Job:
     """A segment on its way through the recogniser."""
 
+    camera: int
+    """Number of its source."""
     number: int
-    """Place in the output."""
+    """Place in the source's output."""
     segment: Segment
     context_s: float
     is_repeat: bool = False
 
 
+class FairQueue:
+    """Segments that wait, of all sources; a busy source does not delay the others beyond its share.
+
+    Each source has a clock that advances by the audio decoded for it, and the source that is
+    furthest behind comes first (start-time fair queueing, Goyal et al. 1996). A batch is filled up
+    with segments of the same context, of whatever source.
+    """
+
+    def __init__(self, batch: int = _BATCH_SEGMENTS):
+        self._batch = batch
+        self._waiting: dict[int, list[_Job]] = {}
+        self._clock: dict[int, float] = {}
+        self._now = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, job: _Job) -> None:
+        """Put a segment behind those of its source; one to be decoded again before them."""
+        if job.camera not in self._waiting:
+            # Time in which a source had nothing to say is no credit.
+            self._clock[job.camera] = max(self._clock.get(job.camera, 0.0), self._now)
+        jobs = self._waiting.setdefault(job.camera, [])
+        jobs.insert(0 if job.is_repeat else len(jobs), job)
+
+    def take(self) -> list[_Job]:
+        """The next batch: the first segment of the source furthest behind, and others that share
+        its context.
+        """
+        order = sorted(self._waiting, key=lambda camera: (self._clock[camera], camera))
+        self._now = self._clock[order[0]]
+        context = self._waiting[order[0]][0].context_s
+        batch: list[_Job] = []
+        for camera in order:
+            for job in [job for job in self._waiting[camera] if job.context_s == context]:
+                if len(batch) == self._batch:
+                    break
+                self._waiting[camera].remove(job)
+                self._clock[camera] += context
+                batch.append(job)
+            if not self._waiting[camera]:
+                del self._waiting[camera]
+        return batch
+
+
+@dataclass
+class _Output:
+    """What a source's segments became, put back into order."""
+
+    room: threading.Semaphore
+    count: int = 0
+    emitted: int = 0
+    done: dict[int, Transcript | None] = field(default_factory=dict)
+    end: SourceEnd | None = None
+
+
 class Monitor:
     """Transcribes recordings with one recogniser.
 
-    A thread reads, finds speech and cuts segments, while the recogniser's workers decode what has
-    been cut, in batches of one context. A bounded number of segments is in work, so memory does
-    not grow with length.
+    A thread for each source reads, finds speech and cuts segments, while the recogniser's workers
+    decode what has been cut, in batches of one context. A bounded number of segments is in work,
+    so memory does not grow with length.
     """
 
     def __init__(self, recognizer: Recognizer, settings: SegmenterSettings | None = None):
@@ -97,103 +170,128 @@ class Monitor:
         Raises:
             MediaError: unusable from the start, or cut (after the transcripts of all there is).
         """
-        # Everything that happens, in one queue: a segment, a decoded batch, the end of reading.
-        events: queue.Queue[Segment | Future[list[Hypothesis]] | _End] = queue.Queue()
-        room = threading.Semaphore(_WAITING_SEGMENTS)
+        for item in self.watch([source]):
+            if isinstance(item, Transcript):
+                yield item
+            elif item.error is not None:
+                raise item.error
+
+    def watch(self, sources: Sequence[str | Path]) -> Iterator[Transcript | SourceEnd]:
+        """Transcripts of several recordings read side by side, each source's in order, and the end
+        of each source.
+        """
+        names = [str(source) for source in sources]
+        # Everything that happens, in one queue: a segment, the end of a source, a decoded batch.
+        events: queue.Queue[tuple[int, Segment | SourceEnd] | Future[list[Hypothesis]]]
+        events = queue.Queue()
         stopping = threading.Event()
-        started = time.monotonic()
-        reader = threading.Thread(
-            target=self._read, args=(source, events, room, stopping), name="reader", daemon=True
-        )
+        room = max(_BATCH_SEGMENTS, _WAITING_SEGMENTS // max(1, len(names)))
+        outputs = [_Output(threading.Semaphore(room)) for _ in names]
+        readers = [
+            threading.Thread(
+                target=self._read,
+                args=(camera, name, events, outputs[camera].room, stopping),
+                name=f"reader {name}",
+                daemon=True,
+            )
+            for camera, name in enumerate(names)
+        ]
         workers = self._recognizer.engine.workers
         pool = ThreadPoolExecutor(workers, thread_name_prefix="recognizer")
-        waiting: list[_Job] = []
+        waiting = FairQueue()
         running: dict[Future[list[Hypothesis]], list[_Job]] = {}
-        done: dict[int, Transcript | None] = {}
-        count = emitted = 0
-        end: _End | None = None
-        reader.start()
+        open_sources = len(names)
+        started = time.monotonic()
+        for reader in readers:
+            reader.start()
         try:
-            while end is None or emitted < count:
+            while open_sources:
                 event = events.get()
                 while True:  # all that has happened, so that batches are as full as they can be
-                    if isinstance(event, Segment):
-                        context = self._recognizer.context_s(event.samples)
-                        waiting.append(_Job(count, event, context))
-                        count += 1
-                    elif isinstance(event, Future):
+                    if isinstance(event, Future):
                         for job, hypothesis in zip(running.pop(event), event.result(), strict=True):
-                            self._settle(str(source), job, hypothesis, waiting, done)
+                            again = self._settle(job, hypothesis, names, outputs)
+                            if again is not None:
+                                waiting.add(again)
                     else:
-                        end = event
+                        camera, item = event
+                        if isinstance(item, Segment):
+                            context = self._recognizer.context_s(item.samples)
+                            waiting.add(_Job(camera, outputs[camera].count, item, context))
+                            outputs[camera].count += 1
+                        else:
+                            outputs[camera].end = item
                     try:
                         event = events.get_nowait()
                     except queue.Empty:
                         break
                 while waiting and len(running) < workers:
-                    batch = _next_batch(waiting)
+                    batch = waiting.take()
                     clips = [job.segment.samples for job in batch]
                     future = pool.submit(self._recognizer.decode, clips, batch[0].context_s)
                     running[future] = batch
                     future.add_done_callback(events.put)
-                while emitted in done:
-                    transcript = done.pop(emitted)
-                    emitted += 1
-                    room.release()
-                    if transcript is not None:
-                        self.stats.segments += 1
-                        yield transcript
+                for output in outputs:
+                    while output.emitted in output.done:
+                        transcript = output.done.pop(output.emitted)
+                        output.emitted += 1
+                        output.room.release()
+                        if transcript is not None:
+                            self.stats.segments += 1
+                            yield transcript
+                    if output.end is not None and output.emitted == output.count:
+                        end, output.end = output.end, None
+                        open_sources -= 1
+                        yield end
         finally:
             stopping.set()
             # A thread inside native code when the interpreter exits would abort the process.
             pool.shutdown(wait=True, cancel_futures=True)
-            reader.join(_READER_EXIT_S)
+            deadline = time.monotonic() + _READER_EXIT_S
+            for reader in readers:
+                reader.join(max(0.0, deadline - time.monotonic()))
             self.stats.wall_s += time.monotonic() - started
-        if end.error is not None:
-            raise end.error
 
     def _settle(
-        self,
-        source: str,
-        job: _Job,
-        hypothesis: Hypothesis,
-        waiting: list[_Job],
-        done: dict[int, Transcript | None],
-    ) -> None:
-        """Keep the text, drop it, or have the segment decoded again in a longer context."""
+        self, job: _Job, hypothesis: Hypothesis, names: list[str], outputs: list[_Output]
+    ) -> _Job | None:
+        """Keep the text or drop it; or the job of decoding it again in a longer context."""
         segment = job.segment
         reason = rejection(hypothesis, segment.end - segment.start)
         longer = self._recognizer.longer_context_s(hypothesis.context_s)
         if reason is not None and longer is not None:
             self.stats.repeated += not job.is_repeat
-            waiting.insert(0, _Job(job.number, segment, longer, is_repeat=True))
-        elif reason is not None:
+            return _Job(job.camera, job.number, segment, longer, is_repeat=True)
+        transcript = None
+        if reason is None:
+            transcript = _transcript(names[job.camera], segment, hypothesis)
+        else:
             self.stats.rejected[reason] += 1
             logger.debug("%.1f s: rejected (%s): %s", segment.start, reason, hypothesis.text)
-            done[job.number] = None
-        else:
-            done[job.number] = _transcript(source, segment, hypothesis)
+        outputs[job.camera].done[job.number] = transcript
+        return None
 
     def _read(
         self,
-        source: str | Path,
+        camera: int,
+        source: str,
         events: queue.Queue[Any],
         room: threading.Semaphore,
         stopping: threading.Event,
     ) -> None:
         segmenter = Segmenter(self._settings)
-        error: BaseException | None = None
+        error: Exception | None = None
 
         def put(segment: Segment) -> None:
             while not room.acquire(timeout=0.2):
                 if stopping.is_set():
                     return
-            events.put(segment)
+            events.put((camera, segment))
 
         try:
             try:
                 for block in stream_audio(source):
-                    self.stats.audio_s += len(block) / SAMPLE_RATE
+                    self.stats.add_audio(len(block) / SAMPLE_RATE)
                     for segment in segmenter.feed(block):
                         put(segment)
                     if stopping.is_set():
@@ -204,23 +302,7 @@ class Monitor:
                 put(segment)
         except Exception as problem:
             error = problem
-        events.put(_End(error))
-
-
-@dataclass(frozen=True)
-class _End:
-    """Nothing more will be read."""
-
-    error: BaseException | None
-
-
-def _next_batch(waiting: list[_Job]) -> list[_Job]:
-    """Take the first job and those that share its context, so that none waits behind later ones."""
-    context = waiting[0].context_s
-    batch = [job for job in waiting if job.context_s == context][:_BATCH_SEGMENTS]
-    for job in batch:
-        waiting.remove(job)
-    return batch
+        events.put((camera, SourceEnd(source, error)))
 
 
 def load_monitor(
