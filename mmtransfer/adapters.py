@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ def add_adapter(model: Any, settings: dict[str, Any], *, model_id: str | None = 
         config = get_peft_config({"peft_type": kind, "task_type": None, **arguments})
         # The base's public name, not the folder of this machine that it was loaded from.
         config.base_model_name_or_path = model_id
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # It names the folder of this machine that the base lies in.
+            warnings.filterwarnings("ignore", message=".*was renamed from.*")
+            adapted = get_peft_model(model, config)
     except (TypeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"adapter {settings}: {reason}") from None

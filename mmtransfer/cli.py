@@ -187,6 +187,11 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         help="shortest encoder context, or 'full'; by default what is stored with the model",
     )
     monitor.add_argument("--threads", type=_count, default=0, help="CPU threads; 0 uses every core")
+    monitor.add_argument(
+        "--journal",
+        metavar="DIR",
+        help="write everything there first; started again with it, go on where it stopped",
+    )
     monitor.add_argument("--quiet", action="store_true", help="print no transcript lines")
     monitor.set_defaults(run=_monitor)
 
@@ -452,8 +457,18 @@ def _monitor(arguments: argparse.Namespace) -> int:
                 shared[path] = FileSink(path)
             sinks[video].append(shared[path])
     failures = 0
+    journal = None
+    # As for Ctrl-C: what is decoded is written, and a journal goes on from there.
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        for item in monitor.watch(arguments.videos):
+        if arguments.journal:
+            journal = _open_journal(arguments)
+            for line in journal.lines():  # the files hold what was heard before, too
+                if "text" in line and line["source"] in sinks:
+                    for sink in sinks[line["source"]]:
+                        if isinstance(sink, FileSink):
+                            sink.write(Transcript(**line))
+        for item in monitor.watch(arguments.videos, journal=journal):
             if isinstance(item, Transcript):
                 for sink in sinks[item.source]:
                     sink.write(item)
@@ -463,10 +478,28 @@ def _monitor(arguments: argparse.Namespace) -> int:
             elif item.error is not None:
                 raise item.error
     finally:
+        if journal is not None:
+            journal.close()
         for file_sink in shared.values():
             file_sink.close()
         _print_summary(monitor.stats)
     return 2 if failures else 0
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _open_journal(arguments: argparse.Namespace) -> Any:
+    from mmtransfer.monitoring.journal import Journal, camera_names
+    from mmtransfer.sources import model_digest
+
+    return Journal(
+        arguments.journal,
+        model=arguments.model,
+        model_digest=model_digest(arguments.model),
+        sources=camera_names(arguments.videos),
+    )
 
 
 def _print_summary(stats: Any) -> None:

@@ -221,6 +221,23 @@ def files_digest(paths: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
+def model_digest(source: str, revision: str | None = None) -> str:
+    """Identity of a model by the files that it is loaded from.
+
+    Raises:
+        UserError: not found.
+    """
+    folder, _ = fetch(source, revision)
+    metadata = read_metadata(folder)
+    kind = metadata["task"] if metadata else model_type(source, folder)[0]
+    if kind in ("speech", "whisper"):
+        return files_digest(speech_parts(source, revision).files)
+    folders = {folder}
+    if metadata and metadata["form"] != "full":
+        folders.add(fetch(metadata["base"].source, metadata["base"].revision)[0])
+    return files_digest(p for f in folders for pattern in MODEL_FILES for p in f.glob(pattern))
+
+
 # --- what a checkpoint records -------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ def decode(path):
 
 
 def transcript(text="gate two", start=14.6, end=21.9):
-    return Transcript("a.mp4", start, end, text, -0.1, 0.0, 1.0, 20.0)
+    return Transcript("a.mp4", "a", f"a@{start:.3f}", start, end, text, -0.1, 0.0, 1.0, 20.0)
 
 
 @given(st.floats(0, 200_000), st.sampled_from([1, 3]))

@@ -1,5 +1,6 @@
 """Live transcription of monitoring video: source → voice activity → segments → text → sinks."""
 
+from mmtransfer.monitoring.journal import Journal
 from mmtransfer.monitoring.pipeline import (
     Monitor,
     MonitorStats,
@@ -11,6 +12,7 @@ from mmtransfer.monitoring.pipeline import (
 from mmtransfer.segments import Segment, SegmenterSettings
 
 __all__ = [
+    "Journal",
     "Monitor",
     "MonitorStats",
     "Segment",

@@ -9,13 +9,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmtransfer.audio import SAMPLE_RATE, MediaError, stream_audio
 from mmtransfer.decoding import DecodingOptions, Hypothesis
 from mmtransfer.guards import rejection
+from mmtransfer.monitoring.journal import Journal, camera_names, segment_id
 from mmtransfer.recognition import Recognizer
 from mmtransfer.recognizers import open_recognizer
 from mmtransfer.segments import Segment, Segmenter, SegmenterSettings
@@ -31,6 +32,10 @@ class Transcript:
     """A segment's text with its scores; the fields of a JSON line."""
 
     source: str
+    camera: str
+    """Name of the source, short and unique."""
+    id: str
+    """Name of the segment: the same whenever the same recording is read."""
     start: float
     """Seconds into the recording where speech starts."""
     end: float
@@ -78,6 +83,7 @@ class SourceEnd:
     """Nothing more will come from a source."""
 
     source: str
+    camera: str
     error: Exception | None
     """Why it ended before its time; what came before is transcribed."""
 
@@ -140,14 +146,29 @@ class FairQueue:
         return batch
 
 
+@dataclass(frozen=True)
+class _NoText:
+    """A segment that gives no text, for the journal."""
+
+    camera: str
+    id: str
+    start: float
+    end: float
+    reason: str
+    event: str = "no text"
+
+
 @dataclass
 class _Output:
     """What a source's segments became, put back into order."""
 
     room: threading.Semaphore
+    heard: set[str]
+    """Segments that an earlier session of the monitor has dealt with."""
     count: int = 0
     emitted: int = 0
-    done: dict[int, Transcript | None] = field(default_factory=dict)
+    done: dict[int, Transcript | _NoText | None] = field(default_factory=dict)
+    """By place; None for one heard before."""
     end: SourceEnd | None = None
 
 
@@ -176,31 +197,41 @@ class Monitor:
             elif item.error is not None:
                 raise item.error
 
-    def watch(self, sources: Sequence[str | Path]) -> Iterator[Transcript | SourceEnd]:
+    def watch(
+        self, sources: Sequence[str | Path], *, journal: Journal | None = None
+    ) -> Iterator[Transcript | SourceEnd]:
         """Transcripts of several recordings read side by side, each source's in order, and the end
         of each source.
+
+        With a journal, everything is written there before it is handed out, and what the journal
+        holds already is neither decoded nor handed out again.
         """
-        names = [str(source) for source in sources]
+        cameras = list(camera_names([str(source) for source in sources]).items())
+        heard, ended = journal.heard() if journal is not None else ({}, set())
         # Everything that happens, in one queue: a segment, the end of a source, a decoded batch.
         events: queue.Queue[tuple[int, Segment | SourceEnd] | Future[list[Hypothesis]]]
         events = queue.Queue()
         stopping = threading.Event()
-        room = max(_BATCH_SEGMENTS, _WAITING_SEGMENTS // max(1, len(names)))
-        outputs = [_Output(threading.Semaphore(room)) for _ in names]
-        readers = [
-            threading.Thread(
-                target=self._read,
-                args=(camera, name, events, outputs[camera].room, stopping),
-                name=f"reader {name}",
-                daemon=True,
-            )
-            for camera, name in enumerate(names)
+        room = max(_BATCH_SEGMENTS, _WAITING_SEGMENTS // max(1, len(cameras)))
+        outputs = [
+            _Output(threading.Semaphore(room), heard.get(name, set())) for name, _ in cameras
         ]
+        readers = []
+        for camera, (name, source) in enumerate(cameras):
+            if name in ended:
+                events.put((camera, SourceEnd(source, name, None)))
+                continue
+            arguments = (camera, cameras[camera], events, outputs[camera].room, stopping)
+            readers.append(
+                threading.Thread(
+                    target=self._read, args=arguments, name=f"reader {name}", daemon=True
+                )
+            )
         workers = self._recognizer.engine.workers
         pool = ThreadPoolExecutor(workers, thread_name_prefix="recognizer")
         waiting = FairQueue()
         running: dict[Future[list[Hypothesis]], list[_Job]] = {}
-        open_sources = len(names)
+        open_sources = len(cameras)
         started = time.monotonic()
         for reader in readers:
             reader.start()
@@ -210,17 +241,21 @@ class Monitor:
                 while True:  # all that has happened, so that batches are as full as they can be
                     if isinstance(event, Future):
                         for job, hypothesis in zip(running.pop(event), event.result(), strict=True):
-                            again = self._settle(job, hypothesis, names, outputs)
+                            again = self._settle(job, hypothesis, cameras, outputs)
                             if again is not None:
                                 waiting.add(again)
                     else:
                         camera, item = event
-                        if isinstance(item, Segment):
-                            context = self._recognizer.context_s(item.samples)
-                            waiting.add(_Job(camera, outputs[camera].count, item, context))
-                            outputs[camera].count += 1
+                        output = outputs[camera]
+                        if isinstance(item, SourceEnd):
+                            output.end = item
                         else:
-                            outputs[camera].end = item
+                            if segment_id(cameras[camera][0], item.start) in output.heard:
+                                output.done[output.count] = None
+                            else:
+                                context = self._recognizer.context_s(item.samples)
+                                waiting.add(_Job(camera, output.count, item, context))
+                            output.count += 1
                     try:
                         event = events.get_nowait()
                     except queue.Empty:
@@ -233,15 +268,19 @@ class Monitor:
                     future.add_done_callback(events.put)
                 for output in outputs:
                     while output.emitted in output.done:
-                        transcript = output.done.pop(output.emitted)
+                        found = output.done.pop(output.emitted)
                         output.emitted += 1
                         output.room.release()
-                        if transcript is not None:
+                        if found is not None and journal is not None:
+                            journal.write(asdict(found))
+                        if isinstance(found, Transcript):
                             self.stats.segments += 1
-                            yield transcript
+                            yield found
                     if output.end is not None and output.emitted == output.count:
                         end, output.end = output.end, None
                         open_sources -= 1
+                        if journal is not None and end.camera not in ended:
+                            journal.write(_end_line(end))
                         yield end
         finally:
             stopping.set()
@@ -253,7 +292,11 @@ class Monitor:
             self.stats.wall_s += time.monotonic() - started
 
     def _settle(
-        self, job: _Job, hypothesis: Hypothesis, names: list[str], outputs: list[_Output]
+        self,
+        job: _Job,
+        hypothesis: Hypothesis,
+        cameras: list[tuple[str, str]],
+        outputs: list[_Output],
     ) -> _Job | None:
         """Keep the text or drop it; or the job of decoding it again in a longer context."""
         segment = job.segment
@@ -262,23 +305,24 @@ class Monitor:
         if reason is not None and longer is not None:
             self.stats.repeated += not job.is_repeat
             return _Job(job.camera, job.number, segment, longer, is_repeat=True)
-        transcript = None
-        if reason is None:
-            transcript = _transcript(names[job.camera], segment, hypothesis)
-        else:
+        name, source = cameras[job.camera]
+        found: Transcript | _NoText = _transcript(source, name, segment, hypothesis)
+        if reason is not None:
             self.stats.rejected[reason] += 1
             logger.debug("%.1f s: rejected (%s): %s", segment.start, reason, hypothesis.text)
-        outputs[job.camera].done[job.number] = transcript
+            found = _NoText(found.camera, found.id, found.start, found.end, reason)
+        outputs[job.camera].done[job.number] = found
         return None
 
     def _read(
         self,
         camera: int,
-        source: str,
+        named: tuple[str, str],
         events: queue.Queue[Any],
         room: threading.Semaphore,
         stopping: threading.Event,
     ) -> None:
+        name, source = named
         segmenter = Segmenter(self._settings)
         error: Exception | None = None
 
@@ -302,7 +346,7 @@ class Monitor:
                 put(segment)
         except Exception as problem:
             error = problem
-        events.put((camera, SourceEnd(source, error)))
+        events.put((camera, SourceEnd(source, name, error)))
 
 
 def load_monitor(
@@ -340,7 +384,13 @@ def monitor(model: str, source: str | Path, **settings: Any) -> Iterator[Transcr
     yield from load_monitor(model, **settings).transcribe(source)
 
 
-def _transcript(source: str, segment: Segment, hypothesis: Hypothesis) -> Transcript:
+def _end_line(end: SourceEnd) -> dict[str, Any]:
+    """The journal's line: only a recording that was read to its end is not read again."""
+    line = {"camera": end.camera, "event": "end" if end.error is None else "cut"}
+    return line if end.error is None else {**line, "detail": str(end.error)}
+
+
+def _transcript(source: str, camera: str, segment: Segment, hypothesis: Hypothesis) -> Transcript:
     offset = segment.samples_start
     words = [
         {
@@ -353,6 +403,8 @@ def _transcript(source: str, segment: Segment, hypothesis: Hypothesis) -> Transc
     ]
     return Transcript(
         source=source,
+        camera=camera,
+        id=segment_id(camera, segment.start),
         start=round(segment.start, 3),
         end=round(segment.end, 3),
         text=hypothesis.text,

@@ -1,0 +1,209 @@
+"""What a monitor has heard, on disk before anything else is told: append-only JSON Lines.
+
+A line is either a segment (`camera`, `id`, `start`, `end`, `text`, scores) or an `event` (a segment
+without text, the end of a recording). Each is on the disk before the next thing happens, so that a
+monitor that was killed goes on where it stopped and says nothing twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmtransfer.cache import atomic_path
+from mmtransfer.errors import UserError
+
+_HEADER = "journal.json"
+_FORMAT = 1
+_ROTATE_BYTES = 64 << 20
+_SAMPLE_BYTES = 1 << 20  # of a recording, that tell it from another of the same name
+
+
+class Journal:
+    """The journal of one set of sources, read by one model.
+
+    Raises:
+        UserError: a folder that cannot be used, a journal of another model or of other sources, or
+            one that another process is writing.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        model: str,
+        model_digest: str,
+        sources: Mapping[str, str],
+        rotate_bytes: int = _ROTATE_BYTES,
+    ):
+        from filelock import FileLock, Timeout
+
+        self._folder, self._rotate_bytes = Path(folder), rotate_bytes
+        if self._folder.exists() and not self._folder.is_dir():
+            raise UserError(f"{folder}: expected a folder for the journal, found a file.")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self._folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{folder}: another monitor is writing this journal. Stop it, or give --journal "
+                "another folder."
+            ) from None
+        try:
+            self._check_header(model, model_digest, sources)
+            self._file: Any = None
+            self._day = ""
+            self._mend()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    # --- identity -----------------------------------------------------------------------------
+
+    def _check_header(self, model: str, digest: str, sources: Mapping[str, str]) -> None:
+        own: dict[str, Any] = {
+            "format": _FORMAT,
+            "model": {"name": model, "digest": digest},
+            "sources": {name: source_identity(source) for name, source in sources.items()},
+        }
+        path = self._folder / _HEADER
+        if not path.exists():
+            if any(self._folder.glob("*.jsonl")):
+                raise UserError(
+                    f"{self._folder}: holds .jsonl files, but no journal. Give --journal an empty "
+                    "folder."
+                )
+            with atomic_path(path) as part:
+                part.write_text(json.dumps(own, indent=2), encoding="utf-8")
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            other, known = found["model"], found["sources"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}: damaged. Give --journal another folder, and keep this one's .jsonl files."
+            ) from None
+        again = "Go on with the same, or give --journal another folder."
+        if other["digest"] != digest:
+            raise UserError(
+                f"{self._folder}: this journal was written with another model ({other['name']}, "
+                f"now {model}). {again}"
+            )
+        if known != own["sources"]:
+            changed = sorted(
+                name
+                for name in known.keys() | own["sources"].keys()
+                if known.get(name) != own["sources"].get(name)
+            )
+            raise UserError(
+                f"{self._folder}: this journal was written with other sources (different: "
+                f"{', '.join(changed)}). {again}"
+            )
+
+    # --- what is there ------------------------------------------------------------------------
+
+    @property
+    def files(self) -> list[Path]:
+        """The journal's files, oldest first."""
+        return sorted(self._folder.glob("*.jsonl"))
+
+    def _mend(self) -> None:
+        """Cut off a line that was being written when the process was killed."""
+        for path in self.files[-1:]:
+            with path.open("rb+") as file:
+                data = file.read()
+                whole = data.rfind(b"\n") + 1
+                if whole < len(data):
+                    file.truncate(whole)
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Every line, oldest first."""
+        for path in self.files:
+            with path.open(encoding="utf-8") as file:
+                for line in file:
+                    yield json.loads(line)
+
+    def heard(self) -> tuple[dict[str, set[str]], set[str]]:
+        """(ids of the segments that were dealt with, by camera; cameras whose recording ended)."""
+        ids: dict[str, set[str]] = {}
+        ended = set()
+        for line in self.lines():
+            if "id" in line:
+                ids.setdefault(line["camera"], set()).add(line["id"])
+            elif line.get("event") == "end":
+                ended.add(line["camera"])
+        return ids, ended
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append a line; when this returns it is on the disk.
+
+        Raises:
+            OSError: the disk is full or gone; the journal still ends with a whole line.
+        """
+        data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        file = self._current(len(data))
+        size = file.tell()
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
+
+    def _current(self, more: int) -> Any:
+        day = time.strftime("%Y-%m-%d")
+        if self._file is None or day != self._day or self._file.tell() + more > self._rotate_bytes:
+            last = [path.name for path in self.files if path.name.startswith(day)]
+            number = int(last[-1].split(".")[1]) if last else 0
+            if last and (self._folder / last[-1]).stat().st_size + more > self._rotate_bytes:
+                number += 1
+            if self._file is not None:
+                self._file.close()
+            path = self._folder / f"{day}.{number:04d}.jsonl"
+            self._file, self._day = path.open("ab", buffering=0), day
+            self._file.seek(0, os.SEEK_END)
+        return self._file
+
+    def close(self) -> None:
+        """Close the file and let others write."""
+        if self._file is not None:
+            self._file.close()
+        self._lock.release()
+
+
+def source_identity(source: str) -> str:
+    """What tells a source from another: its address, and for a recording how its bytes begin."""
+    path = Path(source)
+    if "://" in source or not path.is_file():
+        return source
+    with path.open("rb") as file:
+        beginning = hashlib.sha256(file.read(_SAMPLE_BYTES)).hexdigest()[:16]
+    return f"{path.resolve()} {beginning}"
+
+
+def segment_id(camera: str, start: float) -> str:
+    """Name of a segment: the same whenever the same recording is read with the same settings."""
+    return f"{camera}@{start:.3f}"
+
+
+def camera_names(sources: list[str]) -> dict[str, str]:
+    """Name to source: the file's name without its ending, numbered where it occurs twice."""
+    names: dict[str, str] = {}
+    for source in sources:
+        stem = Path(source).stem or source
+        name, number = stem, 1
+        while name in names:
+            number += 1
+            name = f"{stem}-{number}"
+        names[name] = source
+    return names

@@ -1,0 +1,213 @@
+"""The journal: nothing lost, nothing doubled, whatever happens to the process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import EXAMPLE, ROOT, child_environment
+from test_monitoring import fake_monitor
+
+from mmtransfer.cli import main
+from mmtransfer.errors import UserError
+from mmtransfer.monitoring import Journal, SourceEnd, Transcript
+from mmtransfer.monitoring.journal import camera_names, segment_id
+
+VIDEO = EXAMPLE / "monitor.mp4"
+
+
+def journal(folder, *, model="m", digest="d", sources=None, **options):
+    sources = sources or camera_names([str(VIDEO)])
+    return Journal(folder, model=model, model_digest=digest, sources=sources, **options)
+
+
+def read(folder):
+    lines = []
+    for path in sorted(folder.glob("*.jsonl")):
+        lines += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return lines
+
+
+def texts(lines):
+    return [(line["id"], line["text"]) for line in lines if "text" in line]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """What an uninterrupted run hears."""
+    return [(t.id, t.text) for t in fake_monitor()[0].transcribe(VIDEO)]
+
+
+def test_everything_is_written_before_it_is_told(tmp_path, whole):
+    monitor, _ = fake_monitor()
+    book = journal(tmp_path)
+    for item in monitor.watch([VIDEO], journal=book):
+        lines = read(tmp_path)
+        if isinstance(item, Transcript):
+            assert lines[-1]["id"] == item.id
+            assert {"camera", "id", "start", "end", "text"} <= set(lines[-1])
+        else:
+            assert lines[-1] == {"camera": "monitor", "event": "end"}
+    book.close()
+    assert texts(read(tmp_path)) == whole
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 12])
+def test_an_interrupted_run_goes_on_without_loss_or_repetition(tmp_path, whole, stop_after):
+    monitor, _ = fake_monitor()
+    book = journal(tmp_path)
+    stream = monitor.watch([VIDEO], journal=book)
+    for _ in range(stop_after):
+        next(stream)
+    stream.close()
+    book.close()
+    assert len(texts(read(tmp_path))) == stop_after
+    monitor, engine = fake_monitor()
+    book = journal(tmp_path)
+    said = [item for item in monitor.watch([VIDEO], journal=book) if isinstance(item, Transcript)]
+    book.close()
+    assert texts(read(tmp_path)) == whole
+    assert [t.id for t in said] == [name for name, _ in whole[stop_after:]]
+    assert sum(size for size, _ in engine.calls) == len(whole) - stop_after
+    # A third time there is nothing left to do, and the recording is not even read.
+    monitor, engine = fake_monitor()
+    book = journal(tmp_path)
+    items = list(monitor.watch([VIDEO], journal=book))
+    book.close()
+    assert [type(item) for item in items] == [SourceEnd]
+    assert not engine.calls
+    assert monitor.stats.audio_s == 0
+
+
+def test_segments_without_text_are_written_with_their_reason(tmp_path):
+    monitor, _ = fake_monitor(lambda context_s: "gate " * 30)
+    book = journal(tmp_path)
+    list(monitor.watch([VIDEO], journal=book))
+    book.close()
+    lines = read(tmp_path)
+    assert len(lines) > 10
+    assert all(line["reason"] == "looping" for line in lines[:-1])
+    monitor, engine = fake_monitor()
+    book = journal(tmp_path)
+    list(monitor.watch([VIDEO], journal=book))
+    book.close()
+    assert not engine.calls
+
+
+def test_a_line_that_was_cut_by_a_kill_is_cut_off(tmp_path):
+    book = journal(tmp_path)
+    book.write({"camera": "a", "id": "a@1.000", "text": "one"})
+    book.close()
+    (path,) = tmp_path.glob("*.jsonl")
+    with path.open("ab") as file:
+        file.write(b'{"camera": "a", "id": "a@2.0')
+    book = journal(tmp_path)
+    assert book.heard()[0] == {"a": {"a@1.000"}}
+    book.write({"camera": "a", "id": "a@2.000", "text": "two"})
+    book.close()
+    assert [line["text"] for line in read(tmp_path)] == ["one", "two"]
+
+
+def test_files_are_rotated_by_size_and_day(tmp_path, monkeypatch):
+    book = journal(tmp_path, rotate_bytes=200)
+    for number in range(12):
+        book.write({"camera": "a", "id": segment_id("a", number), "text": "x" * 40})
+    names = [path.name for path in book.files]
+    assert len(names) > 2
+    monkeypatch.setattr(time, "strftime", lambda form: "2999-01-01")
+    book.write({"camera": "a", "id": "later", "text": "y"})
+    book.close()
+    assert [p.name for p in sorted(tmp_path.glob("*.jsonl"))][-1] == "2999-01-01.0000.jsonl"
+    assert len(read(tmp_path)) == 13
+    assert [line["id"] for line in read(tmp_path)][:2] == ["a@0.000", "a@1.000"]
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
+    book = journal(tmp_path)
+    book.write({"camera": "a", "text": "one"})
+
+    class Full:
+        """Takes half of what it is given."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            return self.file.write(data[: len(data) // 2])
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    book._file = Full(book._file)
+    with pytest.raises(OSError, match="No space left"):
+        book.write({"camera": "a", "text": "two"})
+    book.close()
+    assert [line["text"] for line in read(tmp_path)] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "other", "digest": "e"}, r"another model \(m, now other\)"),
+        ({"sources": {"yard": "yard.mp4"}}, r"other sources \(different: monitor, yard\)"),
+    ],
+)
+def test_a_journal_of_another_model_or_source_says_so(tmp_path, changes, message):
+    journal(tmp_path).close()
+    with pytest.raises(UserError, match=message) as caught:
+        journal(tmp_path, **changes)
+    assert "\n" not in str(caught.value)
+    journal(tmp_path).close()  # the refusal left it free
+
+
+def test_unusable_folders_are_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="found a file"):
+        journal(tmp_path / "file")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.jsonl").touch()
+    with pytest.raises(UserError, match="but no journal"):
+        journal(tmp_path / "other")
+    book = journal(tmp_path / "mine")
+    with pytest.raises(UserError, match="another monitor is writing"):
+        journal(tmp_path / "mine")
+    book.close()
+
+
+def test_cameras_have_short_names_of_their_own():
+    assert camera_names(["in/gate.mp4", "yard.mkv", "out/gate.mp4"]) == {
+        "gate": "in/gate.mp4",
+        "yard": "yard.mkv",
+        "gate-2": "out/gate.mp4",
+    }
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_monitor_goes_on_where_it_stopped(whisper_tiny, tmp_path, how):
+    """With a real process and a real model."""
+    folder, output = tmp_path / "journal", tmp_path / "out.txt"
+    arguments = ["monitor", str(whisper_tiny), str(VIDEO), "--journal", str(folder)]
+    arguments += ["--output", str(output)]
+    command = [sys.executable, "-m", "mmtransfer.cli", *arguments]
+    options = {"env": child_environment(), "cwd": ROOT, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+    assert process.stdout is not None
+    for _ in range(3):
+        process.stdout.readline()
+    os.kill(process.pid, how)
+    process.communicate(timeout=30)
+    assert process.returncode == (-9 if how == signal.SIGKILL else 143)
+    before = texts(read(folder))
+    assert 3 <= len(before) < 19
+    assert main(arguments) == 0
+    after = texts(read(folder))
+    assert after[: len(before)] == before
+    assert len({name for name, _ in after}) == len(after)
+    alone = tmp_path / "alone"
+    assert main([*arguments[:4], str(alone), "--quiet"]) == 0
+    assert after == texts(read(alone))
+    # The text file is whole as well.
+    assert len(output.read_text(encoding="utf-8").splitlines()) == len(after)
