@@ -8,6 +8,7 @@ Everything downstream is mono float32 at 16 kHz in [-1, 1].
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -34,13 +35,14 @@ class TruncatedMediaError(MediaError):
 
 
 def open_media(source: str | Path) -> Any:
-    """Open a recording with PyAV.
+    """Open a recording with PyAV; `-` is standard input.
 
     Raises:
         MediaError: no such file, empty, no media FFmpeg knows, or no audio track.
     """
     path = Path(source)
-    is_url = "://" in str(source)
+    is_stdin = str(source) == "-"
+    is_url = "://" in str(source) or is_stdin
     if not is_url:
         if not path.exists():
             raise MediaError(f"{source}: no such file.")
@@ -51,7 +53,8 @@ def open_media(source: str | Path) -> Any:
     reason: Any = "it holds no streams"
     container = None
     try:
-        container = av.open(str(source), metadata_errors="replace")
+        opened = sys.stdin.buffer if is_stdin else str(source)
+        container = av.open(opened, metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
     if container is None or not container.streams:
@@ -117,7 +120,7 @@ def _decoded_frames(container: Any, source: str | Path) -> Iterator[Any]:
         )
 
 
-class _Converter:
+class Resampler:
     """Frames to mono float32 blocks, at the stream's own rate or another one.
 
     A stream may change its rate, format or layout; a new resampler is made when it does.
@@ -129,6 +132,7 @@ class _Converter:
         self._shape: tuple[Any, ...] = ()
 
     def __call__(self, frame: Any) -> Iterator[np.ndarray]:
+        """Blocks of a frame's audio, as far as the resampler gives it."""
         shape = (frame.format.name, frame.layout.name, frame.sample_rate)
         if shape != self._shape:
             yield from self.flush()
@@ -141,6 +145,7 @@ class _Converter:
             yield _mono(out)
 
     def flush(self) -> Iterator[np.ndarray]:
+        """What the resampler still holds."""
         if self._resampler is not None:
             for out in self._resampler.resample(None):
                 yield _mono(out)
@@ -175,7 +180,7 @@ def decode_clip(source: str | Path, start: float = 0.0, end: float | None = None
             container.seek(int((start - 1.0 + origin_s) * 1e6))
         rate = 0
         first_s = None
-        convert = _Converter(None)
+        convert = Resampler(None)
         try:
             for frame in _decoded_frames(container, source):
                 if rate not in (0, frame.sample_rate):
@@ -225,7 +230,7 @@ def stream_audio(source: str | Path) -> Iterator[np.ndarray]:
     with open_media(source) as container:
         origin_s = (container.start_time or 0) / 1e6
         total_s = container.duration / 1e6 if container.duration else None
-        convert = _Converter(SAMPLE_RATE)
+        convert = Resampler(SAMPLE_RATE)
         position_s = 0.0  # time of the next input sample, gaps included
         shift_s = 0.0  # what a clock that jumped must be corrected by
         for frame in _decoded_frames(container, source):

@@ -144,12 +144,20 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
 
     monitor = verbs.add_parser(
         "monitor",
-        help="transcribe the speech in video as it is read",
-        description="Cut the speech of recordings into segments and print each one's text.",
+        help="transcribe the speech in video and live streams",
+        description="Cut the speech of recordings and live streams into segments and print each "
+        "one's text.",
         allow_abbrev=False,
     )
     monitor.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
-    monitor.add_argument("videos", metavar="VIDEO", nargs="+", help="video or audio files")
+    monitor.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="*",
+        help="video or audio files, streams (rtsp://, http://, tcp://, ...), audio devices "
+        "(alsa:hw:0), or - for standard input",
+    )
+    monitor.add_argument("--cameras", metavar="FILE.yaml", help="sources with names, from a file")
     monitor.add_argument(
         "--output",
         nargs="+",
@@ -421,6 +429,9 @@ def _monitor(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _quiet_libraries()
     from mmtransfer.audio import MediaError, open_media
+    from mmtransfer.decoding import DecodingOptions
+    from mmtransfer.monitoring import SourceEvent, Transcript, load_monitor
+    from mmtransfer.monitoring.live import is_live
     from mmtransfer.monitoring.sinks import (
         FileSink,
         Sink,
@@ -429,12 +440,12 @@ def _monitor(arguments: argparse.Namespace) -> int:
         output_path,
     )
 
+    sources, priorities = _named_sources(arguments)
     outputs = [Path(path) for path in arguments.output]
-    check_outputs(outputs)
-    for video in arguments.videos:  # before the model is loaded, which takes seconds
-        open_media(video).close()
-    from mmtransfer.decoding import DecodingOptions
-    from mmtransfer.monitoring import Transcript, load_monitor
+    check_outputs(outputs, live=[name for name, url in sources.items() if is_live(url)])
+    for source in sources.values():  # before the model is loaded, which takes seconds
+        if not is_live(source) and source != "-":
+            open_media(source).close()
 
     monitor = load_monitor(
         arguments.model,
@@ -445,37 +456,44 @@ def _monitor(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         options=DecodingOptions(arguments.beam, arguments.words, arguments.prompt),
     )
+    journal = _open_journal(arguments, sources) if arguments.journal else None
     shared: dict[Path, FileSink] = {}
     sinks: dict[str, list[Sink]] = {}
-    for video in arguments.videos:
-        sinks[video] = []
+    for name in sources:
+        sinks[name] = []
         if not arguments.quiet:
-            sinks[video].append(StandardOutput(name_source=len(arguments.videos) > 1))
+            sinks[name].append(StandardOutput(name_source=len(sources) > 1))
         for output in outputs:
-            path = output_path(output, video, arguments.videos)
+            path = output_path(output, name, list(sources))
             if path not in shared:
                 shared[path] = FileSink(path)
-            sinks[video].append(shared[path])
+            sinks[name].append(shared[path])
+    for line in journal.lines() if journal is not None else ():
+        for sink in sinks[line["camera"]] if "text" in line else ():
+            if isinstance(sink, FileSink):  # the files hold what was heard before, too
+                sink.write(Transcript(**line))
     failures = 0
-    journal = None
-    # As for Ctrl-C: what is decoded is written, and a journal goes on from there.
-    signal.signal(signal.SIGTERM, _terminate)
+    stops: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        """What has been cut is still decoded; a second signal ends it at once."""
+        if stops:
+            raise KeyboardInterrupt
+        stops.append(number)
+        monitor.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if arguments.journal:
-            journal = _open_journal(arguments)
-            for line in journal.lines():  # the files hold what was heard before, too
-                if "text" in line and line["source"] in sinks:
-                    for sink in sinks[line["source"]]:
-                        if isinstance(sink, FileSink):
-                            sink.write(Transcript(**line))
-        for item in monitor.watch(arguments.videos, journal=journal):
+        for item in monitor.watch(sources, journal=journal, priorities=priorities):
             if isinstance(item, Transcript):
-                for sink in sinks[item.source]:
+                for sink in sinks[item.camera]:
                     sink.write(item)
-            elif isinstance(item.error, MediaError):  # the other recordings go on
+            elif isinstance(item, SourceEvent):
+                print(f"{item.camera}: {item.event} {item.detail}".strip(), file=sys.stderr)
+            elif isinstance(item.error, MediaError):  # the other sources go on
                 failures += 1
                 print(f"mmtransfer: error: {item.error}", file=sys.stderr)
-            elif item.error is not None:
+            elif item.error is not None and not stops:
                 raise item.error
     finally:
         if journal is not None:
@@ -483,22 +501,38 @@ def _monitor(arguments: argparse.Namespace) -> int:
         for file_sink in shared.values():
             file_sink.close()
         _print_summary(monitor.stats)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stops:
+        return 128 + stops[0]
     return 2 if failures else 0
 
 
-def _terminate(number: int, frame: Any) -> NoReturn:
-    raise SystemExit(128 + number)
+def _named_sources(arguments: argparse.Namespace) -> tuple[dict[str, str], dict[str, int]]:
+    """(name to source, name to priority) of what is to be monitored."""
+    from mmtransfer.monitoring.journal import camera_names
+
+    if not arguments.cameras:
+        if not arguments.sources:
+            raise UserError("expected SOURCE... or --cameras FILE.yaml. See mmtransfer monitor -h.")
+        return camera_names(arguments.sources), {}
+    if arguments.sources:
+        raise UserError("give either SOURCE... or --cameras, not both.")
+    from mmtransfer.monitoring.cameras import load_cameras
+
+    cameras = load_cameras(arguments.cameras)
+    return {c.name: c.url for c in cameras}, {c.name: c.priority for c in cameras}
 
 
-def _open_journal(arguments: argparse.Namespace) -> Any:
-    from mmtransfer.monitoring.journal import Journal, camera_names
+def _open_journal(arguments: argparse.Namespace, sources: dict[str, str]) -> Any:
+    from mmtransfer.monitoring.journal import Journal
     from mmtransfer.sources import model_digest
 
     return Journal(
         arguments.journal,
         model=arguments.model,
         model_digest=model_digest(arguments.model),
-        sources=camera_names(arguments.videos),
+        sources=sources,
     )
 
 

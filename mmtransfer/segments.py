@@ -50,8 +50,11 @@ class Segment:
 class Segmenter:
     """Turns audio blocks of any size into segments, as each ends."""
 
-    def __init__(self, settings: SegmenterSettings | None = None):
+    def __init__(
+        self, settings: SegmenterSettings | None = None, block_frames: int = _BLOCK_FRAMES
+    ):
         self.settings = settings or SegmenterSettings()
+        self._block = block_frames * FRAME
         self._probability = SpeechProbability()
         self._pending = np.zeros(0, np.float32)  # less than a scoring block, not scored yet
         # Scored frames that may still be needed: from the start of the running segment (or the
@@ -67,9 +70,8 @@ class Segmenter:
     def feed(self, samples: np.ndarray) -> Iterator[Segment]:
         """Take the next samples of the stream; yields segments that ended in them."""
         self._pending = np.concatenate([self._pending, samples])
-        block = _BLOCK_FRAMES * FRAME
-        while len(self._pending) >= block:
-            ready, self._pending = self._pending[:block], self._pending[block:]
+        while len(self._pending) >= self._block:
+            ready, self._pending = self._pending[: self._block], self._pending[self._block :]
             yield from self._score(ready)
 
     def finish(self) -> Iterator[Segment]:

@@ -18,8 +18,8 @@ from mmtransfer.cli import main
 from mmtransfer.decoding import Hypothesis
 from mmtransfer.errors import UserError
 from mmtransfer.evaluation import get_normalizer, score_clip
-from mmtransfer.monitoring import Monitor, Transcript
-from mmtransfer.monitoring.pipeline import FairQueue, SourceEnd, _Job
+from mmtransfer.monitoring import Monitor, SourceEnd, Transcript
+from mmtransfer.monitoring.fair_queue import FairQueue, Job
 from mmtransfer.monitoring.sinks import FileSink, check_outputs, clock, line, output_path
 from mmtransfer.recognition import Recognizer
 from mmtransfer.segments import Segment
@@ -92,11 +92,13 @@ def test_outputs_are_checked_before_work(tmp_path):
 
 
 def test_each_video_gets_its_own_subtitles():
-    sources = ["in/gate.mp4", "in/yard.mp4", "out/gate.mp4"]
-    names = [output_path(Path("o.srt"), s, sources).name for s in sources]
-    assert names == ["o.gate-1.srt", "o.yard.srt", "o.gate-3.srt"]
-    assert output_path(Path("o.jsonl"), "in/gate.mp4", sources).name == "o.jsonl"
-    assert output_path(Path("o.srt"), "a.mp4", ["a.mp4"]).name == "o.srt"
+    cameras = ["gate", "yard", "gate-2"]
+    names = [output_path(Path("o.srt"), camera, cameras).name for camera in cameras]
+    assert names == ["o.gate.srt", "o.yard.srt", "o.gate-2.srt"]
+    assert output_path(Path("o.jsonl"), "gate", cameras).name == "o.jsonl"
+    assert output_path(Path("o.srt"), "gate", ["gate"]).name == "o.srt"
+    with pytest.raises(UserError, match="subtitles belong to a recording"):
+        check_outputs([Path("o.srt")], live=["gate"])
 
 
 class FakeEngine:
@@ -147,7 +149,8 @@ def test_transcripts_come_in_order_and_in_batches_of_one_context():
 
 
 def job(camera, number, context_s, **options):
-    return _Job(camera, number, Segment(0, 1, np.zeros(1, np.float32)), context_s, **options)
+    segment = Segment(number, number + 1, np.zeros(1, np.float32))
+    return Job(camera, number, f"{camera}@{number}", segment, context_s, **options)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([1.0, 2.0, 3.0])), min_size=1))

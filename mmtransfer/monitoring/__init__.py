@@ -1,23 +1,20 @@
 """Live transcription of monitoring video: source → voice activity → segments → text → sinks."""
 
 from mmtransfer.monitoring.journal import Journal
-from mmtransfer.monitoring.pipeline import (
-    Monitor,
-    MonitorStats,
-    SourceEnd,
-    Transcript,
-    load_monitor,
-    monitor,
-)
+from mmtransfer.monitoring.live import LiveSettings, SourceEvent
+from mmtransfer.monitoring.pipeline import Monitor, load_monitor, monitor
+from mmtransfer.monitoring.transcripts import MonitorStats, SourceEnd, Transcript
 from mmtransfer.segments import Segment, SegmenterSettings
 
 __all__ = [
     "Journal",
+    "LiveSettings",
     "Monitor",
     "MonitorStats",
     "Segment",
     "SegmenterSettings",
     "SourceEnd",
+    "SourceEvent",
     "Transcript",
     "load_monitor",
     "monitor",

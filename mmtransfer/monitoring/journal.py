@@ -18,6 +18,7 @@ from typing import Any
 
 from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
+from mmtransfer.monitoring.spool import Spool
 
 _HEADER = "journal.json"
 _FORMAT = 1
@@ -141,6 +142,10 @@ class Journal:
                 ended.add(line["camera"])
         return ids, ended
 
+    def spool(self) -> Spool:
+        """Where the audio of live sources waits."""
+        return Spool(self._folder / "spool")
+
     # --- writing ------------------------------------------------------------------------------
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -189,11 +194,6 @@ def source_identity(source: str) -> str:
     with path.open("rb") as file:
         beginning = hashlib.sha256(file.read(_SAMPLE_BYTES)).hexdigest()[:16]
     return f"{path.resolve()} {beginning}"
-
-
-def segment_id(camera: str, start: float) -> str:
-    """Name of a segment: the same whenever the same recording is read with the same settings."""
-    return f"{camera}@{start:.3f}"
 
 
 def camera_names(sources: list[str]) -> dict[str, str]:

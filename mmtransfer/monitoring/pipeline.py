@@ -1,4 +1,4 @@
-"""A recording's speech as text, segment by segment, while it is being read."""
+"""The speech of recordings and cameras as text, segment by segment, while it is being read."""
 
 from __future__ import annotations
 
@@ -6,184 +6,70 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.audio import SAMPLE_RATE, MediaError, stream_audio
 from mmtransfer.decoding import DecodingOptions, Hypothesis
 from mmtransfer.guards import rejection
-from mmtransfer.monitoring.journal import Journal, camera_names, segment_id
+from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, FairQueue, Job
+from mmtransfer.monitoring.journal import Journal, camera_names
+from mmtransfer.monitoring.live import LiveSettings, SourceEvent, SteadyClock, is_live
+from mmtransfer.monitoring.readers import Reader, read_camera, read_recording
+from mmtransfer.monitoring.transcripts import (
+    MonitorStats,
+    NoText,
+    SourceEnd,
+    Stopped,
+    Transcript,
+    as_line,
+    segment_id,
+    transcript,
+)
 from mmtransfer.recognition import Recognizer
 from mmtransfer.recognizers import open_recognizer
-from mmtransfer.segments import Segment, Segmenter, SegmenterSettings
+from mmtransfer.segments import Segment, SegmenterSettings
 
 logger = logging.getLogger(__name__)
+Item = Transcript | SourceEvent | SourceEnd
 _WAITING_SEGMENTS = 48  # bounds memory when recognition is slower than reading
-_BATCH_SEGMENTS = 8
+_SPOOL_BYTES = 2 << 30  # audio that may wait on disk
 _READER_EXIT_S = 10.0  # a read of a failing disk may hang; do not wait for it for ever
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """A segment's text with its scores; the fields of a JSON line."""
-
-    source: str
-    camera: str
-    """Name of the source, short and unique."""
-    id: str
-    """Name of the segment: the same whenever the same recording is read."""
-    start: float
-    """Seconds into the recording where speech starts."""
-    end: float
-    """Seconds into the recording where speech ends."""
-    text: str
-    avg_logprob: float
-    """Mean natural-log probability of the tokens."""
-    no_speech_prob: float
-    compression_ratio: float
-    context_s: float
-    """Seconds of audio the encoder saw, padding included."""
-    language: str | None = None
-    """Language that it was read in; None for a model of one language."""
-    words: list[dict[str, Any]] | None = None
-    """Words with start and end in seconds into the recording, if asked for."""
-
-
-@dataclass
-class MonitorStats:
-    """What a run did."""
-
-    segments: int = 0
-    audio_s: float = 0.0
-    """Audio read."""
-    wall_s: float = 0.0
-    repeated: int = 0
-    """Segments decoded again in longer contexts, because a guard objected."""
-    rejected: Counter[str] = field(default_factory=Counter)
-    """Segments without text, by reason."""
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def add_audio(self, seconds: float) -> None:
-        """Count audio; from any source's thread."""
-        with self._lock:
-            self.audio_s += seconds
-
-    @property
-    def real_time_factor(self) -> float:
-        """Processing time over audio time."""
-        return self.wall_s / self.audio_s if self.audio_s else 0.0
-
-
-@dataclass(frozen=True)
-class SourceEnd:
-    """Nothing more will come from a source."""
-
-    source: str
-    camera: str
-    error: Exception | None
-    """Why it ended before its time; what came before is transcribed."""
-
-
-@dataclass(eq=False)  # jobs are told apart by identity
-class _Job:
-    """A segment on its way through the recogniser."""
-
-    camera: int
-    """Number of its source."""
-    number: int
-    """Place in the source's output."""
-    segment: Segment
-    context_s: float
-    is_repeat: bool = False
-
-
-class FairQueue:
-    """Segments that wait, of all sources; a busy source does not delay the others beyond its share.
-
-    Each source has a clock that advances by the audio decoded for it, and the source that is
-    furthest behind comes first (start-time fair queueing, Goyal et al. 1996). A batch is filled up
-    with segments of the same context, of whatever source.
-    """
-
-    def __init__(self, batch: int = _BATCH_SEGMENTS):
-        self._batch = batch
-        self._waiting: dict[int, list[_Job]] = {}
-        self._clock: dict[int, float] = {}
-        self._now = 0.0
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
-    def add(self, job: _Job) -> None:
-        """Put a segment behind those of its source; one to be decoded again before them."""
-        if job.camera not in self._waiting:
-            # Time in which a source had nothing to say is no credit.
-            self._clock[job.camera] = max(self._clock.get(job.camera, 0.0), self._now)
-        jobs = self._waiting.setdefault(job.camera, [])
-        jobs.insert(0 if job.is_repeat else len(jobs), job)
-
-    def take(self) -> list[_Job]:
-        """The next batch: the first segment of the source furthest behind, and others that share
-        its context.
-        """
-        order = sorted(self._waiting, key=lambda camera: (self._clock[camera], camera))
-        self._now = self._clock[order[0]]
-        context = self._waiting[order[0]][0].context_s
-        batch: list[_Job] = []
-        for camera in order:
-            for job in [job for job in self._waiting[camera] if job.context_s == context]:
-                if len(batch) == self._batch:
-                    break
-                self._waiting[camera].remove(job)
-                self._clock[camera] += context
-                batch.append(job)
-            if not self._waiting[camera]:
-                del self._waiting[camera]
-        return batch
-
-
-@dataclass(frozen=True)
-class _NoText:
-    """A segment that gives no text, for the journal."""
-
-    camera: str
-    id: str
-    start: float
-    end: float
-    reason: str
-    event: str = "no text"
-
-
-@dataclass
-class _Output:
-    """What a source's segments became, put back into order."""
-
-    room: threading.Semaphore
-    heard: set[str]
-    """Segments that an earlier session of the monitor has dealt with."""
-    count: int = 0
-    emitted: int = 0
-    done: dict[int, Transcript | _NoText | None] = field(default_factory=dict)
-    """By place; None for one heard before."""
-    end: SourceEnd | None = None
+_DRAIN_S = 4.0  # after a request to stop; what is not decoded by then stays in the spool
 
 
 class Monitor:
-    """Transcribes recordings with one recogniser.
+    """Transcribes recordings and live sources with one recogniser.
 
     A thread for each source reads, finds speech and cuts segments, while the recogniser's workers
-    decode what has been cut, in batches of one context. A bounded number of segments is in work,
-    so memory does not grow with length.
+    decode what has been cut, in batches of one context. A recording waits while too many segments
+    are in work. A camera cannot wait: its segments do, on disk if there is a journal, and when that
+    room is full the oldest of the least important camera is dropped, and the journal says so.
     """
 
-    def __init__(self, recognizer: Recognizer, settings: SegmenterSettings | None = None):
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        settings: SegmenterSettings | None = None,
+        *,
+        live: LiveSettings | None = None,
+        spool_bytes: int = _SPOOL_BYTES,
+    ):
         self._recognizer = recognizer
         self._settings = settings or SegmenterSettings()
+        self._live = live or LiveSettings()
+        self._spool_bytes = spool_bytes
+        self._stopping = threading.Event()
         self.stats = MonitorStats()
+
+    def stop(self) -> None:
+        """End `watch` soon, from any thread: what has been cut is decoded within a few seconds, or
+        stays in the journal's spool for the next start.
+        """
+        self._stopping.set()
 
     def transcribe(self, source: str | Path) -> Iterator[Transcript]:
         """Transcripts of a recording, in order, each as soon as it is recognised.
@@ -194,159 +80,276 @@ class Monitor:
         for item in self.watch([source]):
             if isinstance(item, Transcript):
                 yield item
-            elif item.error is not None:
+            elif isinstance(item, SourceEnd) and item.error is not None:
                 raise item.error
 
     def watch(
-        self, sources: Sequence[str | Path], *, journal: Journal | None = None
-    ) -> Iterator[Transcript | SourceEnd]:
-        """Transcripts of several recordings read side by side, each source's in order, and the end
-        of each source.
+        self,
+        sources: Sequence[str | Path] | Mapping[str, str],
+        *,
+        journal: Journal | None = None,
+        priorities: Mapping[str, int] | None = None,
+    ) -> Iterator[Item]:
+        """Transcripts of several sources side by side, each source's in order, and what happens to
+        the sources.
 
-        With a journal, everything is written there before it is handed out, and what the journal
-        holds already is neither decoded nor handed out again.
+        `sources` may be a mapping of names to sources. With a journal, everything is written there
+        before it is handed out, and what the journal holds already is neither decoded nor handed
+        out again. `priorities` are by name, 0 where none is given; of lower ones segments are
+        dropped first.
         """
-        cameras = list(camera_names([str(source) for source in sources]).items())
-        heard, ended = journal.heard() if journal is not None else ({}, set())
-        # Everything that happens, in one queue: a segment, the end of a source, a decoded batch.
-        events: queue.Queue[tuple[int, Segment | SourceEnd] | Future[list[Hypothesis]]]
-        events = queue.Queue()
-        stopping = threading.Event()
-        room = max(_BATCH_SEGMENTS, _WAITING_SEGMENTS // max(1, len(cameras)))
-        outputs = [
-            _Output(threading.Semaphore(room), heard.get(name, set())) for name, _ in cameras
-        ]
-        readers = []
-        for camera, (name, source) in enumerate(cameras):
-            if name in ended:
-                events.put((camera, SourceEnd(source, name, None)))
-                continue
-            arguments = (camera, cameras[camera], events, outputs[camera].room, stopping)
-            readers.append(
-                threading.Thread(
-                    target=self._read, args=arguments, name=f"reader {name}", daemon=True
-                )
-            )
-        workers = self._recognizer.engine.workers
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="recognizer")
-        waiting = FairQueue()
-        running: dict[Future[list[Hypothesis]], list[_Job]] = {}
-        open_sources = len(cameras)
+        named = (
+            dict(sources) if isinstance(sources, Mapping) else camera_names([*map(str, sources)])
+        )
+        self._stopping = threading.Event()
+        run = _Run(self._recognizer, self.stats, named, journal, priorities or {})
+        run.spool_bytes = self._spool_bytes
+        clock, readers = SteadyClock(), []
         started = time.monotonic()
-        for reader in readers:
-            reader.start()
         try:
-            while open_sources:
-                event = events.get()
-                while True:  # all that has happened, so that batches are as full as they can be
-                    if isinstance(event, Future):
-                        for job, hypothesis in zip(running.pop(event), event.result(), strict=True):
-                            again = self._settle(job, hypothesis, cameras, outputs)
-                            if again is not None:
-                                waiting.add(again)
-                    else:
-                        camera, item = event
-                        output = outputs[camera]
-                        if isinstance(item, SourceEnd):
-                            output.end = item
-                        else:
-                            if segment_id(cameras[camera][0], item.start) in output.heard:
-                                output.done[output.count] = None
-                            else:
-                                context = self._recognizer.context_s(item.samples)
-                                waiting.add(_Job(camera, output.count, item, context))
-                            output.count += 1
-                    try:
-                        event = events.get_nowait()
-                    except queue.Empty:
-                        break
-                while waiting and len(running) < workers:
-                    batch = waiting.take()
-                    clips = [job.segment.samples for job in batch]
-                    future = pool.submit(self._recognizer.decode, clips, batch[0].context_s)
-                    running[future] = batch
-                    future.add_done_callback(events.put)
-                for output in outputs:
-                    while output.emitted in output.done:
-                        found = output.done.pop(output.emitted)
-                        output.emitted += 1
-                        output.room.release()
-                        if found is not None and journal is not None:
-                            journal.write(asdict(found))
-                        if isinstance(found, Transcript):
-                            self.stats.segments += 1
-                            yield found
-                    if output.end is not None and output.emitted == output.count:
-                        end, output.end = output.end, None
-                        open_sources -= 1
-                        if journal is not None and end.camera not in ended:
-                            journal.write(_end_line(end))
-                        yield end
+            run.restore()
+            for number, (name, source) in enumerate(named.items()):
+                if name in run.ended:
+                    run.events.put((number, SourceEnd(source, name, None)))
+                    continue
+                reader = Reader(
+                    number,
+                    name,
+                    source,
+                    run.events,
+                    run.outputs[number].room,
+                    self._stopping,
+                    self.stats,
+                    self._settings,
+                    self._live,
+                    clock,
+                )
+                readers.append(reader.start(read_camera if is_live(source) else read_recording))
+            yield from run.items(self._stopping)
         finally:
-            stopping.set()
+            self._stopping.set()
+            run.close()
             # A thread inside native code when the interpreter exits would abort the process.
-            pool.shutdown(wait=True, cancel_futures=True)
             deadline = time.monotonic() + _READER_EXIT_S
-            for reader in readers:
-                reader.join(max(0.0, deadline - time.monotonic()))
+            for thread in readers:
+                thread.join(max(0.0, deadline - time.monotonic()))
             self.stats.wall_s += time.monotonic() - started
 
-    def _settle(
+
+@dataclass
+class _Output:
+    """What a source's segments became, put back into order."""
+
+    name: str
+    source: str
+    is_live: bool
+    heard: set[str]
+    """Segments that an earlier session of the monitor has dealt with."""
+    room: threading.Semaphore
+    count: int = 0
+    emitted: int = 0
+    in_memory: int = 0
+    """Segments of a live source whose samples are held."""
+    done: dict[int, Transcript | NoText | None] = field(default_factory=dict)
+    """By place; None for one heard before."""
+    end: SourceEnd | None = None
+
+
+class _Run:
+    """The state of one `watch`; everything here happens in the caller's thread."""
+
+    def __init__(
         self,
-        job: _Job,
-        hypothesis: Hypothesis,
-        cameras: list[tuple[str, str]],
-        outputs: list[_Output],
-    ) -> _Job | None:
-        """Keep the text or drop it; or the job of decoding it again in a longer context."""
-        segment = job.segment
+        recognizer: Recognizer,
+        stats: MonitorStats,
+        named: Mapping[str, str],
+        journal: Journal | None,
+        priorities: Mapping[str, int],
+    ):
+        self._recognizer, self._stats, self._journal = recognizer, stats, journal
+        heard, self.ended = journal.heard() if journal is not None else ({}, set())
+        # Everything that happens, in one queue: segments, events, ends, and decoded batches.
+        self.events: queue.Queue[Any] = queue.Queue()
+        room = max(BATCH_SEGMENTS, _WAITING_SEGMENTS // max(1, len(named)))
+        self.outputs = [
+            _Output(
+                name, source, is_live(source), heard.get(name, set()), threading.Semaphore(room)
+            )
+            for name, source in named.items()
+        ]
+        self._room = room
+        self._droppable = {
+            number: priorities.get(output.name, 0)
+            for number, output in enumerate(self.outputs)
+            if output.is_live
+        }
+        self.spool_bytes = _SPOOL_BYTES
+        self._spool = None
+        if journal is not None and any(output.is_live for output in self.outputs):
+            self._spool = journal.spool()
+        self._workers = recognizer.engine.workers
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="recognizer")
+        self._waiting = FairQueue()
+        self._running: dict[Future[list[Hypothesis]], list[Job]] = {}
+        self._open = len(self.outputs)
+        self._told: deque[Item] = deque()
+
+    def restore(self) -> None:
+        """Take up what an earlier session left in the spool."""
+        if self._spool is None:
+            return
+        numbers = {output.name: number for number, output in enumerate(self.outputs)}
+        for name, identity, segment in list(self._spool.waiting()):
+            number = numbers.get(name)
+            if number is None or identity in self.outputs[number].heard:
+                self._spool.remove(identity)
+                continue
+            self._add(number, identity, segment, self._spool.load(identity).samples, spooled=True)
+
+    def items(self, stopping: threading.Event) -> Iterator[Item]:
+        """What happens, until every source has ended."""
+        deadline: float | None = None
+        while self._open:
+            self._dispatch()
+            yield from self._in_order()
+            if not self._open:
+                return
+            if stopping.is_set() and deadline is None:
+                deadline = time.monotonic() + _DRAIN_S
+            if deadline is not None and time.monotonic() > deadline:
+                return
+            try:
+                event = self.events.get(timeout=0.25)
+            except queue.Empty:
+                continue
+            while True:  # all that has happened, so that batches are as full as they can be
+                self._take_in(event)
+                try:
+                    event = self.events.get_nowait()
+                except queue.Empty:
+                    break
+
+    def close(self) -> None:
+        """Wait for the batches that are being decoded."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _take_in(self, event: Any) -> None:
+        if isinstance(event, Future):
+            for job, hypothesis in zip(self._running.pop(event), event.result(), strict=True):
+                self._settle(job, hypothesis)
+            return
+        number, item = event
+        output = self.outputs[number]
+        if isinstance(item, SourceEnd):
+            output.end = item
+        elif isinstance(item, SourceEvent):
+            self._stats.events[item.event] += 1
+            if self._journal is not None:
+                self._journal.write(asdict(item))
+            self._told.append(item)
+        else:
+            identity = segment_id(output.name, item.start)
+            if identity in output.heard:
+                output.done[output.count] = None
+                output.count += 1
+                return
+            if self._spool is not None and output.is_live:
+                self._spool.add(output.name, identity, item)
+            self._add(number, identity, item, item.samples)
+
+    def _add(
+        self, number: int, identity: str, segment: Segment, samples: Any, *, spooled: bool = False
+    ) -> None:
+        output = self.outputs[number]
+        job = Job(number, output.count, identity, segment, self._recognizer.context_s(samples))
+        output.count += 1
+        if output.is_live:
+            job.is_spooled = spooled or (self._spool is not None and output.in_memory >= self._room)
+            if job.is_spooled:
+                job.segment = replace(segment, samples=samples[:0])
+            else:
+                output.in_memory += 1
+        self._waiting.add(job)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Drop the oldest segments of the least important cameras when there is no room to wait."""
+
+        def is_full() -> bool:
+            if self._spool is not None:
+                return self._spool.bytes > self.spool_bytes
+            held = sum(output.in_memory for output in self.outputs)
+            return held > max(_WAITING_SEGMENTS, self._room * len(self.outputs))
+
+        while is_full():
+            job = self._waiting.drop(self._droppable)
+            if job is None:
+                return
+            segment, output = job.segment, self.outputs[job.camera]
+            self._stats.dropped += 1
+            logger.warning("%s: no room to wait; dropped a segment", output.name)
+            times = (segment.start, segment.end)
+            self._finish(job, NoText(output.name, job.id, *times, "no room", "dropped"))
+
+    def _dispatch(self) -> None:
+        while self._waiting and len(self._running) < self._workers:
+            batch = self._waiting.take()
+            for job in batch:
+                if job.is_spooled and self._spool is not None:
+                    job.segment = self._spool.load(job.id)
+            clips = [job.segment.samples for job in batch]
+            future = self._pool.submit(self._recognizer.decode, clips, batch[0].context_s)
+            self._running[future] = batch
+            future.add_done_callback(self.events.put)
+
+    def _settle(self, job: Job, hypothesis: Hypothesis) -> None:
+        """Keep the text, drop it, or decode the segment again in a longer context."""
+        segment, output = job.segment, self.outputs[job.camera]
         reason = rejection(hypothesis, segment.end - segment.start)
         longer = self._recognizer.longer_context_s(hypothesis.context_s)
         if reason is not None and longer is not None:
-            self.stats.repeated += not job.is_repeat
-            return _Job(job.camera, job.number, segment, longer, is_repeat=True)
-        name, source = cameras[job.camera]
-        found: Transcript | _NoText = _transcript(source, name, segment, hypothesis)
+            self._stats.repeated += not job.is_repeat
+            self._waiting.add(replace(job, context_s=longer, is_repeat=True))
+            return
+        found: Transcript | NoText = transcript(output.source, output.name, segment, hypothesis)
         if reason is not None:
-            self.stats.rejected[reason] += 1
+            self._stats.rejected[reason] += 1
             logger.debug("%.1f s: rejected (%s): %s", segment.start, reason, hypothesis.text)
-            found = _NoText(found.camera, found.id, found.start, found.end, reason)
-        outputs[job.camera].done[job.number] = found
-        return None
+            found = NoText(found.camera, found.id, found.start, found.end, reason)
+        self._finish(job, found)
 
-    def _read(
-        self,
-        camera: int,
-        named: tuple[str, str],
-        events: queue.Queue[Any],
-        room: threading.Semaphore,
-        stopping: threading.Event,
-    ) -> None:
-        name, source = named
-        segmenter = Segmenter(self._settings)
-        error: Exception | None = None
+    def _finish(self, job: Job, found: Transcript | NoText) -> None:
+        output = self.outputs[job.camera]
+        output.done[job.number] = found
+        if output.is_live and not job.is_spooled:
+            output.in_memory -= 1
 
-        def put(segment: Segment) -> None:
-            while not room.acquire(timeout=0.2):
-                if stopping.is_set():
-                    return
-            events.put((camera, segment))
-
-        try:
-            try:
-                for block in stream_audio(source):
-                    self.stats.add_audio(len(block) / SAMPLE_RATE)
-                    for segment in segmenter.feed(block):
-                        put(segment)
-                    if stopping.is_set():
-                        return
-            except MediaError as cut:
-                error = cut  # what came before it is still transcribed
-            for segment in segmenter.finish():
-                put(segment)
-        except Exception as problem:
-            error = problem
-        events.put((camera, SourceEnd(source, name, error)))
+    def _in_order(self) -> Iterator[Item]:
+        """Write and hand out what is ready."""
+        while self._told:
+            yield self._told.popleft()
+        for output in self.outputs:
+            while output.emitted in output.done:
+                found = output.done.pop(output.emitted)
+                output.emitted += 1
+                if not output.is_live:
+                    output.room.release()
+                if found is None:
+                    continue
+                if self._journal is not None:
+                    self._journal.write(as_line(found))
+                if self._spool is not None:
+                    self._spool.remove(found.id)
+                if isinstance(found, Transcript):
+                    self._stats.segments += 1
+                    yield found
+            if output.end is not None and output.emitted == output.count:
+                end, output.end = output.end, None
+                self._open -= 1
+                is_news = end.camera not in self.ended and not isinstance(end.error, Stopped)
+                if self._journal is not None and is_news:
+                    self._journal.write(end.line())
+                yield end
 
 
 def load_monitor(
@@ -382,36 +385,3 @@ def load_monitor(
 def monitor(model: str, source: str | Path, **settings: Any) -> Iterator[Transcript]:
     """Transcripts of a recording, each as soon as it is recognised; settings as `load_monitor`."""
     yield from load_monitor(model, **settings).transcribe(source)
-
-
-def _end_line(end: SourceEnd) -> dict[str, Any]:
-    """The journal's line: only a recording that was read to its end is not read again."""
-    line = {"camera": end.camera, "event": "end" if end.error is None else "cut"}
-    return line if end.error is None else {**line, "detail": str(end.error)}
-
-
-def _transcript(source: str, camera: str, segment: Segment, hypothesis: Hypothesis) -> Transcript:
-    offset = segment.samples_start
-    words = [
-        {
-            "text": word.text,
-            "start": round(offset + word.start_s, 2),
-            "end": round(offset + word.end_s, 2),
-            "probability": word.probability,
-        }
-        for word in hypothesis.words
-    ]
-    return Transcript(
-        source=source,
-        camera=camera,
-        id=segment_id(camera, segment.start),
-        start=round(segment.start, 3),
-        end=round(segment.end, 3),
-        text=hypothesis.text,
-        avg_logprob=round(hypothesis.avg_logprob, 4),
-        no_speech_prob=round(hypothesis.no_speech_prob, 4),
-        compression_ratio=round(hypothesis.compression_ratio, 3),
-        context_s=hypothesis.context_s,
-        language=hypothesis.language,
-        words=words or None,
-    )

@@ -7,14 +7,18 @@ when a run is interrupted.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Protocol
 
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring.pipeline import Transcript
+from mmtransfer.monitoring.transcripts import Transcript
 
 SUFFIXES = (".jsonl", ".srt", ".vtt", ".txt")
+_SUBTITLES = (".srt", ".vtt")
+_EPOCH_S = 1e9  # times from here on are those of live sources, since 1970
 
 
 def clock(seconds: float, *, decimals: int, separator: str = ".") -> str:
@@ -26,8 +30,14 @@ def clock(seconds: float, *, decimals: int, separator: str = ".") -> str:
 
 
 def line(transcript: Transcript) -> str:
-    """The line a person reads: [00:00:14.6 → 00:00:21.9] text."""
+    """The line a person reads: [00:00:14.6 → 00:00:21.9] text; of a live source with the date and
+    the local time of day.
+    """
     start, end = (clock(t, decimals=1) for t in (transcript.start, transcript.end))
+    if transcript.start > _EPOCH_S:
+        began = datetime.fromtimestamp(transcript.start)
+        ended = datetime.fromtimestamp(transcript.end)
+        start, end = f"{began:%Y-%m-%d %H:%M:%S}", f"{ended:%H:%M:%S}"
     return f"[{start} → {end}] {transcript.text}"
 
 
@@ -51,7 +61,7 @@ class StandardOutput:
 
     def write(self, transcript: Transcript) -> None:
         """Print the line."""
-        name = f"{Path(transcript.source).name} " if self._name_source else ""
+        name = f"{transcript.camera} " if self._name_source else ""
         print(name + line(transcript), flush=True)
 
     def close(self) -> None:
@@ -97,16 +107,22 @@ class FileSink:
         self._file.close()
 
 
-def check_outputs(paths: list[Path]) -> None:
-    """Refuse outputs that cannot be written, before any work is done.
+def check_outputs(paths: list[Path], live: Sequence[str] = ()) -> None:
+    """Refuse outputs that cannot be written, before any work is done; `live` names sources that
+    have no end.
 
     Raises:
-        UserError: an unknown ending, or a folder that does not exist.
+        UserError: an unknown ending, a folder that does not exist, or subtitles of a live source.
     """
     for path in paths:
         if path.suffix not in SUFFIXES:
             raise UserError(
                 f"{path}: unknown output format '{path.suffix}'; use {', '.join(SUFFIXES)}."
+            )
+        if path.suffix in _SUBTITLES and live:
+            raise UserError(
+                f"{path}: subtitles belong to a recording, but {live[0]} is live; use .jsonl or "
+                ".txt."
             )
         if path.is_dir():
             raise UserError(f"{path}: expected a file to write, found a folder.")
@@ -114,14 +130,10 @@ def check_outputs(paths: list[Path]) -> None:
             raise UserError(f"{path}: the folder {path.parent} does not exist.")
 
 
-def output_path(path: Path, source: str, sources: list[str]) -> Path:
+def output_path(path: Path, camera: str, cameras: list[str]) -> Path:
     """The file for one source. Subtitles belong to one recording, so with several sources each
     gets a file of its own: out.srt becomes out.CAMERA.srt.
     """
-    if len(sources) == 1 or path.suffix in (".jsonl", ".txt"):
+    if len(cameras) == 1 or path.suffix not in _SUBTITLES:
         return path
-    stems = [Path(name).stem for name in sources]
-    name = Path(source).stem
-    if stems.count(name) > 1:
-        name = f"{name}-{sources.index(source) + 1}"
-    return path.with_name(f"{path.stem}.{name}{path.suffix}")
+    return path.with_name(f"{path.stem}.{camera}{path.suffix}")

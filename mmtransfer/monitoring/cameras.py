@@ -1,0 +1,56 @@
+"""The cameras of a site, from a YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmtransfer.config import read_yaml
+from mmtransfer.errors import UserError
+
+
+class Camera(BaseModel):
+    """A source with its name."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    name: str = Field(min_length=1)
+    """Short and unique; it stands in every line."""
+    url: str = Field(min_length=1)
+    """Address of a stream, an audio device, or a recording's path (relative to the file)."""
+    priority: int = 0
+    """Where there is no room to wait, segments of lower priority are dropped first."""
+
+
+def load_cameras(path: str | Path) -> list[Camera]:
+    """Cameras listed under `cameras` in a YAML file.
+
+    Raises:
+        UserError: no such file, no cameras, an unknown key, or a name that occurs twice.
+    """
+    path = Path(path)
+    rows = read_yaml(path).get("cameras")
+    if not isinstance(rows, list) or not rows:
+        raise UserError(
+            f"{path}: expected a list under 'cameras', each with name and url; found "
+            f"{'none' if rows is None else type(rows).__name__}."
+        )
+    cameras: list[Camera] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            camera = Camera.model_validate(row)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            known = ", ".join(Camera.model_fields)
+            raise UserError(
+                f"{path}: camera {number}: {where}: {first['msg']}. Keys are {known}."
+            ) from None
+        if camera.name in {other.name for other in cameras}:
+            raise UserError(f"{path}: camera {number}: the name '{camera.name}' occurs twice.")
+        beside = path.parent / camera.url
+        if "://" not in camera.url and beside.exists():
+            camera = camera.model_copy(update={"url": str(beside)})
+        cameras.append(camera)
+    return cameras

@@ -1,0 +1,89 @@
+"""Segments of all sources on their way through one recogniser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mmtransfer.segments import Segment
+
+BATCH_SEGMENTS = 8
+
+
+@dataclass(eq=False)  # jobs are told apart by identity
+class Job:
+    """A segment on its way through the recogniser."""
+
+    camera: int
+    """Number of its source."""
+    number: int
+    """Place in the source's output."""
+    id: str
+    segment: Segment
+    context_s: float
+    is_repeat: bool = False
+    is_spooled: bool = False
+    """Whether its samples lie on disk alone."""
+
+
+class FairQueue:
+    """Segments that wait, of all sources; a busy source does not delay the others beyond its share.
+
+    Each source has a clock that advances by the audio decoded for it, and the source that is
+    furthest behind comes first (start-time fair queueing, Goyal et al. 1996). A batch is filled up
+    with segments of the same context, of whatever source.
+    """
+
+    def __init__(self, batch: int = BATCH_SEGMENTS):
+        self._batch = batch
+        self._waiting: dict[int, list[Job]] = {}
+        self._clock: dict[int, float] = {}
+        self._now = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def __len__(self) -> int:
+        return sum(len(jobs) for jobs in self._waiting.values())
+
+    def add(self, job: Job) -> None:
+        """Put a segment behind those of its source; one to be decoded again before them."""
+        if job.camera not in self._waiting:
+            # Time in which a source had nothing to say is no credit.
+            self._clock[job.camera] = max(self._clock.get(job.camera, 0.0), self._now)
+        jobs = self._waiting.setdefault(job.camera, [])
+        jobs.insert(0 if job.is_repeat else len(jobs), job)
+
+    def take(self) -> list[Job]:
+        """The next batch: the first segment of the source furthest behind, and others that share
+        its context.
+        """
+        order = sorted(self._waiting, key=lambda camera: (self._clock[camera], camera))
+        self._now = self._clock[order[0]]
+        context = self._waiting[order[0]][0].context_s
+        batch: list[Job] = []
+        for camera in order:
+            for job in [job for job in self._waiting[camera] if job.context_s == context]:
+                if len(batch) == self._batch:
+                    break
+                self._remove(job)
+                self._clock[camera] += context
+                batch.append(job)
+        return batch
+
+    def drop(self, priorities: Mapping[int, int]) -> Job | None:
+        """Take out the oldest segment of the least important of these sources; None if nothing of
+        them waits.
+        """
+        candidates = [jobs[0] for camera, jobs in self._waiting.items() if camera in priorities]
+        if not candidates:
+            return None
+        oldest = min(candidates, key=lambda job: (priorities[job.camera], job.segment.start))
+        self._remove(oldest)
+        return oldest
+
+    def _remove(self, job: Job) -> None:
+        jobs = self._waiting[job.camera]
+        jobs.remove(job)
+        if not jobs:
+            del self._waiting[job.camera]

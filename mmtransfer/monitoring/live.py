@@ -1,0 +1,225 @@
+"""Cameras that never end: audio as it comes, reconnection, gaps; nothing here waits for ever.
+
+FFmpeg is given time limits for opening and for reading, but can hang all the same (in name look-up,
+or in a server that sends what is not audio). So each connection is read by a thread of its own; one
+that yields no audio for too long is left behind, and a new connection is made.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import av
+import av.error
+import numpy as np
+
+from mmtransfer.audio import SAMPLE_RATE, Resampler
+
+logger = logging.getLogger(__name__)
+_LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "tcp", "tls", "udp", "mms"}
+_DEVICES = ("alsa", "pulse", "avfoundation", "dshow", "jack", "oss")
+_RECORDINGS = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".wav", ".flac", ".mp3", ".m4a", ".ogg"}
+_GAP_S = 2.0  # audio that is this late was lost on the way, or the clock of the sender jumped
+_HUNG_CONNECTIONS = 4  # threads that FFmpeg may keep before no more are made
+_BLOCKS_AHEAD = 64  # decoded blocks that wait for the segmenter
+_OPTIONS = {
+    "rtsp_transport": "tcp",  # UDP loses packets silently
+    "analyzeduration": "1000000",  # microseconds; FFmpeg's own 5 s delay the first words
+    "fflags": "nobuffer",
+}
+
+
+def is_live(source: str) -> bool:
+    """Whether a source goes on for ever: a stream's address or an audio device (`alsa:hw:0`)."""
+    parts = urlsplit(source)
+    if parts.scheme in ("http", "https"):
+        return PurePosixPath(parts.path).suffix.lower() not in _RECORDINGS
+    is_device = source.split(":", 1)[0] in _DEVICES and ":" in source
+    return is_device or (parts.scheme in _LIVE_SCHEMES and "://" in source)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive audio."""
+
+    samples: np.ndarray
+    """Float32 at 16 kHz."""
+    at: float
+    """Seconds since 1970 of the first sample, by this machine's clock."""
+    is_joined: bool
+    """Whether it follows the block before without a gap."""
+
+
+@dataclass(frozen=True)
+class SourceEvent:
+    """Something happened to a source."""
+
+    camera: str
+    event: str
+    """connected, gap, lost."""
+    at: float
+    """Seconds since 1970."""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class LiveSettings:
+    """How patient a live source is."""
+
+    open_s: float = 10.0
+    """Longest time to connect, until audio comes."""
+    read_s: float = 10.0
+    """Longest time without audio in a connection."""
+    first_retry_s: float = 0.5
+    """Pause before the first attempt to reconnect; each next one is twice as long."""
+    last_retry_s: float = 30.0
+    """Longest pause between attempts."""
+
+
+class SteadyClock:
+    """Seconds since 1970 that never jump: the wall clock at the start, then the monotonic one."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def __call__(self) -> float:
+        return self._offset + time.monotonic()
+
+
+def read_live(
+    camera: str,
+    source: str,
+    stopping: threading.Event,
+    *,
+    settings: LiveSettings | None = None,
+    now: Callable[[], float] | None = None,
+) -> Iterator[Block | SourceEvent]:
+    """Audio and events of a live source, until `stopping` is set.
+
+    Every failure is an event, followed by another attempt after a pause. A gap in the audio is an
+    event as well; the block behind it says that it is not joined to the one before.
+    """
+    settings, now = settings or LiveSettings(), now or SteadyClock()
+    pause = settings.first_retry_s
+    last = 0.0  # end of all audio so far; time never goes back, also if audio came faster than it
+    hung: list[_Connection] = []
+    while not stopping.is_set():
+        hung = [connection for connection in hung if connection.is_alive]
+        if len(hung) >= _HUNG_CONNECTIONS:
+            stopping.wait(pause)
+            continue
+        connection = _Connection(source, settings)
+        position: float | None = None  # when the next sample is due
+        try:
+            while not stopping.is_set():
+                limit = settings.open_s if position is None else settings.read_s
+                found = connection.next(limit, stopping)
+                if found is None:
+                    continue
+                if isinstance(found, Exception):
+                    yield SourceEvent(camera, "lost", now(), _reason(found))
+                    break
+                seconds = len(found) / SAMPLE_RATE
+                arrived, joined = now() - seconds, True
+                if position is None:
+                    yield SourceEvent(camera, "connected", now())
+                    pause = settings.first_retry_s
+                    position, joined = max(arrived, last), False
+                elif arrived > position + _GAP_S:
+                    detail = f"{arrived - position:.1f} s without audio"
+                    yield SourceEvent(camera, "gap", position, detail)
+                    position, joined = arrived, False
+                yield Block(found, position, joined)
+                position = last = position + seconds
+        finally:
+            connection.leave()
+            hung.append(connection)
+        # A little at random, so that many cameras of one failed recorder do not return at once.
+        stopping.wait(pause * random.uniform(0.8, 1.2))
+        pause = min(2 * pause, settings.last_retry_s)
+
+
+class _Connection:
+    """One attempt at a source, read by a thread that can be left behind."""
+
+    def __init__(self, source: str, settings: LiveSettings):
+        self._source, self._settings = source, settings
+        self._found: queue.Queue[np.ndarray | Exception] = queue.Queue(_BLOCKS_AHEAD)
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"connection {source}", daemon=True)
+        self._thread.start()
+
+    def next(self, limit_s: float, stopping: threading.Event) -> np.ndarray | Exception | None:
+        """The next audio, or why there will be none; None if `stopping` was set meanwhile."""
+        deadline = time.monotonic() + limit_s
+        while not stopping.is_set():
+            with suppress(queue.Empty):
+                return self._found.get(timeout=0.1)
+            if time.monotonic() > deadline:
+                return TimeoutError(f"no audio for {limit_s:g} s")
+        return None
+
+    def leave(self) -> None:
+        """Do not wait for it: a thread that hangs is left to itself."""
+        self._left.set()
+        self._thread.join(0.5)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread still runs."""
+        return self._thread.is_alive()
+
+    def _put(self, item: np.ndarray | Exception) -> None:
+        while not self._left.is_set():
+            with suppress(queue.Full):
+                self._found.put(item, timeout=0.1)
+                return
+
+    def _run(self) -> None:
+        try:
+            self._read()
+            self._put(EOFError("the stream ended"))
+        except Exception as error:  # whatever a camera sends must not end the others
+            self._put(error)
+
+    def _read(self) -> None:
+        name, options = self._source, dict(_OPTIONS)
+        format_name: str | None = None
+        kind, _, device = self._source.partition(":")
+        if kind in _DEVICES:
+            name, format_name, options = device, kind, {}
+        limits = (self._settings.open_s, self._settings.read_s)
+        convert = Resampler(SAMPLE_RATE)
+        with av.open(
+            name, format=format_name, options=options, timeout=limits, metadata_errors="replace"
+        ) as container:
+            if not container.streams.audio:
+                raise ValueError("the stream has no audio track")
+            for packet in container.demux(container.streams.audio[0]):
+                if self._left.is_set():
+                    return
+                for frame in _frames(packet):
+                    for block in convert(frame):
+                        self._put(block)
+
+
+def _frames(packet: Any) -> list[Any]:
+    try:
+        return [frame for frame in packet.decode() if frame.samples and frame.sample_rate]
+    except av.error.FFmpegError:  # a damaged packet; the next one may be whole
+        return []
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:200]

@@ -1,0 +1,70 @@
+"""Audio that waits to be recognised, on disk: it survives the process, and memory stays small."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mmtransfer.cache import atomic_path
+from mmtransfer.segments import Segment
+
+_SUFFIX = ".segment"  # a line of JSON, then 16-bit samples
+
+
+class Spool:
+    """Segments of live sources, each in a file until it has been dealt with."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.bytes = sum(path.stat().st_size for path in folder.glob(f"*{_SUFFIX}"))
+        """Size of all that waits."""
+
+    def _path(self, name: str) -> Path:
+        return self._folder / (hashlib.sha256(name.encode()).hexdigest()[:24] + _SUFFIX)
+
+    def add(self, camera: str, name: str, segment: Segment) -> None:
+        """Write a segment; when this returns, a killed process does not lose it."""
+        head = {
+            "camera": camera,
+            "id": name,
+            "start": segment.start,
+            "end": segment.end,
+            "samples_start": segment.samples_start,
+        }
+        samples = np.clip(np.round(segment.samples * 32768), -32768, 32767).astype("<i2")
+        data = json.dumps(head, ensure_ascii=False).encode() + b"\n" + samples.tobytes()
+        with atomic_path(self._path(name)) as part:
+            part.write_bytes(data)
+        self.bytes += len(data)
+
+    def load(self, name: str) -> Segment:
+        """A segment with its samples."""
+        return self._read(self._path(name))[1]
+
+    def _read(self, path: Path) -> tuple[dict[str, str], Segment]:
+        line, _, data = path.read_bytes().partition(b"\n")
+        head = json.loads(line)
+        samples = np.frombuffer(data, "<i2").astype(np.float32) / 32768
+        times = (head["start"], head["end"], samples, head["samples_start"])
+        return head, Segment(*times)
+
+    def remove(self, name: str) -> None:
+        """A segment has been dealt with."""
+        path = self._path(name)
+        if path.exists():
+            self.bytes -= path.stat().st_size
+            path.unlink()
+
+    def waiting(self) -> Iterator[tuple[str, str, Segment]]:
+        """(camera, id, segment without its samples) of what an earlier session left, oldest first,
+        each camera's in order.
+        """
+        found = [self._read(path) for path in self._folder.glob(f"*{_SUFFIX}")]
+        for head, segment in sorted(found, key=lambda item: item[1].start):
+            yield head["camera"], head["id"], replace(segment, samples=segment.samples[:0])
