@@ -175,7 +175,7 @@ def test_a_camera_that_sends_nothing_does_not_hold_up_the_others(camera, stream,
     assert enough(items)
     assert not said(items, "mute")
     details = {i.camera: i.detail for i in items if isinstance(i, SourceEvent)}
-    assert "no audio" in details["mute"] or "timed out" in details["mute"].lower()
+    assert details["mute"].startswith(("no audio for", "no answer in time"))
     assert mute.connections >= 2
 
 

@@ -221,5 +221,7 @@ def _frames(packet: Any) -> list[Any]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, av.error.ExitError):  # "immediate exit requested", by its own time limit
+        return "no answer in time"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())[:200]
