@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,16 @@ _HEADER = "journal.json"
 _FORMAT = 1
 _ROTATE_BYTES = 64 << 20
 _SAMPLE_BYTES = 1 << 20  # of a recording, that tell it from another of the same name
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What an earlier session has dealt with."""
+
+    ids: dict[str, set[str]]
+    """Segments by camera."""
+    ended: set[str]
+    """Cameras whose recording was read to its end."""
 
 
 class Journal:
@@ -127,20 +138,27 @@ class Journal:
     def lines(self) -> Iterator[dict[str, Any]]:
         """Every line, oldest first."""
         for path in self.files:
-            with path.open(encoding="utf-8") as file:
-                for line in file:
-                    yield json.loads(line)
+            yield from self._lines(path)
 
-    def heard(self) -> tuple[dict[str, set[str]], set[str]]:
-        """(ids of the segments that were dealt with, by camera; cameras whose recording ended)."""
-        ids: dict[str, set[str]] = {}
-        ended = set()
-        for line in self.lines():
-            if "id" in line:
-                ids.setdefault(line["camera"], set()).add(line["id"])
-            elif line.get("event") == "end":
-                ended.add(line["camera"])
-        return ids, ended
+    def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+
+    def heard(self, recordings: Collection[str], waiting: Collection[str]) -> Heard:
+        """What was dealt with: all segments of these recordings, and of live sources those that
+        are still in the spool, where a kill between journal and spool can leave them.
+        """
+        found = Heard({}, set())
+        # What a live source left in the spool was journalled last; months of it need not be read.
+        for path in self.files if recordings else self.files[-2:]:
+            for line in self._lines(path):
+                camera = line["camera"]
+                if "id" in line and (camera in recordings or line["id"] in waiting):
+                    found.ids.setdefault(camera, set()).add(line["id"])
+                elif line.get("event") == "end":
+                    found.ended.add(camera)
+        return found
 
     def spool(self) -> Spool:
         """Where the audio of live sources waits."""

@@ -19,6 +19,7 @@ from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, FairQueue, Job
 from mmtransfer.monitoring.journal import Journal, camera_names
 from mmtransfer.monitoring.live import LiveSettings, SourceEvent, SteadyClock, is_live
 from mmtransfer.monitoring.readers import Reader, read_camera, read_recording
+from mmtransfer.monitoring.spool import Spool
 from mmtransfer.monitoring.transcripts import (
     MonitorStats,
     NoText,
@@ -143,9 +144,9 @@ class _Output:
     name: str
     source: str
     is_live: bool
-    heard: set[str]
-    """Segments that an earlier session of the monitor has dealt with."""
     room: threading.Semaphore
+    heard: set[str] = field(default_factory=set)
+    """Segments that an earlier session of the monitor has dealt with."""
     count: int = 0
     emitted: int = 0
     in_memory: int = 0
@@ -167,14 +168,11 @@ class _Run:
         priorities: Mapping[str, int],
     ):
         self._recognizer, self._stats, self._journal = recognizer, stats, journal
-        heard, self.ended = journal.heard() if journal is not None else ({}, set())
         # Everything that happens, in one queue: segments, events, ends, and decoded batches.
         self.events: queue.Queue[Any] = queue.Queue()
         room = max(BATCH_SEGMENTS, _WAITING_SEGMENTS // max(1, len(named)))
         self.outputs = [
-            _Output(
-                name, source, is_live(source), heard.get(name, set()), threading.Semaphore(room)
-            )
+            _Output(name, source, is_live(source), threading.Semaphore(room))
             for name, source in named.items()
         ]
         self._room = room
@@ -184,9 +182,8 @@ class _Run:
             if output.is_live
         }
         self.spool_bytes = _SPOOL_BYTES
-        self._spool = None
-        if journal is not None and any(output.is_live for output in self.outputs):
-            self._spool = journal.spool()
+        self._spool: Spool | None = None
+        self.ended: set[str] = set()
         self._workers = recognizer.engine.workers
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="recognizer")
         self._waiting = FairQueue()
@@ -195,16 +192,24 @@ class _Run:
         self._told: deque[Item] = deque()
 
     def restore(self) -> None:
-        """Take up what an earlier session left in the spool."""
-        if self._spool is None:
+        """Take up what an earlier session left in journal and spool."""
+        if self._journal is None:
             return
+        left = []
+        if any(output.is_live for output in self.outputs):
+            self._spool = self._journal.spool()
+            left = list(self._spool.waiting())
+        recordings = {output.name for output in self.outputs if not output.is_live}
+        heard = self._journal.heard(recordings, {identity for _, identity, _ in left})
+        self.ended = heard.ended & recordings
+        for output in self.outputs:
+            output.heard = heard.ids.get(output.name, set())
         numbers = {output.name: number for number, output in enumerate(self.outputs)}
-        for name, identity, segment in list(self._spool.waiting()):
-            number = numbers.get(name)
-            if number is None or identity in self.outputs[number].heard:
+        for name, identity, segment in left:
+            if identity not in self.outputs[numbers[name]].heard:
+                self._add(numbers[name], identity, segment, spooled=True)
+            elif self._spool is not None:
                 self._spool.remove(identity)
-                continue
-            self._add(number, identity, segment, self._spool.load(identity).samples, spooled=True)
 
     def items(self, stopping: threading.Event) -> Iterator[Item]:
         """What happens, until every source has ended."""
@@ -255,18 +260,16 @@ class _Run:
                 return
             if self._spool is not None and output.is_live:
                 self._spool.add(output.name, identity, item)
-            self._add(number, identity, item, item.samples)
+            self._add(number, identity, item)
 
-    def _add(
-        self, number: int, identity: str, segment: Segment, samples: Any, *, spooled: bool = False
-    ) -> None:
-        output = self.outputs[number]
-        job = Job(number, output.count, identity, segment, self._recognizer.context_s(samples))
+    def _add(self, number: int, identity: str, segment: Segment, *, spooled: bool = False) -> None:
+        output, context = self.outputs[number], self._recognizer.context_s(segment.samples)
+        job = Job(number, output.count, identity, segment, context)
         output.count += 1
         if output.is_live:
             job.is_spooled = spooled or (self._spool is not None and output.in_memory >= self._room)
             if job.is_spooled:
-                job.segment = replace(segment, samples=samples[:0])
+                job.segment = replace(segment, samples=segment.samples[:0])
             else:
                 output.in_memory += 1
         self._waiting.add(job)

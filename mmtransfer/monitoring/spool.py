@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +35,7 @@ class Spool:
             "start": segment.start,
             "end": segment.end,
             "samples_start": segment.samples_start,
+            "samples": len(segment.samples),
         }
         samples = np.clip(np.round(segment.samples * 32768), -32768, 32767).astype("<i2")
         data = json.dumps(head, ensure_ascii=False).encode() + b"\n" + samples.tobytes()
@@ -45,14 +45,10 @@ class Spool:
 
     def load(self, name: str) -> Segment:
         """A segment with its samples."""
-        return self._read(self._path(name))[1]
-
-    def _read(self, path: Path) -> tuple[dict[str, str], Segment]:
-        line, _, data = path.read_bytes().partition(b"\n")
+        line, _, data = self._path(name).read_bytes().partition(b"\n")
         head = json.loads(line)
         samples = np.frombuffer(data, "<i2").astype(np.float32) / 32768
-        times = (head["start"], head["end"], samples, head["samples_start"])
-        return head, Segment(*times)
+        return Segment(head["start"], head["end"], samples, head["samples_start"])
 
     def remove(self, name: str) -> None:
         """A segment has been dealt with."""
@@ -62,9 +58,14 @@ class Spool:
             path.unlink()
 
     def waiting(self) -> Iterator[tuple[str, str, Segment]]:
-        """(camera, id, segment without its samples) of what an earlier session left, oldest first,
-        each camera's in order.
+        """(camera, id, segment) of what an earlier session left, oldest first. The samples are
+        not read: silence of the same length, which takes no memory, stands for them.
         """
-        found = [self._read(path) for path in self._folder.glob(f"*{_SUFFIX}")]
-        for head, segment in sorted(found, key=lambda item: item[1].start):
-            yield head["camera"], head["id"], replace(segment, samples=segment.samples[:0])
+        heads = []
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            with path.open("rb") as file:
+                heads.append(json.loads(file.readline()))
+        for head in sorted(heads, key=lambda head: head["start"]):
+            silence = np.broadcast_to(np.float32(0), head["samples"])
+            segment = Segment(head["start"], head["end"], silence, head["samples_start"])
+            yield head["camera"], head["id"], segment
