@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -199,6 +200,19 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         "--journal",
         metavar="DIR",
         help="write everything there first; started again with it, go on where it stopped",
+    )
+    monitor.add_argument(
+        "--watch",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PHRASE",
+        help="words and phrases that raise an alert, also if they are not heard quite right",
+    )
+    monitor.add_argument(
+        "--webhook",
+        metavar="URL",
+        help="post alerts there as JSON; signed if MMTRANSFER_WEBHOOK_SECRET is set",
     )
     monitor.add_argument("--quiet", action="store_true", help="print no transcript lines")
     monitor.set_defaults(run=_monitor)
@@ -430,7 +444,7 @@ def _monitor(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
     from mmtransfer.audio import MediaError, open_media
     from mmtransfer.decoding import DecodingOptions
-    from mmtransfer.monitoring import SourceEvent, Transcript, load_monitor
+    from mmtransfer.monitoring import Alert, SourceEvent, Transcript, load_monitor
     from mmtransfer.monitoring.live import is_live
     from mmtransfer.monitoring.sinks import (
         FileSink,
@@ -440,7 +454,7 @@ def _monitor(arguments: argparse.Namespace) -> int:
         output_path,
     )
 
-    sources, priorities = _named_sources(arguments)
+    sources, priorities, watched = _named_sources(arguments)
     outputs = [Path(path) for path in arguments.output]
     check_outputs(outputs, live=[name for name, url in sources.items() if is_live(url)])
     for source in sources.values():  # before the model is loaded, which takes seconds
@@ -457,6 +471,7 @@ def _monitor(arguments: argparse.Namespace) -> int:
         options=DecodingOptions(arguments.beam, arguments.words, arguments.prompt),
     )
     journal = _open_journal(arguments, sources) if arguments.journal else None
+    webhook = _open_webhook(arguments.webhook, journal) if arguments.webhook else None
     shared: dict[Path, FileSink] = {}
     sinks: dict[str, list[Sink]] = {}
     for name in sources:
@@ -469,7 +484,7 @@ def _monitor(arguments: argparse.Namespace) -> int:
                 shared[path] = FileSink(path)
             sinks[name].append(shared[path])
     for line in journal.lines() if journal is not None else ():
-        for sink in sinks[line["camera"]] if "text" in line else ():
+        for sink in () if "event" in line else sinks[line["camera"]]:
             if isinstance(sink, FileSink):  # the files hold what was heard before, too
                 sink.write(Transcript(**line))
     failures = 0
@@ -484,10 +499,14 @@ def _monitor(arguments: argparse.Namespace) -> int:
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for item in monitor.watch(sources, journal=journal, priorities=priorities):
+        for item in monitor.watch(sources, journal=journal, priorities=priorities, watched=watched):
             if isinstance(item, Transcript):
                 for sink in sinks[item.camera]:
                     sink.write(item)
+            elif isinstance(item, Alert):
+                print(f"ALERT {item.camera}: {item.phrase} ({item.said})", flush=True)
+                if webhook is not None:
+                    webhook.send(asdict(item))
             elif isinstance(item, SourceEvent):
                 print(f"{item.camera}: {item.event} {item.detail}".strip(), file=sys.stderr)
             elif isinstance(item.error, MediaError):  # the other sources go on
@@ -496,6 +515,8 @@ def _monitor(arguments: argparse.Namespace) -> int:
             elif item.error is not None and not stops:
                 raise item.error
     finally:
+        if webhook is not None:
+            webhook.close()
         if journal is not None:
             journal.close()
         for file_sink in shared.values():
@@ -508,20 +529,38 @@ def _monitor(arguments: argparse.Namespace) -> int:
     return 2 if failures else 0
 
 
-def _named_sources(arguments: argparse.Namespace) -> tuple[dict[str, str], dict[str, int]]:
-    """(name to source, name to priority) of what is to be monitored."""
+def _open_webhook(url: str, journal: Any) -> Any:
+    from mmtransfer.monitoring.alerts import Webhook
+
+    def failed(alert: Any, why: str) -> None:
+        if journal is not None:
+            line = {"camera": alert["camera"], "event": "alert not delivered", "detail": why}
+            journal.write({**line, "segment": alert["segment"]})
+
+    return Webhook(url, secret=os.environ.get("MMTRANSFER_WEBHOOK_SECRET"), failed=failed)
+
+
+def _named_sources(
+    arguments: argparse.Namespace,
+) -> tuple[dict[str, str], dict[str, int], dict[str, list[str]]]:
+    """(sources, priorities, watch words) by name."""
     from mmtransfer.monitoring.journal import camera_names
 
     if not arguments.cameras:
         if not arguments.sources:
             raise UserError("expected SOURCE... or --cameras FILE.yaml. See mmtransfer monitor -h.")
-        return camera_names(arguments.sources), {}
+        named = camera_names(arguments.sources)
+        return named, {}, dict.fromkeys(named, arguments.watch)
     if arguments.sources:
         raise UserError("give either SOURCE... or --cameras, not both.")
     from mmtransfer.monitoring.cameras import load_cameras
 
     cameras = load_cameras(arguments.cameras)
-    return {c.name: c.url for c in cameras}, {c.name: c.priority for c in cameras}
+    return (
+        {camera.name: camera.url for camera in cameras},
+        {camera.name: camera.priority for camera in cameras},
+        {camera.name: [*camera.watch, *arguments.watch] for camera in cameras},
+    )
 
 
 def _open_journal(arguments: argparse.Namespace, sources: dict[str, str]) -> Any:

@@ -21,6 +21,8 @@ class Camera(BaseModel):
     """Address of a stream, an audio device, or a recording's path (relative to the file)."""
     priority: int = 0
     """Where there is no room to wait, segments of lower priority are dropped first."""
+    watch: list[str] = Field(default_factory=list)
+    """Words and phrases that raise an alert."""
 
 
 def load_cameras(path: str | Path) -> list[Camera]:

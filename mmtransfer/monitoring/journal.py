@@ -11,8 +11,9 @@ import errno
 import hashlib
 import json
 import os
+import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ class Journal:
         try:
             self._check_header(model, model_digest, sources)
             self._file: Any = None
+            self._writing = threading.Lock()  # alerts that were not delivered come from a thread
             self._day = ""
             self._mend()
         except BaseException:
@@ -166,13 +168,17 @@ class Journal:
 
     # --- writing ------------------------------------------------------------------------------
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line; when this returns it is on the disk.
+    def write(self, *lines: Mapping[str, Any]) -> None:
+        """Append lines, all or none; when this returns they are on the disk.
 
         Raises:
             OSError: the disk is full or gone; the journal still ends with a whole line.
         """
-        data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        with self._writing:
+            self._append(lines)
+
+    def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
         file = self._current(len(data))
         size = file.tell()
         try:

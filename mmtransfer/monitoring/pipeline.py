@@ -21,21 +21,23 @@ from mmtransfer.monitoring.live import LiveSettings, SourceEvent, SteadyClock, i
 from mmtransfer.monitoring.readers import Reader, read_camera, read_recording
 from mmtransfer.monitoring.spool import Spool
 from mmtransfer.monitoring.transcripts import (
+    Alert,
     MonitorStats,
     NoText,
     SourceEnd,
     Stopped,
     Transcript,
-    as_line,
+    alerts,
     segment_id,
     transcript,
 )
+from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.recognition import Recognizer
 from mmtransfer.recognizers import open_recognizer
 from mmtransfer.segments import Segment, SegmenterSettings
 
 logger = logging.getLogger(__name__)
-Item = Transcript | SourceEvent | SourceEnd
+Item = Transcript | Alert | SourceEvent | SourceEnd
 _WAITING_SEGMENTS = 48  # bounds memory when recognition is slower than reading
 _SPOOL_BYTES = 2 << 30  # audio that may wait on disk
 _READER_EXIT_S = 10.0  # a read of a failing disk may hang; do not wait for it for ever
@@ -90,6 +92,7 @@ class Monitor:
         *,
         journal: Journal | None = None,
         priorities: Mapping[str, int] | None = None,
+        watched: Mapping[str, Sequence[str]] | None = None,
     ) -> Iterator[Item]:
         """Transcripts of several sources side by side, each source's in order, and what happens to
         the sources.
@@ -97,13 +100,15 @@ class Monitor:
         `sources` may be a mapping of names to sources. With a journal, everything is written there
         before it is handed out, and what the journal holds already is neither decoded nor handed
         out again. `priorities` are by name, 0 where none is given; of lower ones segments are
-        dropped first.
+        dropped first. `watched` are words and phrases by name: a segment that holds one is followed
+        by an alert.
         """
         named = (
             dict(sources) if isinstance(sources, Mapping) else camera_names([*map(str, sources)])
         )
         self._stopping = threading.Event()
-        run = _Run(self._recognizer, self.stats, named, journal, priorities or {})
+        phrases = {name: WatchList((watched or {}).get(name, ())) for name in named}
+        run = _Run(self._recognizer, self.stats, named, journal, priorities or {}, phrases)
         run.spool_bytes = self._spool_bytes
         clock, readers = SteadyClock(), []
         started = time.monotonic()
@@ -166,8 +171,10 @@ class _Run:
         named: Mapping[str, str],
         journal: Journal | None,
         priorities: Mapping[str, int],
+        watched: Mapping[str, WatchList],
     ):
         self._recognizer, self._stats, self._journal = recognizer, stats, journal
+        self._watched = watched
         # Everything that happens, in one queue: segments, events, ends, and decoded batches.
         self.events: queue.Queue[Any] = queue.Queue()
         room = max(BATCH_SEGMENTS, _WAITING_SEGMENTS // max(1, len(named)))
@@ -339,13 +346,17 @@ class _Run:
                     output.room.release()
                 if found is None:
                     continue
+                raised: list[Alert] = []
+                if isinstance(found, Transcript):
+                    raised = alerts(found, self._watched[output.name])
                 if self._journal is not None:
-                    self._journal.write(as_line(found))
+                    self._journal.write(*map(asdict, [found, *raised]))
                 if self._spool is not None:
                     self._spool.remove(found.id)
                 if isinstance(found, Transcript):
                     self._stats.segments += 1
                     yield found
+                    yield from raised
             if output.end is not None and output.emitted == output.count:
                 end, output.end = output.end, None
                 self._open -= 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmtransfer.decoding import Hypothesis
+from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.segments import Segment
 
 
@@ -48,6 +49,25 @@ class NoText:
     reason: str
     event: str = "no text"
     """no text: a guard rejected what was recognised. dropped: there was no room to wait."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Something that a watcher wants to know."""
+
+    camera: str
+    phrase: str
+    """The watch word or phrase."""
+    said: str
+    """The words that were taken for it."""
+    score: float
+    """Similarity of the two, 1 for equal."""
+    segment: str
+    """The segment's id."""
+    start: float
+    end: float
+    text: str
+    event: str = "alert"
 
 
 @dataclass(frozen=True)
@@ -132,6 +152,18 @@ def transcript(source: str, camera: str, segment: Segment, hypothesis: Hypothesi
     )
 
 
-def as_line(found: Transcript | NoText) -> dict[str, Any]:
-    """The journal's line of a segment."""
-    return asdict(found)
+def alerts(found: Transcript, watched: WatchList) -> list[Alert]:
+    """The watch words in a segment."""
+    return [
+        Alert(
+            found.camera,
+            match.phrase,
+            match.said,
+            match.score,
+            found.id,
+            found.start,
+            found.end,
+            found.text,
+        )
+        for match in watched.find(found.text)
+    ]
