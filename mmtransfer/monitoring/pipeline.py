@@ -157,7 +157,7 @@ class _Output:
     in_memory: int = 0
     """Segments of a live source whose samples are held."""
     done: dict[int, Transcript | NoText | None] = field(default_factory=dict)
-    """By place; None for one heard before."""
+    """By place; None for one that the journal has already."""
     end: SourceEnd | None = None
 
 
@@ -298,8 +298,13 @@ class _Run:
             segment, output = job.segment, self.outputs[job.camera]
             self._stats.dropped += 1
             logger.warning("%s: no room to wait; dropped a segment", output.name)
-            times = (segment.start, segment.end)
-            self._finish(job, NoText(output.name, job.id, *times, "no room", "dropped"))
+            if self._journal is not None:  # now, since only then its audio may go
+                times = (segment.start, segment.end)
+                dropped = NoText(output.name, job.id, *times, "no room", "dropped")
+                self._journal.write(asdict(dropped))
+            if self._spool is not None:
+                self._spool.remove(job.id)
+            self._finish(job, None)
 
     def _dispatch(self) -> None:
         while self._waiting and len(self._running) < self._workers:
@@ -328,7 +333,7 @@ class _Run:
             found = NoText(found.camera, found.id, found.start, found.end, reason)
         self._finish(job, found)
 
-    def _finish(self, job: Job, found: Transcript | NoText) -> None:
+    def _finish(self, job: Job, found: Transcript | NoText | None) -> None:
         output = self.outputs[job.camera]
         output.done[job.number] = found
         if output.is_live and not job.is_spooled:
