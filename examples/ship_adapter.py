@@ -1,10 +1,11 @@
-"""Put the adapter of a short-context run into the package, in half precision.
+r"""Put the adapter of a short-context run into the package, in half precision.
 
-    mmtransfer train configs/video_monitoring/short_context.yaml --data.train speech --run-dir runs/short
+    mmtransfer train configs/video_monitoring/short_context.yaml \
+        --data.train speech --run-dir runs/short
     python examples/ship_adapter.py runs/short whisper-tiny.en
 
-The speech comes from ``make_speech.py``. What is written goes into ``mmtransfer/short_context/NAME``
-and is used by every monitor of that source.
+The speech comes from ``make_speech.py``. What is written goes into
+``mmtransfer/short_context/NAME`` and is used by every monitor of that source.
 """
 
 from __future__ import annotations
