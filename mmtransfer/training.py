@@ -285,7 +285,9 @@ class Trainer:
         for _ in range(self.state.splits):
             micros = [half for micro in micros for half in self.task.split(micro)]
         device = self.accelerator.device
-        weight = torch.tensor(sum(self.task.weight(micro) for micro in micros), device=device)
+        # As a float also where this process has no example of the batch.
+        own = float(sum(self.task.weight(micro) for micro in micros))
+        weight = torch.tensor(own, device=device)
         total = float(self.accelerator.reduce(weight, "sum"))
         while True:
             try:
