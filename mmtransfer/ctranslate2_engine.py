@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ from mmtransfer.progress import no_library_bars
 from mmtransfer.sources import choose_language, files_digest, speech_parts
 
 logger = logging.getLogger(__name__)
-COMPUTE_TYPES = ("int8", "float16", "float32")
 _CONVERTER_VERSION = "1"  # raise it when what is written changes
 _SETTINGS = "settings.json"
 _FRAME_S = 0.02
@@ -98,16 +98,10 @@ def _convert(source: str, revision: str | None, compute_type: str, folder: Path)
         "shortest_context_s": speech.shortest_context_s,
         "margin_s": speech.margin_s,
         # What the model does alone, where the adapter does not know a language.
-        "shortest_alone_s": min(speech.max_context_s, _alone(speech)),
+        "shortest_alone_s": replace(speech, short=None).shortest_context_s,
         "languages": speech.short.languages if speech.short is not None else None,
     }
     (folder / _SETTINGS).write_text(json.dumps(values), encoding="utf-8")
-
-
-def _alone(speech: Any) -> float:
-    from dataclasses import replace
-
-    return float(replace(speech, short=None).shortest_context_s)
 
 
 class CTranslate2Whisper:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def torch_engine(
     return TorchCtc(speech, torch.device(device), threads)
 
 
-class _TorchEngine:
+class _TorchEngine(ABC):
     """Contexts as the model has them; they can change while it is trained."""
 
     workers = 1  # torch uses all cores for one batch
@@ -63,8 +64,9 @@ class _TorchEngine:
             torch.set_num_threads(self._threads)  # of the calling thread, which is ours
         return self._decode(clips, context_s)
 
+    @abstractmethod
     def _decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:
-        raise NotImplementedError
+        """The same, in whatever number of threads is set."""
 
     @property
     def language(self) -> str | None:
