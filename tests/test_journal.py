@@ -186,6 +186,8 @@ def test_cameras_have_short_names_of_their_own():
         "yard": "yard.mkv",
         "gate-2": "out/gate.mp4",
     }
+    streams = ["rtsp://me:secret@10.0.0.7:554/audio", "rtsp://10.0.0.8/audio"]
+    assert list(camera_names(streams)) == ["10.0.0.7:554/audio", "10.0.0.8/audio"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

@@ -97,6 +97,7 @@ def test_each_video_gets_its_own_subtitles():
     assert names == ["o.gate.srt", "o.yard.srt", "o.gate-2.srt"]
     assert output_path(Path("o.jsonl"), "gate", cameras).name == "o.jsonl"
     assert output_path(Path("o.srt"), "gate", ["gate"]).name == "o.srt"
+    assert output_path(Path("o.srt"), "host/a.mp4", ["host/a.mp4", "b"]).name == "o.host-a.mp4.srt"
     with pytest.raises(UserError, match="subtitles belong to a recording"):
         check_outputs([Path("o.srt")], live=["gate"])
 

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
@@ -221,10 +222,15 @@ def source_identity(source: str) -> str:
 
 
 def camera_names(sources: list[str]) -> dict[str, str]:
-    """Name to source: the file's name without its ending, numbered where it occurs twice."""
+    """Name to source: the file's name without its ending, or a stream's host and path without
+    user and password; numbered where it occurs twice.
+    """
     names: dict[str, str] = {}
     for source in sources:
         stem = Path(source).stem or source
+        if "://" in source:
+            address = urlsplit(source)
+            stem = f"{address.netloc.rpartition('@')[2]}{address.path}".rstrip("/") or source
         name, number = stem, 1
         while name in names:
             number += 1

@@ -136,4 +136,5 @@ def output_path(path: Path, camera: str, cameras: list[str]) -> Path:
     """
     if len(cameras) == 1 or path.suffix not in _SUBTITLES:
         return path
-    return path.with_name(f"{path.stem}.{camera}{path.suffix}")
+    plain = camera.replace("/", "-")  # a stream's name holds its path
+    return path.with_name(f"{path.stem}.{plain}{path.suffix}")
