@@ -19,8 +19,6 @@ import os
 import signal
 import sys
 import warnings
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NoReturn
 
 from mmtransfer import __version__
@@ -155,8 +153,8 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         "sources",
         metavar="SOURCE",
         nargs="*",
-        help="video or audio files, streams (rtsp://, http://, tcp://, ...), audio devices "
-        "(alsa:hw:0), or - for standard input",
+        help="video or audio files, folders that such are written to, streams (rtsp://, http://, "
+        "tcp://, ...), audio devices (alsa:hw:0), or - for standard input",
     )
     monitor.add_argument("--cameras", metavar="FILE.yaml", help="sources with names, from a file")
     monitor.add_argument(
@@ -165,7 +163,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="FILE",
-        help="also write to these files (.jsonl, .srt, .vtt, .txt)",
+        help="also write to these files (.jsonl, .srt, .vtt, .txt; .html is a report to search)",
     )
     monitor.add_argument(
         "--language", help="ISO code, for multilingual models; auto detects it for each segment"
@@ -214,6 +212,36 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         metavar="URL",
         help="post alerts there as JSON; signed if MMTRANSFER_WEBHOOK_SECRET is set",
     )
+    monitor.add_argument(
+        "--mqtt",
+        metavar="URL",
+        help="publish alerts as JSON to mqtt://HOST/TOPIC (pip install 'mmtransfer[mqtt]')",
+    )
+    monitor.add_argument(
+        "--loud",
+        type=_decibels,
+        metavar="DB",
+        help="tell of sounds so many dB above what is usual at the place",
+    )
+    monitor.add_argument(
+        "--clips", metavar="DIR", help="keep a recording of a few seconds around each alert"
+    )
+    monitor.add_argument(
+        "--sentiment", metavar="MODEL", help="judge every text with this sentiment run"
+    )
+    monitor.add_argument(
+        "--partial",
+        action=argparse.BooleanOptionalAction,
+        help="print what is being said at live sources before it ends; on a terminal by default",
+    )
+    monitor.add_argument(
+        "--dashboard", action="store_true", help="show a table of all sources below the text"
+    )
+    monitor.add_argument(
+        "--metrics-port",
+        metavar="[HOST:]PORT",
+        help="serve numbers for Prometheus there; on this machine alone unless a host is given",
+    )
     monitor.add_argument("--quiet", action="store_true", help="print no transcript lines")
     monitor.set_defaults(run=_monitor)
 
@@ -244,6 +272,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of 1 or more, found {text!r}")
     return int(text)
+
+
+def _decibels(text: str) -> float:
+    try:
+        level = float(text)
+    except ValueError:
+        level = 0.0
+    if not 0 < level < 100:
+        raise argparse.ArgumentTypeError(f"expected decibels above the usual, found {text!r}")
+    return level
 
 
 def _context(text: str) -> float:
@@ -442,147 +480,9 @@ def _monitor(arguments: argparse.Namespace) -> int:
     # when it is imported, would stand in their way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _quiet_libraries()
-    from mmtransfer.audio import MediaError, open_media
-    from mmtransfer.decoding import DecodingOptions
-    from mmtransfer.monitoring import Alert, SourceEvent, Transcript, load_monitor
-    from mmtransfer.monitoring.live import is_live
-    from mmtransfer.monitoring.sinks import (
-        FileSink,
-        Sink,
-        StandardOutput,
-        check_outputs,
-        output_path,
-    )
+    from mmtransfer.monitoring.command import run
 
-    sources, priorities, watched = _named_sources(arguments)
-    outputs = [Path(path) for path in arguments.output]
-    check_outputs(outputs, live=[name for name, url in sources.items() if is_live(url)])
-    for source in sources.values():  # before the model is loaded, which takes seconds
-        if not is_live(source) and source != "-":
-            open_media(source).close()
-
-    monitor = load_monitor(
-        arguments.model,
-        language=arguments.language,
-        context_s=arguments.context,
-        engine=arguments.engine,
-        compute_type=arguments.compute,
-        threads=arguments.threads,
-        options=DecodingOptions(arguments.beam, arguments.words, arguments.prompt),
-    )
-    journal = _open_journal(arguments, sources) if arguments.journal else None
-    webhook = _open_webhook(arguments.webhook, journal) if arguments.webhook else None
-    shared: dict[Path, FileSink] = {}
-    sinks: dict[str, list[Sink]] = {}
-    for name in sources:
-        sinks[name] = []
-        if not arguments.quiet:
-            sinks[name].append(StandardOutput(name_source=len(sources) > 1))
-        for output in outputs:
-            path = output_path(output, name, list(sources))
-            if path not in shared:
-                shared[path] = FileSink(path)
-            sinks[name].append(shared[path])
-    for line in journal.lines() if journal is not None else ():
-        for sink in () if "event" in line else sinks[line["camera"]]:
-            if isinstance(sink, FileSink):  # the files hold what was heard before, too
-                sink.write(Transcript(**line))
-    failures = 0
-    stops: list[int] = []
-
-    def stop(number: int, frame: Any) -> None:
-        """What has been cut is still decoded; a second signal ends it at once."""
-        if stops:
-            raise KeyboardInterrupt
-        stops.append(number)
-        monitor.stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for item in monitor.watch(sources, journal=journal, priorities=priorities, watched=watched):
-            if isinstance(item, Transcript):
-                for sink in sinks[item.camera]:
-                    sink.write(item)
-            elif isinstance(item, Alert):
-                print(f"ALERT {item.camera}: {item.phrase} ({item.said})", flush=True)
-                if webhook is not None:
-                    webhook.send(asdict(item))
-            elif isinstance(item, SourceEvent):
-                print(f"{item.camera}: {item.event} {item.detail}".strip(), file=sys.stderr)
-            elif isinstance(item.error, MediaError):  # the other sources go on
-                failures += 1
-                print(f"mmtransfer: error: {item.error}", file=sys.stderr)
-            elif item.error is not None and not stops:
-                raise item.error
-    finally:
-        if webhook is not None:
-            webhook.close()
-        if journal is not None:
-            journal.close()
-        for file_sink in shared.values():
-            file_sink.close()
-        _print_summary(monitor.stats)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if stops:
-        return 128 + stops[0]
-    return 2 if failures else 0
-
-
-def _open_webhook(url: str, journal: Any) -> Any:
-    from mmtransfer.monitoring.alerts import Webhook
-
-    def failed(alert: Any, why: str) -> None:
-        if journal is not None:
-            line = {"camera": alert["camera"], "event": "alert not delivered", "detail": why}
-            journal.write({**line, "segment": alert["segment"]})
-
-    return Webhook(url, secret=os.environ.get("MMTRANSFER_WEBHOOK_SECRET"), failed=failed)
-
-
-def _named_sources(
-    arguments: argparse.Namespace,
-) -> tuple[dict[str, str], dict[str, int], dict[str, list[str]]]:
-    """(sources, priorities, watch words) by name."""
-    from mmtransfer.monitoring.journal import camera_names
-
-    if not arguments.cameras:
-        if not arguments.sources:
-            raise UserError("expected SOURCE... or --cameras FILE.yaml. See mmtransfer monitor -h.")
-        named = camera_names(arguments.sources)
-        return named, {}, dict.fromkeys(named, arguments.watch)
-    if arguments.sources:
-        raise UserError("give either SOURCE... or --cameras, not both.")
-    from mmtransfer.monitoring.cameras import load_cameras
-
-    cameras = load_cameras(arguments.cameras)
-    return (
-        {camera.name: camera.url for camera in cameras},
-        {camera.name: camera.priority for camera in cameras},
-        {camera.name: [*camera.watch, *arguments.watch] for camera in cameras},
-    )
-
-
-def _open_journal(arguments: argparse.Namespace, sources: dict[str, str]) -> Any:
-    from mmtransfer.monitoring.journal import Journal
-    from mmtransfer.sources import model_digest
-
-    return Journal(
-        arguments.journal,
-        model=arguments.model,
-        model_digest=model_digest(arguments.model),
-        sources=sources,
-    )
-
-
-def _print_summary(stats: Any) -> None:
-    rejected = ", ".join(f"{count} {reason}" for reason, count in stats.rejected.items())
-    print(
-        f"{stats.segments} segments from {stats.audio_s:.1f} s of audio in {stats.wall_s:.1f} s "
-        f"(real-time factor {stats.real_time_factor:.3f}); {stats.repeated} decoded again; "
-        f"rejected: {rejected or 'none'}",
-        file=sys.stderr,
-    )
+    return run(arguments)
 
 
 def _backbones(arguments: argparse.Namespace) -> int:

@@ -55,6 +55,7 @@ class Segmenter:
     ):
         self.settings = settings or SegmenterSettings()
         self._block = block_frames * FRAME
+        self._pad = round(self.settings.pad_s / _FRAME_S)  # frames
         self._probability = SpeechProbability()
         self._pending = np.zeros(0, np.float32)  # less than a scoring block, not scored yet
         # Scored frames that may still be needed: from the start of the running segment (or the
@@ -73,6 +74,16 @@ class Segmenter:
         while len(self._pending) >= self._block:
             ready, self._pending = self._pending[: self._block], self._pending[self._block :]
             yield from self._score(ready)
+
+    def running(self) -> tuple[Segment, bool] | None:
+        """What is being said, as the segment that it would be if it ended here, and whether its
+        samples would be the very same if no more speech came; None if nobody speaks.
+        """
+        if self._started is None or self._voiced * _FRAME_S < self.settings.min_speech_s:
+            return None
+        end = self._last_voiced + 1
+        high = min(self._first + len(self._frames), end + self._pad)
+        return self._segment(self._started, end, high), high == end + self._pad
 
     def finish(self) -> Iterator[Segment]:
         """The stream is over; yields what was still running."""
@@ -131,18 +142,20 @@ class Segmenter:
         self._started = None
         if voiced * _FRAME_S < self.settings.min_speech_s:
             return
-        pad = round(self.settings.pad_s / _FRAME_S)
-        low = max(self._first, self._taken, started - pad)
         # After a cut through running speech, padding would repeat the next segment's words.
-        high = end if hard_cut else min(self._first + len(self._frames), end + pad)
+        high = end if hard_cut else min(self._first + len(self._frames), end + self._pad)
+        yield self._segment(started, end, high)
+
+    def _segment(self, started: int, end: int, high: int) -> Segment:
+        """Speech from frame `started` to `end`, with its padding up to `high`."""
+        low = max(self._first, self._taken, started - self._pad)
         samples = self._frames[low - self._first : high - self._first].reshape(-1)
-        yield Segment(started * _FRAME_S, end * _FRAME_S, samples.copy(), low * _FRAME_S)
+        return Segment(started * _FRAME_S, end * _FRAME_S, samples.copy(), low * _FRAME_S)
 
     def _forget(self) -> None:
         """Drop frames that no segment can need any more."""
-        pad = round(self.settings.pad_s / _FRAME_S)
         now = self._first + len(self._frames)
-        keep = max(self._first, (now if self._started is None else self._started) - pad)
+        keep = max(self._first, (now if self._started is None else self._started) - self._pad)
         drop = keep - self._first
         self._frames, self._scores = self._frames[drop:].copy(), self._scores[drop:].copy()
         self._first = keep

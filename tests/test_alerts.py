@@ -15,7 +15,7 @@ from test_monitoring import fake_monitor
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring import Alert, Journal, Transcript
+from mmtransfer.monitoring import Alert, Camera, Journal, Transcript
 from mmtransfer.monitoring.alerts import SIGNATURE, Webhook
 from mmtransfer.monitoring.watch import WatchList, similarity, sound
 
@@ -76,7 +76,7 @@ def test_similarity_is_a_share_and_the_same_both_ways(one, other):
 def test_an_alert_follows_its_segment_in_journal_and_output(tmp_path):
     monitor, _ = fake_monitor(lambda context_s: "the gate is open")
     book = Journal(tmp_path, model="m", model_digest="d", sources={"yard": str(VIDEO)})
-    items = list(monitor.watch({"yard": str(VIDEO)}, journal=book, watched={"yard": ["gate"]}))
+    items = list(monitor.watch([Camera(name="yard", url=str(VIDEO), watch=["gate"])], journal=book))
     book.close()
     told = [item for item in items if isinstance(item, Transcript | Alert)]
     assert len(told) > 10

@@ -100,7 +100,7 @@ def test_segments_without_text_are_written_with_their_reason(tmp_path):
 
 def test_a_line_that_was_cut_by_a_kill_is_cut_off(tmp_path):
     book = journal(tmp_path)
-    book.write({"camera": "a", "id": "a@1.000", "text": "one"})
+    book.write({"camera": "a", "id": "a@1.000", "start": 1.0, "end": 2.0, "text": "one"})
     book.close()
     (path,) = tmp_path.glob("*.jsonl")
     with path.open("ab") as file:

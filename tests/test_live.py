@@ -17,7 +17,7 @@ from test_monitoring import FakeEngine, decode
 from mmtransfer.audio import SAMPLE_RATE
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring import Journal, LiveSettings, Monitor, SourceEvent, Transcript
+from mmtransfer.monitoring import Camera, Journal, LiveSettings, Monitor, SourceEvent, Transcript
 from mmtransfer.monitoring.cameras import load_cameras
 from mmtransfer.monitoring.live import is_live
 from mmtransfer.monitoring.spool import Spool
@@ -41,7 +41,7 @@ def transport_stream(samples, rate=SAMPLE_RATE):
     return file.getvalue()
 
 
-class Camera:
+class Server:
     """A TCP server that plays one of its scripts to each connection, in turn; the last for ever.
 
     A script is a list of bytes to send and of seconds to wait.
@@ -112,7 +112,7 @@ def camera():
     made = []
 
     def make(*scripts):
-        made.append(Camera(*scripts))
+        made.append(Server(*scripts))
         return made[-1]
 
     yield make
@@ -126,6 +126,8 @@ def live_monitor(**options):
 
 def collect(monitor, sources, *, until, seconds=30.0, **options):
     """Items until a condition on them holds."""
+    if isinstance(sources, dict):
+        sources = [Camera(name=name, url=url) for name, url in sources.items()]
     items = []
     timer = threading.Timer(seconds, monitor.stop)
     timer.start()
@@ -260,7 +262,8 @@ def test_when_the_disk_room_is_full_the_oldest_of_the_least_important_is_dropped
     monitor = Monitor(Recognizer(engine), live=QUICK, spool_bytes=300_000)
     wanted = 2 * len(spoken)
     counted = lambda i: len(said(i)) + monitor.stats.dropped >= wanted  # noqa: E731
-    items = collect(monitor, sources, until=counted, journal=book, priorities={"gate": 5})
+    cameras = [Camera(name="yard", url=server.url), Camera(name="gate", url=other.url, priority=5)]
+    items = collect(monitor, cameras, until=counted, journal=book)
     book.close()
     found = [p.read_text().splitlines() for p in tmp_path.glob("*.jsonl")]
     lines = [json.loads(line) for part in found for line in part]

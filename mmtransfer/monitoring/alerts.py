@@ -1,4 +1,6 @@
-"""Alerts to another system, without keeping the monitor waiting: a webhook with a signed body."""
+"""Alerts to another system, without keeping the monitor waiting: a webhook with a signed body, or a
+topic of an MQTT broker.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import Any
-from urllib.parse import urlsplit
+from contextlib import suppress
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
 
 from mmtransfer.errors import UserError
 
@@ -23,6 +26,21 @@ SIGNATURE = "X-Mmtransfer-Signature"
 _WAITING = 1000  # alerts kept while the other side is down; then the oldest is given up
 _TIMEOUT_S = 5.0
 _FIRST_RETRY_S, _LAST_RETRY_S, _GIVE_UP_S = 1.0, 60.0, 600.0
+
+Failed = Callable[[Mapping[str, Any], str], None]
+"""Called with an alert that was not delivered, and why."""
+
+
+class Channel(Protocol):
+    """Where alerts go."""
+
+    def send(self, alert: Mapping[str, Any]) -> None:
+        """Put an alert in line; returns at once."""
+        ...
+
+    def close(self) -> None:
+        """Give what waits a last chance; the rest has failed."""
+        ...
 
 
 class Webhook:
@@ -39,7 +57,7 @@ class Webhook:
         url: str,
         *,
         secret: str | None = None,
-        failed: Callable[[Mapping[str, Any], str], None] | None = None,
+        failed: Failed | None = None,
         timeout_s: float = _TIMEOUT_S,
         first_retry_s: float = _FIRST_RETRY_S,
         give_up_s: float = _GIVE_UP_S,
@@ -103,3 +121,64 @@ class Webhook:
             pause = min(2 * pause, _LAST_RETRY_S)
         logger.warning("webhook: an alert was not delivered (%s)", reason)
         self._failed(alert, reason)
+
+
+class Mqtt:
+    """Publishes alerts as JSON to the topic in an address `mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC`
+    (`mqtts` for TLS), at least once each (quality of service 1).
+
+    Needs paho-mqtt (`pip install 'mmtransfer[mqtt]'`), which connects by itself, and again after a
+    failure. Alerts wait while the broker is away, a thousand of them at most.
+
+    Raises:
+        UserError: paho-mqtt is missing, or an address of another form.
+    """
+
+    def __init__(self, url: str, *, failed: Failed | None = None):
+        parts = urlsplit(url)
+        self._topic = parts.path.strip("/")
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not self._topic:
+            raise UserError(f"mqtt: expected mqtt://HOST/TOPIC, found '{url}'.")
+        try:
+            from paho.mqtt import client as paho
+        except ImportError:
+            raise UserError("mqtt: needs paho-mqtt. pip install 'mmtransfer[mqtt]'") from None
+        self._failed = failed or (lambda alert, why: None)
+        self._open: dict[int, Mapping[str, Any]] = {}  # by message, until the broker has it
+        self._lock = threading.Lock()
+        self._client = paho.Client(paho.CallbackAPIVersion.VERSION2)
+        if parts.username:
+            password = unquote(parts.password) if parts.password else None
+            self._client.username_pw_set(unquote(parts.username), password)
+        if parts.scheme == "mqtts":
+            self._client.tls_set()
+        self._client.max_queued_messages_set(_WAITING)
+        self._client.reconnect_delay_set(1, int(_LAST_RETRY_S))
+        self._client.on_publish = self._published
+        port = parts.port or (8883 if parts.scheme == "mqtts" else 1883)
+        self._client.connect_async(parts.hostname, port)
+        self._client.loop_start()
+
+    def send(self, alert: Mapping[str, Any]) -> None:
+        """Put an alert in line; returns at once."""
+        with self._lock:  # the broker may answer before the message has been noted
+            info = self._client.publish(self._topic, json.dumps(alert, ensure_ascii=False), qos=1)
+            if info.rc in (0, 4):  # sent, or to be sent once connected
+                self._open[info.mid] = alert
+                return
+        self._failed(alert, "too many alerts wait")
+
+    def _published(self, client: Any, data: Any, message: int, *rest: Any) -> None:
+        with self._lock:
+            self._open.pop(message, None)
+
+    def close(self, wait_s: float = 2.0) -> None:
+        """Give what waits a last chance; the rest has failed."""
+        deadline = time.monotonic() + wait_s
+        while self._open and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with suppress(OSError):
+            self._client.disconnect()
+        self._client.loop_stop()
+        for alert in self._open.values():
+            self._failed(alert, "the broker did not take it before the monitor stopped")

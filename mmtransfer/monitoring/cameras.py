@@ -18,11 +18,18 @@ class Camera(BaseModel):
     name: str = Field(min_length=1)
     """Short and unique; it stands in every line."""
     url: str = Field(min_length=1)
-    """Address of a stream, an audio device, or a recording's path (relative to the file)."""
+    """Address of a stream, an audio device, or the path (relative to this file) of a recording or
+    of a folder that recordings are written to."""
     priority: int = 0
     """Where there is no room to wait, segments of lower priority are dropped first."""
     watch: list[str] = Field(default_factory=list)
     """Words and phrases that raise an alert."""
+    language: str | None = None
+    """ISO code of what is spoken there, or auto; by default that of the monitor."""
+    model: str | None = None
+    """A recogniser of its own; by default that of the monitor."""
+    loud_db: float | None = Field(None, gt=0)
+    """Tell of sounds so many dB above what is usual there."""
 
 
 def load_cameras(path: str | Path) -> list[Camera]:

@@ -20,10 +20,17 @@ class Job:
     """Place in the source's output."""
     id: str
     segment: Segment
-    context_s: float
+    kind: tuple[int, float]
+    """Recogniser and context in seconds; jobs of one kind are decoded together."""
     is_repeat: bool = False
     is_spooled: bool = False
     """Whether its samples lie on disk alone."""
+    is_draft: bool = False
+    """Whether more may be said in it."""
+    is_whole: bool = False
+    """Of a draft: whether it is the segment, unless more is said."""
+    final: Job | None = None
+    """What a draft that is being read turned out to be."""
 
 
 class FairQueue:
@@ -31,7 +38,7 @@ class FairQueue:
 
     Each source has a clock that advances by the audio decoded for it, and the source that is
     furthest behind comes first (start-time fair queueing, Goyal et al. 1996). A batch is filled up
-    with segments of the same context, of whatever source.
+    with segments of the same kind, of whatever source.
     """
 
     def __init__(self, batch: int = BATCH_SEGMENTS):
@@ -55,19 +62,19 @@ class FairQueue:
         jobs.insert(0 if job.is_repeat else len(jobs), job)
 
     def take(self) -> list[Job]:
-        """The next batch: the first segment of the source furthest behind, and others that share
-        its context.
+        """The next batch: the first segment of the source furthest behind, and others of its
+        kind.
         """
         order = sorted(self._waiting, key=lambda camera: (self._clock[camera], camera))
         self._now = self._clock[order[0]]
-        context = self._waiting[order[0]][0].context_s
+        kind = self._waiting[order[0]][0].kind
         batch: list[Job] = []
         for camera in order:
-            for job in [job for job in self._waiting[camera] if job.context_s == context]:
+            for job in [job for job in self._waiting[camera] if job.kind == kind]:
                 if len(batch) == self._batch:
                     break
                 self._remove(job)
-                self._clock[camera] += context
+                self._clock[camera] += kind[1]
                 batch.append(job)
         return batch
 

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,7 @@ from mmtransfer.monitoring.spool import Spool
 _HEADER = "journal.json"
 _FORMAT = 1
 _ROTATE_BYTES = 64 << 20
+_SPANS = 4096  # segments kept, to know again what a file holds
 _SAMPLE_BYTES = 1 << 20  # of a recording, that tell it from another of the same name
 
 
@@ -37,6 +38,10 @@ class Heard:
     """Segments by camera."""
     ended: set[str]
     """Cameras whose recording was read to its end."""
+    files: dict[str, set[str]] = field(default_factory=dict)
+    """Files of a folder that are done with, by camera."""
+    spans: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """Where segments lie that were found in a folder's last files, by camera."""
 
 
 class Journal:
@@ -159,8 +164,14 @@ class Journal:
                 camera = line["camera"]
                 if "id" in line and (camera in recordings or line["id"] in waiting):
                     found.ids.setdefault(camera, set()).add(line["id"])
+                    if line.get("event") != "sound":
+                        found.spans.setdefault(camera, []).append((line["start"], line["end"]))
                 elif line.get("event") == "end":
                     found.ended.add(camera)
+                elif line.get("event") == "file":
+                    found.files.setdefault(camera, set()).add(line["detail"])
+                    # A segment may reach into the next file; earlier ones are not read again.
+                    del found.spans.setdefault(camera, [])[:-_SPANS]
         return found
 
     def spool(self) -> Spool:
@@ -214,11 +225,21 @@ class Journal:
 def source_identity(source: str) -> str:
     """What tells a source from another: its address, and for a recording how its bytes begin."""
     path = Path(source)
-    if "://" in source or not path.is_file():
-        return source
+    if "://" in source:
+        return public_address(source)
+    if not path.is_file():
+        return str(path.resolve()) if path.is_dir() else source
     with path.open("rb") as file:
         beginning = hashlib.sha256(file.read(_SAMPLE_BYTES)).hexdigest()[:16]
     return f"{path.resolve()} {beginning}"
+
+
+def public_address(source: str) -> str:
+    """A stream's address without user and password, which belong in no file; else as it is."""
+    if "://" not in source:
+        return source
+    parts = urlsplit(source)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def camera_names(sources: list[str]) -> dict[str, str]:
@@ -229,8 +250,8 @@ def camera_names(sources: list[str]) -> dict[str, str]:
     for source in sources:
         stem = Path(source).stem or source
         if "://" in source:
-            address = urlsplit(source)
-            stem = f"{address.netloc.rpartition('@')[2]}{address.path}".rstrip("/") or source
+            address = urlsplit(public_address(source))
+            stem = f"{address.netloc}{address.path}".rstrip("/") or source
         name, number = stem, 1
         while name in names:
             number += 1

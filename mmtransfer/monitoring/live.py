@@ -24,6 +24,7 @@ import av.error
 import numpy as np
 
 from mmtransfer.audio import SAMPLE_RATE, Resampler
+from mmtransfer.monitoring.clips import Recorder
 
 logger = logging.getLogger(__name__)
 _LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "tcp", "tls", "udp", "mms"}
@@ -66,7 +67,7 @@ class SourceEvent:
 
     camera: str
     event: str
-    """connected, gap, lost."""
+    """connected, gap, lost; silent: nothing but zeros for a minute; clip: a file was written."""
     at: float
     """Seconds since 1970."""
     detail: str = ""
@@ -84,6 +85,10 @@ class LiveSettings:
     """Pause before the first attempt to reconnect; each next one is twice as long."""
     last_retry_s: float = 30.0
     """Longest pause between attempts."""
+    pause_s: float = 0.45
+    """A pause this long ends a segment: shorter than in recordings, since somebody waits."""
+    partial_s: float = 0.8
+    """Speech after which a provisional text is made, and made again."""
 
 
 class SteadyClock:
@@ -103,8 +108,9 @@ def read_live(
     *,
     settings: LiveSettings | None = None,
     now: Callable[[], float] | None = None,
+    recorder: Recorder | None = None,
 ) -> Iterator[Block | SourceEvent]:
-    """Audio and events of a live source, until `stopping` is set.
+    """Audio and events of a live source, until `stopping` is set; `recorder` gets its packets.
 
     Every failure is an event, followed by another attempt after a pause. A gap in the audio is an
     event as well; the block behind it says that it is not joined to the one before.
@@ -118,7 +124,7 @@ def read_live(
         if len(hung) >= _HUNG_CONNECTIONS:
             stopping.wait(pause)
             continue
-        connection = _Connection(source, settings)
+        connection = _Connection(source, settings, recorder)
         position: float | None = None  # when the next sample is due
         try:
             while not stopping.is_set():
@@ -152,8 +158,8 @@ def read_live(
 class _Connection:
     """One attempt at a source, read by a thread that can be left behind."""
 
-    def __init__(self, source: str, settings: LiveSettings):
-        self._source, self._settings = source, settings
+    def __init__(self, source: str, settings: LiveSettings, recorder: Recorder | None):
+        self._source, self._settings, self._recorder = source, settings, recorder
         self._found: queue.Queue[np.ndarray | Exception] = queue.Queue(_BLOCKS_AHEAD)
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"connection {source}", daemon=True)
@@ -205,12 +211,23 @@ class _Connection:
         ) as container:
             if not container.streams.audio:
                 raise ValueError("the stream has no audio track")
-            for packet in container.demux(container.streams.audio[0]):
-                if self._left.is_set():
-                    return
-                for frame in _frames(packet):
-                    for block in convert(frame):
-                        self._put(block)
+            streams: list[Any] = [container.streams.audio[0]]
+            if self._recorder is not None:
+                streams += container.streams.video[:1]
+            try:
+                for packet in container.demux(streams):
+                    if self._left.is_set():
+                        return
+                    if self._recorder is not None:
+                        self._recorder.keep(packet)
+                    if packet.stream.type != "audio":
+                        continue
+                    for frame in _frames(packet):
+                        for block in convert(frame):
+                            self._put(block)
+            finally:
+                if self._recorder is not None:
+                    self._recorder.leave()
 
 
 def _frames(packet: Any) -> list[Any]:

@@ -7,23 +7,30 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmtransfer.decoding import DecodingOptions, Hypothesis
+from mmtransfer.errors import UserError
 from mmtransfer.guards import rejection
+from mmtransfer.monitoring.cameras import Camera
+from mmtransfer.monitoring.clips import AROUND_S, Recorder, clip_path, cut_recording
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, FairQueue, Job
-from mmtransfer.monitoring.journal import Journal, camera_names
+from mmtransfer.monitoring.journal import Journal, camera_names, public_address
 from mmtransfer.monitoring.live import LiveSettings, SourceEvent, SteadyClock, is_live
-from mmtransfer.monitoring.readers import Reader, read_camera, read_recording
+from mmtransfer.monitoring.readers import Draft, FileDone, Reader, is_folder, reader_of
+from mmtransfer.monitoring.sound import SoundLevel
 from mmtransfer.monitoring.spool import Spool
 from mmtransfer.monitoring.transcripts import (
     Alert,
+    CameraStats,
     MonitorStats,
     NoText,
+    Partial,
+    Sound,
     SourceEnd,
     Stopped,
     Transcript,
@@ -37,11 +44,15 @@ from mmtransfer.recognizers import open_recognizer
 from mmtransfer.segments import Segment, SegmenterSettings
 
 logger = logging.getLogger(__name__)
-Item = Transcript | Alert | SourceEvent | SourceEnd
+Item = Transcript | Partial | Alert | Sound | SourceEvent | SourceEnd
+Judge = Callable[[list[str]], list[tuple[str, float]]]
+"""Texts to their classes, each with its probability."""
 _WAITING_SEGMENTS = 48  # bounds memory when recognition is slower than reading
 _SPOOL_BYTES = 2 << 30  # audio that may wait on disk
 _READER_EXIT_S = 10.0  # a read of a failing disk may hang; do not wait for it for ever
 _DRAIN_S = 4.0  # after a request to stop; what is not decoded by then stays in the spool
+_DRAFTS = 4  # provisional readings in a batch; a full batch would keep what is final waiting
+_DISK_RETRY_S = 1.0
 
 
 class Monitor:
@@ -51,6 +62,9 @@ class Monitor:
     decode what has been cut, in batches of one context. A recording waits while too many segments
     are in work. A camera cannot wait: its segments do, on disk if there is a journal, and when that
     room is full the oldest of the least important camera is dropped, and the journal says so.
+
+    `others` are recognisers of cameras, by name, that have their own. With `judge`, transcripts
+    carry the class of their text. In `clips` a short recording is kept around each alert.
     """
 
     def __init__(
@@ -60,11 +74,14 @@ class Monitor:
         *,
         live: LiveSettings | None = None,
         spool_bytes: int = _SPOOL_BYTES,
+        others: Mapping[str, Recognizer] | None = None,
+        judge: Judge | None = None,
+        clips: Path | None = None,
     ):
-        self._recognizer = recognizer
+        self._recognizer, self._others = recognizer, others or {}
         self._settings = settings or SegmenterSettings()
         self._live = live or LiveSettings()
-        self._spool_bytes = spool_bytes
+        self._spool_bytes, self._judge, self._clips = spool_bytes, judge, clips
         self._stopping = threading.Event()
         self.stats = MonitorStats()
 
@@ -87,50 +104,59 @@ class Monitor:
                 raise item.error
 
     def watch(
-        self,
-        sources: Sequence[str | Path] | Mapping[str, str],
-        *,
-        journal: Journal | None = None,
-        priorities: Mapping[str, int] | None = None,
-        watched: Mapping[str, Sequence[str]] | None = None,
+        self, sources: Iterable[str | Path | Camera], *, journal: Journal | None = None
     ) -> Iterator[Item]:
         """Transcripts of several sources side by side, each source's in order, and what happens to
-        the sources.
+        the sources: alerts, sounds, connections, ends. A source is a path, an address or a
+        `Camera`, which has a name and settings of its own.
 
-        `sources` may be a mapping of names to sources. With a journal, everything is written there
-        before it is handed out, and what the journal holds already is neither decoded nor handed
-        out again. `priorities` are by name, 0 where none is given; of lower ones segments are
-        dropped first. `watched` are words and phrases by name: a segment that holds one is followed
-        by an alert.
+        With a journal, everything is written there before it is handed out, and what the journal
+        holds already is neither decoded nor handed out again. When the disk is full, what live
+        sources say is held until it can be written; a recording stops with the error.
+
+        Raises:
+            OSError: the journal cannot be written.
         """
-        named = (
-            dict(sources) if isinstance(sources, Mapping) else camera_names([*map(str, sources)])
-        )
+        cameras = named_cameras(sources)
+        self.stats.add_cameras(camera.name for camera in cameras)
         self._stopping = threading.Event()
-        phrases = {name: WatchList((watched or {}).get(name, ())) for name in named}
-        run = _Run(self._recognizer, self.stats, named, journal, priorities or {}, phrases)
-        run.spool_bytes = self._spool_bytes
         clock, readers = SteadyClock(), []
+        outputs = [
+            _Output(
+                camera,
+                self._others.get(camera.name, self._recognizer),
+                self.stats.cameras[camera.name],
+                len(cameras),
+            )
+            for camera in cameras
+        ]
+        run = _Run(outputs, journal, clock, self._judge, self._clips, self._spool_bytes)
         started = time.monotonic()
         try:
             run.restore()
-            for number, (name, source) in enumerate(named.items()):
-                if name in run.ended:
-                    run.events.put((number, SourceEnd(source, name, None)))
+            for number, output in enumerate(outputs):
+                camera = output.camera
+                if output.has_ended:
+                    run.events.put((number, SourceEnd(camera.url, camera.name, None)))
                     continue
+                if self._clips is not None and output.is_live:
+                    output.recorder = Recorder(clock)
                 reader = Reader(
                     number,
-                    name,
-                    source,
+                    camera.name,
+                    camera.url,
                     run.events,
-                    run.outputs[number].room,
+                    output.room,
                     self._stopping,
-                    self.stats,
+                    output.stats,
                     self._settings,
                     self._live,
                     clock,
+                    None if camera.loud_db is None else SoundLevel(camera.loud_db),
+                    output.recorder,
+                    output.files_done,
                 )
-                readers.append(reader.start(read_camera if is_live(source) else read_recording))
+                readers.append(reader.start(reader_of(camera.url)))
             yield from run.items(self._stopping)
         finally:
             self._stopping.set()
@@ -142,23 +168,68 @@ class Monitor:
             self.stats.wall_s += time.monotonic() - started
 
 
+def named_cameras(sources: Iterable[str | Path | Camera]) -> list[Camera]:
+    """Sources with names; those without get the name of the file or the stream's address."""
+    listed = list(sources)
+    plain = [str(source) for source in listed if not isinstance(source, Camera)]
+    made = iter(camera_names(plain).items())
+    cameras = []
+    for source in listed:
+        if isinstance(source, Camera):
+            cameras.append(source)
+        else:
+            name, url = next(made)
+            cameras.append(Camera(name=name, url=url))
+    return cameras
+
+
 @dataclass
+class _Result:
+    """What a worker made of a job."""
+
+    hypothesis: Hypothesis
+    judged: tuple[str, float] | None
+
+
 class _Output:
     """What a source's segments became, put back into order."""
 
-    name: str
-    source: str
-    is_live: bool
-    room: threading.Semaphore
-    heard: set[str] = field(default_factory=set)
-    """Segments that an earlier session of the monitor has dealt with."""
-    count: int = 0
-    emitted: int = 0
-    in_memory: int = 0
-    """Segments of a live source whose samples are held."""
-    done: dict[int, Transcript | NoText | None] = field(default_factory=dict)
-    """By place; None for one that the journal has already."""
-    end: SourceEnd | None = None
+    def __init__(self, camera: Camera, recognizer: Recognizer, stats: CameraStats, count: int):
+        self.camera, self.name, self.recognizer, self.stats = (
+            camera,
+            camera.name,
+            recognizer,
+            stats,
+        )
+        self.source = public_address(camera.url)
+        self.is_live, self.is_folder = is_live(camera.url), is_folder(camera.url)
+        self.watched = WatchList(camera.watch)
+        self.most = max(BATCH_SEGMENTS, _WAITING_SEGMENTS // max(1, count))
+        self.room = threading.Semaphore(self.most)
+        self.recorder: Recorder | None = None
+        # What an earlier session of the monitor has dealt with.
+        self.heard: set[str] = set()
+        self.spans: list[tuple[float, float]] = []
+        self.files_done: set[str] = set()
+        self.has_ended = False
+        self.count = self.emitted = 0
+        self.in_memory = 0  # segments of a live source whose samples are held
+        # By place; None for one that the journal has already.
+        self.done: dict[int, Transcript | NoText | FileDone | None] = {}
+        self.end: SourceEnd | None = None
+        self.draft: tuple[Job, _Result] | None = None  # the last that was read
+        self.said: tuple[str, list[str]] = ("", [])  # its segment, and its words
+        self.cut_to = 0.0  # end of the last whole segment
+
+    def is_known(self, identity: str, start: float, end: float) -> bool:
+        """Whether an earlier session has dealt with a segment. In a folder, where reading may begin
+        at another file, it may have been cut a little differently.
+        """
+        if identity in self.heard:
+            return True
+        return self.is_folder and any(
+            min(end, b) - max(start, a) > 0.5 * min(end - start, b - a) for a, b in self.spans
+        )
 
 
 class _Run:
@@ -166,51 +237,51 @@ class _Run:
 
     def __init__(
         self,
-        recognizer: Recognizer,
-        stats: MonitorStats,
-        named: Mapping[str, str],
+        outputs: list[_Output],
         journal: Journal | None,
-        priorities: Mapping[str, int],
-        watched: Mapping[str, WatchList],
+        clock: SteadyClock,
+        judge: Judge | None,
+        clips: Path | None,
+        spool_bytes: int,
     ):
-        self._recognizer, self._stats, self._journal = recognizer, stats, journal
-        self._watched = watched
+        self.outputs, self._journal, self._clock = outputs, journal, clock
+        self._judge, self._clips, self._spool_bytes = judge, clips, spool_bytes
         # Everything that happens, in one queue: segments, events, ends, and decoded batches.
         self.events: queue.Queue[Any] = queue.Queue()
-        room = max(BATCH_SEGMENTS, _WAITING_SEGMENTS // max(1, len(named)))
-        self.outputs = [
-            _Output(name, source, is_live(source), threading.Semaphore(room))
-            for name, source in named.items()
-        ]
-        self._room = room
-        self._droppable = {
-            number: priorities.get(output.name, 0)
-            for number, output in enumerate(self.outputs)
+        self._priorities = {
+            number: output.camera.priority
+            for number, output in enumerate(outputs)
             if output.is_live
         }
-        self.spool_bytes = _SPOOL_BYTES
         self._spool: Spool | None = None
-        self.ended: set[str] = set()
-        self._workers = recognizer.engine.workers
+        engines = {id(o.recognizer.engine): o.recognizer.engine for o in outputs}
+        self._workers = max((engine.workers for engine in engines.values()), default=1)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="recognizer")
         self._waiting = FairQueue()
-        self._running: dict[Future[list[Hypothesis]], list[Job]] = {}
-        self._open = len(self.outputs)
-        self._told: deque[Item] = deque()
+        self._drafts: dict[int, Job] = {}
+        self._running: dict[Future[list[_Result]], list[Job]] = {}
+        self._open = len(outputs)
+        self._told: deque[Item | NoText] = deque()
+        self._clip_pool = ThreadPoolExecutor(1, thread_name_prefix="clips")
+        self._cutting: set[Future[None]] = set()
+        self._disk_error: OSError | None = None
+        self._disk_retry = 0.0
 
     def restore(self) -> None:
         """Take up what an earlier session left in journal and spool."""
         if self._journal is None:
             return
         left = []
-        if any(output.is_live for output in self.outputs):
+        if self._priorities:
             self._spool = self._journal.spool()
             left = list(self._spool.waiting())
         recordings = {output.name for output in self.outputs if not output.is_live}
         heard = self._journal.heard(recordings, {identity for _, identity, _ in left})
-        self.ended = heard.ended & recordings
         for output in self.outputs:
             output.heard = heard.ids.get(output.name, set())
+            output.spans = heard.spans.get(output.name, [])
+            output.files_done = heard.files.get(output.name, set())
+            output.has_ended = not output.is_live and output.name in heard.ended
         numbers = {output.name: number for number, output in enumerate(self.outputs)}
         for name, identity, segment in left:
             if identity not in self.outputs[numbers[name]].heard:
@@ -221,14 +292,16 @@ class _Run:
     def items(self, stopping: threading.Event) -> Iterator[Item]:
         """What happens, until every source has ended."""
         deadline: float | None = None
-        while self._open:
+        while self._open or self._cutting:
             self._dispatch()
             yield from self._in_order()
-            if not self._open:
+            if not self._open and not self._cutting:
                 return
             if stopping.is_set() and deadline is None:
                 deadline = time.monotonic() + _DRAIN_S
             if deadline is not None and time.monotonic() > deadline:
+                if self._disk_error is not None:
+                    raise self._disk_error
                 return
             try:
                 event = self.events.get(timeout=0.25)
@@ -244,41 +317,125 @@ class _Run:
     def close(self) -> None:
         """Wait for the batches that are being decoded."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._clip_pool.shutdown(wait=True, cancel_futures=True)
 
     def _take_in(self, event: Any) -> None:
         if isinstance(event, Future):
-            for job, hypothesis in zip(self._running.pop(event), event.result(), strict=True):
-                self._settle(job, hypothesis)
+            self._take_results(event)
             return
         number, item = event
         output = self.outputs[number]
         if isinstance(item, SourceEnd):
             output.end = item
         elif isinstance(item, SourceEvent):
-            self._stats.events[item.event] += 1
-            if self._journal is not None:
-                self._journal.write(asdict(item))
+            output.stats.events[item.event] += 1
+            if item.event in ("connected", "lost"):
+                output.stats.is_connected = item.event == "connected"
             self._told.append(item)
+        elif isinstance(item, Sound):
+            if item.id not in output.heard:
+                self._told.append(replace(item, clip=self._clip(output, item)))
+        elif isinstance(item, FileDone):
+            output.done[output.count] = item
+            output.count += 1
+        elif isinstance(item, Draft):
+            self._add_draft(number, item)
         else:
             identity = segment_id(output.name, item.start)
-            if identity in output.heard:
+            if output.is_known(identity, item.start, item.end):
                 output.done[output.count] = None
                 output.count += 1
                 return
             if self._spool is not None and output.is_live:
-                self._spool.add(output.name, identity, item)
+                try:
+                    self._spool.add(output.name, identity, item)
+                except OSError as error:  # no room on the disk; it is still in memory
+                    logger.warning("%s: a segment is held in memory alone (%s)", output.name, error)
             self._add(number, identity, item)
 
-    def _add(self, number: int, identity: str, segment: Segment, *, spooled: bool = False) -> None:
-        output, context = self.outputs[number], self._recognizer.context_s(segment.samples)
-        job = Job(number, output.count, identity, segment, context)
-        output.count += 1
-        if output.is_live:
-            job.is_spooled = spooled or (self._spool is not None and output.in_memory >= self._room)
-            if job.is_spooled:
-                job.segment = replace(segment, samples=segment.samples[:0])
+    def _take_results(self, event: Future[list[_Result]]) -> None:
+        for job, result in zip(self._running.pop(event), event.result(), strict=True):
+            if job.final is not None:
+                self._settle(job.final, result)
+            elif job.is_draft:
+                self._keep_draft(job, result)
             else:
+                self._settle(job, result)
+
+    # --- segments that are not over -----------------------------------------------------------
+
+    def _add_draft(self, number: int, draft: Draft) -> None:
+        output, segment = self.outputs[number], draft.segment
+        identity = segment_id(output.name, segment.start)
+        context = output.recognizer.context_s(segment.samples)
+        self._drafts[number] = Job(
+            *(number, -1, identity, segment, (id(output.recognizer), context)),
+            is_draft=True,
+            is_whole=draft.is_whole,
+        )
+
+    def _keep_draft(self, job: Job, result: _Result) -> None:
+        """Tell the provisional text, unless its segment is over by now."""
+        output, segment = self.outputs[job.camera], job.segment
+        if segment.start < output.cut_to:
+            return
+        output.draft = (job, result)
+        if rejection(result.hypothesis, segment.end - segment.start) is not None:
+            return
+        words = result.hypothesis.text.split()
+        before = output.said[1] if output.said[0] == job.id else []
+        # What two readings in a row agree on will hardly change (local agreement, Liu et al. 2020).
+        agreed = next(
+            (i for i, (a, b) in enumerate(zip(words, before, strict=False)) if a != b),
+            min(len(words), len(before)),
+        )
+        output.stats.last_text = f"{result.hypothesis.text} …"
+        if (job.id, words) != output.said:
+            times = (round(segment.start, 3), round(segment.end, 3))
+            confirmed = " ".join(words[:agreed])
+            text = result.hypothesis.text
+            self._told.append(Partial(output.name, job.id, *times, text, confirmed))
+        output.said = (job.id, words)
+
+    def _use_draft(self, job: Job) -> bool:
+        """Whether the segment has been read, or is being read, while it was not known to be over:
+        then that reading is the final one.
+        """
+        output = self.outputs[job.camera]
+        output.cut_to = job.segment.end
+        self._drafts.pop(job.camera, None)
+
+        def is_same(other: Job) -> bool:
+            same = other.id == job.id and other.segment.end == job.segment.end
+            return same and len(other.segment.samples) == len(job.segment.samples)
+
+        if output.draft is not None and is_same(output.draft[0]):
+            self._settle(job, output.draft[1])
+            return True
+        for batch in self._running.values():
+            for other in batch:
+                if other.is_draft and other.camera == job.camera and is_same(other):
+                    other.final = job
+                    return True
+        return False
+
+    # --- segments -----------------------------------------------------------------------------
+
+    def _add(self, number: int, identity: str, segment: Segment, *, spooled: bool = False) -> None:
+        output = self.outputs[number]
+        kind = (id(output.recognizer), output.recognizer.context_s(segment.samples))
+        job = Job(number, output.count, identity, segment, kind)
+        output.count += 1
+        output.stats.waiting += 1
+        if output.is_live:
+            is_kept = self._spool is not None and self._spool.holds(identity)
+            job.is_spooled = spooled or (is_kept and output.in_memory >= output.most)
+            if not job.is_spooled:
                 output.in_memory += 1
+                if self._use_draft(job):
+                    return
+            else:
+                job.segment = replace(segment, samples=segment.samples[:0])
         self._waiting.add(job)
         self._make_room()
 
@@ -286,25 +443,25 @@ class _Run:
         """Drop the oldest segments of the least important cameras when there is no room to wait."""
 
         def is_full() -> bool:
-            if self._spool is not None:
-                return self._spool.bytes > self.spool_bytes
+            if self._spool is not None and self._spool.bytes > self._spool_bytes:
+                return True
             held = sum(output.in_memory for output in self.outputs)
-            return held > max(_WAITING_SEGMENTS, self._room * len(self.outputs))
+            most = sum(output.most for output in self.outputs)
+            return held > max(_WAITING_SEGMENTS, most)
 
         while is_full():
-            job = self._waiting.drop(self._droppable)
+            job = self._waiting.drop(self._priorities)
             if job is None:
                 return
             segment, output = job.segment, self.outputs[job.camera]
-            self._stats.dropped += 1
+            output.stats.dropped += 1
             logger.warning("%s: no room to wait; dropped a segment", output.name)
-            if self._journal is not None:  # now, since only then its audio may go
-                times = (segment.start, segment.end)
-                dropped = NoText(output.name, job.id, *times, "no room", "dropped")
-                self._journal.write(asdict(dropped))
+            times = (segment.start, segment.end)
+            dropped = NoText(output.name, job.id, *times, "no room", "dropped")
+            # Now, since only then its audio may go; if the disk is full, as soon as it is not.
+            self._finish(job, None if self._write(dropped) else dropped)
             if self._spool is not None:
                 self._spool.remove(job.id)
-            self._finish(job, None)
 
     def _dispatch(self) -> None:
         while self._waiting and len(self._running) < self._workers:
@@ -312,63 +469,184 @@ class _Run:
             for job in batch:
                 if job.is_spooled and self._spool is not None:
                     job.segment = self._spool.load(job.id)
-            clips = [job.segment.samples for job in batch]
-            future = self._pool.submit(self._recognizer.decode, clips, batch[0].context_s)
-            self._running[future] = batch
-            future.add_done_callback(self.events.put)
+            self._submit(batch)
+        # One worker at most reads what is not over, so that what is over finds another one.
+        is_reading = any(batch[0].is_draft for batch in self._running.values())
+        if self._drafts and not self._waiting and not is_reading:
+            if len(self._running) >= self._workers:
+                return
+            jobs = sorted(
+                self._drafts.values(), key=lambda job: (not job.is_whole, job.segment.end)
+            )
+            batch = [job for job in jobs if job.kind == jobs[0].kind][:_DRAFTS]
+            for job in batch:
+                del self._drafts[job.camera]
+            self._submit(batch)
 
-    def _settle(self, job: Job, hypothesis: Hypothesis) -> None:
+    def _submit(self, batch: list[Job]) -> None:
+        future = self._pool.submit(self._recognize, batch)
+        self._running[future] = batch
+        future.add_done_callback(self.events.put)
+
+    def _recognize(self, batch: list[Job]) -> list[_Result]:
+        """Decode and judge a batch; in a worker's thread."""
+        started = time.perf_counter()
+        recognizer = self.outputs[batch[0].camera].recognizer
+        clips = [job.segment.samples for job in batch]
+        results = [_Result(h, None) for h in recognizer.decode(clips, batch[0].kind[1])]
+        if self._judge is not None:
+            said = [r for r in results if r.hypothesis.text.strip()]
+            judged = self._judge([result.hypothesis.text for result in said])
+            for result, verdict in zip(said, judged, strict=True):
+                result.judged = verdict
+        each = (time.perf_counter() - started) / len(batch)
+        for job in batch:
+            self.outputs[job.camera].stats.decode_s += each
+        return results
+
+    def _settle(self, job: Job, result: _Result) -> None:
         """Keep the text, drop it, or decode the segment again in a longer context."""
-        segment, output = job.segment, self.outputs[job.camera]
+        segment, output, hypothesis = job.segment, self.outputs[job.camera], result.hypothesis
         reason = rejection(hypothesis, segment.end - segment.start)
-        longer = self._recognizer.longer_context_s(hypothesis.context_s)
+        longer = output.recognizer.longer_context_s(hypothesis.context_s)
         if reason is not None and longer is not None:
-            self._stats.repeated += not job.is_repeat
-            self._waiting.add(replace(job, context_s=longer, is_repeat=True))
+            output.stats.repeated += not job.is_repeat
+            self._waiting.add(replace(job, kind=(job.kind[0], longer), is_repeat=True))
             return
         found: Transcript | NoText = transcript(output.source, output.name, segment, hypothesis)
         if reason is not None:
-            self._stats.rejected[reason] += 1
+            output.stats.rejected[reason] += 1
             logger.debug("%.1f s: rejected (%s): %s", segment.start, reason, hypothesis.text)
             found = NoText(found.camera, found.id, found.start, found.end, reason)
+        elif result.judged is not None and isinstance(found, Transcript):
+            label, share = result.judged
+            found = replace(found, sentiment=label, sentiment_prob=round(share, 4))
         self._finish(job, found)
 
     def _finish(self, job: Job, found: Transcript | NoText | None) -> None:
         output = self.outputs[job.camera]
         output.done[job.number] = found
+        output.stats.waiting -= 1
         if output.is_live and not job.is_spooled:
             output.in_memory -= 1
 
+    # --- telling ------------------------------------------------------------------------------
+
+    def _write(self, *lines: Any) -> bool:
+        """Put lines into the journal; False if the disk does not take them now, but may later."""
+        if self._journal is None or not lines:
+            return True
+        try:
+            self._journal.write(
+                *(line if isinstance(line, dict) else asdict(line) for line in lines)
+            )
+        except OSError as error:
+            if not self._priorities:  # recordings can be read again
+                raise
+            if self._disk_error is None:
+                logger.warning("the journal cannot be written (%s); its lines wait", error.strerror)
+            self._disk_error, self._disk_retry = error, time.monotonic() + _DISK_RETRY_S
+            return False
+        self._disk_error = None
+        return True
+
     def _in_order(self) -> Iterator[Item]:
         """Write and hand out what is ready."""
+        if self._disk_error is not None and time.monotonic() < self._disk_retry:
+            return
         while self._told:
-            yield self._told.popleft()
+            item = self._told[0]
+            if not isinstance(item, Partial) and not self._write(item):
+                return
+            self._told.popleft()
+            if isinstance(item, Sound):
+                self.stats_of(item.camera).alerts += 1
+            if not isinstance(item, NoText):
+                yield item
         for output in self.outputs:
             while output.emitted in output.done:
-                found = output.done.pop(output.emitted)
-                output.emitted += 1
-                if not output.is_live:
-                    output.room.release()
-                if found is None:
-                    continue
+                found = output.done[output.emitted]
                 raised: list[Alert] = []
                 if isinstance(found, Transcript):
-                    raised = alerts(found, self._watched[output.name])
-                if self._journal is not None:
-                    self._journal.write(*map(asdict, [found, *raised]))
+                    if output.is_live:
+                        found = replace(found, delay_s=round(self._clock() - found.end, 3))
+                    raised = alerts(found, output.watched)
+                    raised = [replace(a, clip=self._clip_name(output, a.segment)) for a in raised]
+                line: Any = found
+                if isinstance(found, FileDone):
+                    line = {"camera": output.name, "event": "file", "detail": found.name}
+                if found is not None and not self._write(line, *raised):
+                    return
+                del output.done[output.emitted]
+                output.emitted += 1
+                if not isinstance(found, FileDone) and not output.is_live:
+                    output.room.release()
+                if found is None or isinstance(found, FileDone):
+                    continue
                 if self._spool is not None:
                     self._spool.remove(found.id)
                 if isinstance(found, Transcript):
-                    self._stats.segments += 1
+                    output.stats.segments += 1
+                    output.stats.last_text = found.text
+                    if found.delay_s is not None:
+                        output.stats.delays_s.append(found.delay_s)
+                    output.stats.alerts += len(raised)
+                    if raised:
+                        self._clip(output, raised[0])
                     yield found
                     yield from raised
             if output.end is not None and output.emitted == output.count:
-                end, output.end = output.end, None
+                end = output.end
+                is_news = not output.has_ended and not isinstance(end.error, Stopped)
+                if is_news and not self._write(end.line()):
+                    return
+                output.end = None
                 self._open -= 1
-                is_news = end.camera not in self.ended and not isinstance(end.error, Stopped)
-                if self._journal is not None and is_news:
-                    self._journal.write(end.line())
                 yield end
+
+    def stats_of(self, camera: str) -> CameraStats:
+        """Numbers of a camera by its name."""
+        return next(output.stats for output in self.outputs if output.name == camera)
+
+    # --- clips --------------------------------------------------------------------------------
+
+    def _clip_name(self, output: _Output, moment: str) -> str | None:
+        if self._clips is None or output.is_folder:
+            return None
+        return str(clip_path(self._clips, output.name, moment))
+
+    def _clip(self, output: _Output, about: Alert | Sound) -> str | None:
+        """Have the recording around an alert kept; returns where it will be."""
+        moment = about.segment if isinstance(about, Alert) else about.id
+        name = self._clip_name(output, moment)
+        if name is None:
+            return None
+        start, end, number = (
+            about.start - AROUND_S,
+            about.end + AROUND_S,
+            self.outputs.index(output),
+        )
+
+        def done(path: Path, why: str) -> None:
+            if why:
+                failed = SourceEvent(output.name, "no clip", about.start, f"{path}: {why}")
+                self.events.put((number, failed))
+
+        if output.recorder is not None:
+            output.recorder.want(Path(name), start, end, done)
+            return name
+
+        def cut() -> None:
+            try:
+                cut_recording(output.camera.url, start, end, Path(name))
+                done(Path(name), "")
+            except (OSError, ValueError) as error:  # PyAV's errors are such
+                done(Path(name), str(error))
+
+        future = self._clip_pool.submit(cut)
+        self._cutting.add(future)
+        future.add_done_callback(self._cutting.discard)
+        return name
 
 
 def load_monitor(
@@ -382,23 +660,62 @@ def load_monitor(
     threads: int = 0,
     options: DecodingOptions | None = None,
     settings: SegmenterSettings | None = None,
+    cameras: Sequence[Camera] = (),
+    sentiment: str | None = None,
+    clips: Path | None = None,
 ) -> Monitor:
     """A monitor with a run folder's, checkpoint's, Hub or bundled model; see `open_recognizer`.
+
+    `cameras` may name models and languages of their own. `sentiment` is a model that judges every
+    text.
 
     Raises:
         UserError: a model that cannot be used.
     """
-    recognizer = open_recognizer(
-        model,
-        language=language,
-        engine=engine,
-        compute_type=compute_type,
-        device=device,
-        threads=threads,
-        context_s=context_s,
-        options=options,
-    )
-    return Monitor(recognizer, settings)
+    opened: dict[tuple[str, str | None], Recognizer] = {}
+
+    def recognizer_for(name: str, spoken: str | None) -> Recognizer:
+        if (name, spoken) not in opened:
+            opened[name, spoken] = open_recognizer(
+                name,
+                language=spoken,
+                engine=engine,
+                compute_type=compute_type,
+                device=device,
+                threads=threads,
+                context_s=context_s,
+                options=options,
+            )
+        return opened[name, spoken]
+
+    others = {
+        camera.name: recognizer_for(camera.model or model, camera.language or language)
+        for camera in cameras
+        if camera.model or camera.language
+    }
+    judge = text_judge(sentiment) if sentiment else None
+    own = recognizer_for(model, language)
+    return Monitor(own, settings, others=others, judge=judge, clips=clips)
+
+
+def text_judge(source: str) -> Judge:
+    """What gives texts the classes of a sentiment model.
+
+    Raises:
+        UserError: not a text classifier, or one that needs to be told whom the text is about.
+    """
+    from mmtransfer.models import load
+    from mmtransfer.text_models import TextModel
+
+    model = load(source)
+    if not isinstance(model, TextModel):
+        raise UserError(f"{source}: expected a model that classifies texts, found one of speech.")
+
+    def judge(texts: list[str]) -> list[tuple[str, float]]:
+        found = model.predict(texts)
+        return [(verdict.label, verdict.probabilities[verdict.label]) for verdict in found]
+
+    return judge
 
 
 def monitor(model: str, source: str | Path, **settings: Any) -> Iterator[Transcript]:

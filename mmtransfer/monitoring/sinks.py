@@ -1,23 +1,28 @@
-"""Where transcripts go: standard output, JSON Lines, SRT, WebVTT, plain text.
+"""Where transcripts go: standard output, JSON Lines, SRT, WebVTT, plain text, an HTML report.
 
-Every sink writes a segment as it comes and flushes it, so that what was transcribed is on disk
-when a run is interrupted.
+Every sink but the report writes a segment as it comes and flushes it, so that what was transcribed
+is on disk when a run is interrupted.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Protocol
 
+from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring.transcripts import Transcript
+from mmtransfer.monitoring.report import report
+from mmtransfer.monitoring.transcripts import Alert, Partial, Sound, Transcript
 
-SUFFIXES = (".jsonl", ".srt", ".vtt", ".txt")
-_SUBTITLES = (".srt", ".vtt")
+Shown = Transcript | Partial | Alert | Sound
+SUFFIXES = (".jsonl", ".srt", ".vtt", ".txt", ".html")
+_OF_ONE_RECORDING = (".srt", ".vtt", ".html")
 _EPOCH_S = 1e9  # times from here on are those of live sources, since 1970
 
 
@@ -29,23 +34,27 @@ def clock(seconds: float, *, decimals: int, separator: str = ".") -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{second:02d}{separator}{fraction:0{decimals}d}"
 
 
-def line(transcript: Transcript) -> str:
+def line(item: Transcript | Partial) -> str:
     """The line a person reads: [00:00:14.6 → 00:00:21.9] text; of a live source with the date and
-    the local time of day.
+    the local time of day; with the sentiment, if it was judged.
     """
-    start, end = (clock(t, decimals=1) for t in (transcript.start, transcript.end))
-    if transcript.start > _EPOCH_S:
-        began = datetime.fromtimestamp(transcript.start)
-        ended = datetime.fromtimestamp(transcript.end)
+    judged = f" ({item.sentiment})" if isinstance(item, Transcript) and item.sentiment else ""
+    return f"{_span(item)} {item.text}{judged}"
+
+
+def _span(item: Transcript | Partial | Sound) -> str:
+    start, end = (clock(t, decimals=1) for t in (item.start, item.end))
+    if item.start > _EPOCH_S:
+        began, ended = datetime.fromtimestamp(item.start), datetime.fromtimestamp(item.end)
         start, end = f"{began:%Y-%m-%d %H:%M:%S}", f"{ended:%H:%M:%S}"
-    return f"[{start} → {end}] {transcript.text}"
+    return f"[{start} → {end}]"
 
 
 class Sink(Protocol):
-    """Takes transcripts in order."""
+    """Takes what a monitor tells, in order."""
 
-    def write(self, transcript: Transcript) -> None:
-        """Put one transcript out, at once."""
+    def write(self, item: Shown) -> None:
+        """Put one thing out, at once."""
         ...
 
     def close(self) -> None:
@@ -54,18 +63,55 @@ class Sink(Protocol):
 
 
 class StandardOutput:
-    """Prints lines; names the source where there are several."""
+    """Prints lines; names the source where there are several.
 
-    def __init__(self, *, name_source: bool = False):
-        self._name_source = name_source
+    With `partial`, what is being said is printed as well: on a terminal as a line that is written
+    over until it is final, elsewhere as lines that begin with a tilde.
+    """
 
-    def write(self, transcript: Transcript) -> None:
+    def __init__(self, *, name_source: bool = False, partial: bool = False, quiet: bool = False):
+        self._name_source, self._partial, self._quiet = name_source, partial, quiet
+
+    def write(self, item: Shown) -> None:
         """Print the line."""
-        name = f"{transcript.camera} " if self._name_source else ""
-        print(name + line(transcript), flush=True)
+        is_terminal = sys.stdout.isatty()
+        clear = "\r\033[K" if self._partial and is_terminal else ""
+        name = f"{item.camera} " if self._name_source else ""
+        if isinstance(item, Partial):
+            if self._partial and not is_terminal:
+                print(f"~ {name}{line(item)}", flush=True)
+            elif self._partial:
+                width = shutil.get_terminal_size().columns - 1
+                print(clear + f"{name}{item.text}"[-width:], end="", flush=True)
+        elif isinstance(item, Alert):
+            print(f"{clear}ALERT {item.camera}: {item.phrase} ({item.said})", flush=True)
+        elif isinstance(item, Sound):
+            louder = f"{item.level_db:.0f} dB, usually {item.usual_db:.0f} dB"
+            print(f"{clear}SOUND {item.camera} {_span(item)}: {louder}", flush=True)
+        elif not self._quiet:
+            print(clear + name + line(item), flush=True)
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+class ReportSink:
+    """Collects what is told of a recording and writes a report at the end."""
+
+    def __init__(self, path: Path, source: str):
+        self._path, self._source = path, source
+        self._items: list[Transcript | Alert | Sound] = []
+
+    def write(self, item: Shown) -> None:
+        """Note it."""
+        if not isinstance(item, Partial):
+            self._items.append(item)
+
+    def close(self) -> None:
+        """Write the report."""
+        text = report(self._source, self._items, folder=self._path.parent)
+        with atomic_path(self._path) as part:
+            part.write_text(text, encoding="utf-8")
 
 
 class FileSink:
@@ -79,8 +125,11 @@ class FileSink:
             self._file.write("WEBVTT\n\n")
             self._file.flush()
 
-    def write(self, transcript: Transcript) -> None:
+    def write(self, item: Shown) -> None:
         """Write and flush one transcript."""
+        if not isinstance(item, Transcript):
+            return
+        transcript = item
         self._count += 1
         suffix = self._path.suffix
         if suffix == ".jsonl":
@@ -112,17 +161,18 @@ def check_outputs(paths: list[Path], live: Sequence[str] = ()) -> None:
     have no end.
 
     Raises:
-        UserError: an unknown ending, a folder that does not exist, or subtitles of a live source.
+        UserError: an unknown ending, a folder that does not exist, or subtitles or a report of a
+            live source.
     """
     for path in paths:
         if path.suffix not in SUFFIXES:
             raise UserError(
                 f"{path}: unknown output format '{path.suffix}'; use {', '.join(SUFFIXES)}."
             )
-        if path.suffix in _SUBTITLES and live:
+        if path.suffix in _OF_ONE_RECORDING and live:
             raise UserError(
-                f"{path}: subtitles belong to a recording, but {live[0]} is live; use .jsonl or "
-                ".txt."
+                f"{path}: {path.suffix} files belong to a recording, but {live[0]} is live; use "
+                ".jsonl or .txt."
             )
         if path.is_dir():
             raise UserError(f"{path}: expected a file to write, found a folder.")
@@ -131,10 +181,10 @@ def check_outputs(paths: list[Path], live: Sequence[str] = ()) -> None:
 
 
 def output_path(path: Path, camera: str, cameras: list[str]) -> Path:
-    """The file for one source. Subtitles belong to one recording, so with several sources each
-    gets a file of its own: out.srt becomes out.CAMERA.srt.
+    """The file for one source. Subtitles and reports belong to one recording, so with several
+    sources each gets a file of its own: out.srt becomes out.CAMERA.srt.
     """
-    if len(cameras) == 1 or path.suffix not in _SUBTITLES:
+    if len(cameras) == 1 or path.suffix not in _OF_ONE_RECORDING:
         return path
     plain = camera.replace("/", "-")  # a stream's name holds its path
     return path.with_name(f"{path.stem}.{plain}{path.suffix}")

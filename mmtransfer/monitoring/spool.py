@@ -43,6 +43,10 @@ class Spool:
             part.write_bytes(data)
         self.bytes += len(data)
 
+    def holds(self, name: str) -> bool:
+        """Whether a segment is on the disk."""
+        return self._path(name).exists()
+
     def load(self, name: str) -> Segment:
         """A segment with its samples."""
         line, _, data = self._path(name).read_bytes().partition(b"\n")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from mmtransfer.decoding import Hypothesis
 from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.segments import Segment
+
+_DELAYS = 1000  # segments whose delays are kept, for their quantiles
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,27 @@ class Transcript:
     """Language that it was read in; None for a model of one language."""
     words: list[dict[str, Any]] | None = None
     """Words with start and end, likewise in seconds, if asked for."""
+    delay_s: float | None = None
+    """Of a live source: seconds from the end of speech until its text was there."""
+    sentiment: str | None = None
+    """The text's class, if a sentiment model was given."""
+    sentiment_prob: float | None = None
+    """Its probability."""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What is being said at a live source, before it ends: provisional, never in the journal."""
+
+    camera: str
+    id: str
+    """The id that the segment will have."""
+    start: float
+    end: float
+    """How far it was heard."""
+    text: str
+    confirmed: str
+    """The beginning of the text that did not change since the last reading."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +90,27 @@ class Alert:
     start: float
     end: float
     text: str
+    clip: str | None = None
+    """File that holds the moment, once the moment is over, if clips are kept."""
     event: str = "alert"
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Something loud, whether it was speech or not."""
+
+    camera: str
+    id: str
+    start: float
+    """Seconds, as for segments."""
+    end: float
+    level_db: float
+    """Of a quarter of a second, in dB of full scale."""
+    usual_db: float
+    """Median of the minute before."""
+    clip: str | None = None
+    """As for alerts."""
+    event: str = "sound"
 
 
 @dataclass(frozen=True)
@@ -91,27 +134,89 @@ class Stopped(Exception):  # noqa: N818 - an event, not an error
 
 
 @dataclass
-class MonitorStats:
-    """What a run did."""
+class CameraStats:
+    """What happened to one source; each number has one thread that writes it."""
 
-    segments: int = 0
     audio_s: float = 0.0
     """Audio read."""
-    wall_s: float = 0.0
+    decode_s: float = 0.0
+    """Time of the recogniser's workers."""
+    segments: int = 0
+    """Segments with text."""
     repeated: int = 0
     """Segments decoded again in longer contexts, because a guard objected."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Segments without text, by reason."""
     dropped: int = 0
     """Segments for which there was no room to wait."""
+    waiting: int = 0
+    """Segments cut, and not read yet."""
+    alerts: int = 0
+    """Watch words that were said, and loud sounds."""
+    is_connected: bool = False
+    """Of a live source, whether audio comes."""
+    last_text: str = ""
     events: Counter[str] = field(default_factory=Counter)
-    """What happened to live sources: connected, gap, lost."""
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """What happened to a live source: connected, gap, lost."""
+    delays_s: deque[float] = field(default_factory=lambda: deque(maxlen=_DELAYS))
+    """Of a live source's last segments: from the end of speech to its text."""
 
-    def add_audio(self, seconds: float) -> None:
-        """Count audio; from any source's thread."""
-        with self._lock:
-            self.audio_s += seconds
+    @property
+    def real_time_factor(self) -> float:
+        """Recognition time over audio time."""
+        return self.decode_s / self.audio_s if self.audio_s else 0.0
+
+    @property
+    def reconnects(self) -> int:
+        """Connections after the first."""
+        return max(0, self.events["connected"] - 1)
+
+    def delay_s(self, quantile: float) -> float:
+        """A quantile of the last segments' delays, 0 where there is none."""
+        delays = sorted(self.delays_s)
+        return delays[min(len(delays) - 1, int(quantile * len(delays)))] if delays else 0.0
+
+
+class MonitorStats:
+    """What a monitor did: for each source, and in sum."""
+
+    def __init__(self) -> None:
+        self.wall_s = 0.0
+        self.cameras: dict[str, CameraStats] = {}
+
+    def add_cameras(self, names: Iterable[str]) -> None:
+        """Count for these sources as well."""
+        self.cameras = {name: CameraStats() for name in names} | self.cameras
+
+    @property
+    def segments(self) -> int:
+        """Segments with text."""
+        return sum(camera.segments for camera in self.cameras.values())
+
+    @property
+    def audio_s(self) -> float:
+        """Audio read."""
+        return sum(camera.audio_s for camera in self.cameras.values())
+
+    @property
+    def repeated(self) -> int:
+        """Segments decoded again in longer contexts."""
+        return sum(camera.repeated for camera in self.cameras.values())
+
+    @property
+    def rejected(self) -> Counter[str]:
+        """Segments without text, by reason."""
+        return sum((camera.rejected for camera in self.cameras.values()), Counter())
+
+    @property
+    def dropped(self) -> int:
+        """Segments for which there was no room to wait."""
+        return sum(camera.dropped for camera in self.cameras.values())
+
+    @property
+    def events(self) -> Counter[str]:
+        """What happened to live sources."""
+        return sum((camera.events for camera in self.cameras.values()), Counter())
 
     @property
     def real_time_factor(self) -> float:

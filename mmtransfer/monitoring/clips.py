@@ -1,0 +1,159 @@
+"""Short recordings around an alert, with the picture if there is one, as they came: not encoded
+again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+
+logger = logging.getLogger(__name__)
+AROUND_S = 5.0
+"""Seconds before and after the alert."""
+_RING_S = 60.0  # an alert comes after its segment (15 s at most) was cut, waited and was read
+_RING_BYTES = 64 << 20
+_KINDS = ("audio", "video")
+
+
+def clip_path(folder: Path, camera: str, moment: str) -> Path:
+    """Where the clip of an alert goes; Matroska holds whatever a camera sends."""
+    return folder / re.sub(r"[^\w.-]+", "-", camera) / (re.sub(r"[^\w.-]+", "-", moment) + ".mkv")
+
+
+def cut_recording(source: str, start: float, end: float, path: Path) -> None:
+    """Copy a stretch of a recording (seconds) into a file, from the picture before it on.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+    with av.open(source, metadata_errors="replace") as container:
+        streams = [s for s in container.streams if s.type in _KINDS]
+        origin = (container.start_time or 0) / 1e6
+        container.seek(int((max(0.0, start) + origin) * 1e6), backward=True)
+        packets = []
+        for packet in container.demux(streams):
+            if packet.pts is None or packet.time_base is None:
+                continue
+            at = float(packet.pts * packet.time_base) - origin
+            if at > end + 1.0:  # pictures may come out of order
+                break
+            if at <= end:
+                packets.append((at, packet))
+        first = start
+        for at, packet in packets:  # audio before the first picture would play against nothing
+            if packet.stream.type == "video" and packet.is_keyframe:
+                first = min(start, at)
+                break
+        _write(path, [packet for at, packet in packets if at >= first - 0.05])
+
+
+def _write(path: Path, packets: Iterable[Any]) -> None:
+    """Packets of an open container, in their order, times counted from the first."""
+    packets = list(packets)
+    if not packets:
+        raise OSError("nothing to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    origin = min(float(p.dts * p.time_base) for p in packets if p.dts is not None)
+    try:
+        with av.open(str(part), "w", format="matroska") as out:
+            made: dict[int, Any] = {}
+            for packet in packets:
+                stream = packet.stream
+                if stream.index not in made:
+                    made[stream.index] = out.add_stream_from_template(stream)
+            for packet in packets:
+                copy = av.Packet(bytes(packet))
+                shift = round(origin / packet.time_base)
+                copy.time_base = packet.time_base
+                copy.pts, copy.dts = packet.pts - shift, packet.dts - shift
+                if packet.duration:
+                    copy.duration = packet.duration
+                copy.is_keyframe = packet.is_keyframe
+                copy.stream = made[packet.stream.index]
+                out.mux(copy)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@dataclass
+class _Wanted:
+    path: Path
+    start: float
+    end: float
+    done: Callable[[Path, str], None]
+
+
+class Recorder:
+    """Keeps the last minute of a live source as it came, and writes what is asked for.
+
+    Packets come from the connection's thread, which writes the files as well: packets belong to
+    a container that only that thread may use. `want` may be called from any thread.
+    """
+
+    def __init__(self, now: Callable[[], float]):
+        self._now = now
+        self._ring: deque[tuple[float, Any]] = deque()
+        self._bytes = 0
+        self._wanted: list[_Wanted] = []
+        self._lock = threading.Lock()
+
+    def want(self, path: Path, start: float, end: float, done: Callable[[Path, str], None]) -> None:
+        """Write the stretch once it has come; `done` gets the path, and why there is no file."""
+        with self._lock:
+            self._wanted.append(_Wanted(path, start, end, done))
+
+    def keep(self, packet: Any) -> None:
+        """Take the next packet of the connection."""
+        now = self._now()
+        if packet.pts is not None and packet.dts is not None and packet.size:
+            self._ring.append((now, packet))
+            self._bytes += packet.size
+        while self._ring and (self._bytes > _RING_BYTES or self._ring[0][0] < now - _RING_S):
+            self._bytes -= self._ring.popleft()[1].size
+        self._write(lambda wanted: wanted.end <= now)
+
+    def leave(self) -> None:
+        """The connection ends: write what is asked for as far as it came."""
+        self._write(lambda wanted: True)
+        self._ring.clear()
+        self._bytes = 0
+
+    def _write(self, is_due: Callable[[_Wanted], bool]) -> None:
+        with self._lock:
+            due = [wanted for wanted in self._wanted if is_due(wanted)]
+            self._wanted = [wanted for wanted in self._wanted if not is_due(wanted)]
+        for wanted in due:
+            why = ""
+            try:
+                _write(wanted.path, self._between(wanted.start, wanted.end))
+            except (OSError, av.error.FFmpegError, ValueError) as error:
+                why = str(error) or type(error).__name__
+            wanted.done(wanted.path, why)
+
+    def _between(self, start: float, end: float) -> list[Any]:
+        """Packets of a stretch; its picture begins at the key frame before it."""
+        first = start
+        for at, packet in self._ring:
+            if at > start:
+                break
+            if packet.stream.type == "video" and packet.is_keyframe:
+                first = at
+        chosen = [packet for at, packet in self._ring if first <= at <= end]
+        key = next(
+            (i for i, p in enumerate(chosen) if p.stream.type == "video" and p.is_keyframe), None
+        )
+        if key is None:  # no whole picture in it
+            return [p for p in chosen if p.stream.type != "video"]
+        return [p for i, p in enumerate(chosen) if p.stream.type != "video" or i >= key]
