@@ -75,6 +75,11 @@ class Segmenter:
             ready, self._pending = self._pending[: self._block], self._pending[self._block :]
             yield from self._score(ready)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody speaks."""
+        return self._started is None
+
     def running(self) -> tuple[Segment, bool] | None:
         """What is being said, as the segment that it would be if it ended here, and whether its
         samples would be the very same if no more speech came; None if nobody speaks.

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import av.error
 
 logger = logging.getLogger(__name__)
 AROUND_S = 5.0
@@ -40,14 +39,16 @@ def cut_recording(source: str, start: float, end: float, path: Path) -> None:
         streams = [s for s in container.streams if s.type in _KINDS]
         origin = (container.start_time or 0) / 1e6
         container.seek(int((max(0.0, start) + origin) * 1e6), backward=True)
-        packets = []
+        packets, passed = [], set()
         for packet in container.demux(streams):
             if packet.pts is None or packet.time_base is None:
                 continue
             at = float(packet.pts * packet.time_base) - origin
-            if at > end + 1.0:  # pictures may come out of order
-                break
-            if at <= end:
+            if at > end + 1.0:  # pictures may come out of order, and streams one after the other
+                passed.add(packet.stream.index)
+                if len(passed) == len(streams):
+                    break
+            elif at <= end:
                 packets.append((at, packet))
         first = start
         for at, packet in packets:  # audio before the first picture would play against nothing
@@ -99,15 +100,19 @@ class Recorder:
     """Keeps the last minute of a live source as it came, and writes what is asked for.
 
     Packets come from the connection's thread, which writes the files as well: packets belong to
-    a container that only that thread may use. `want` may be called from any thread.
+    a container that only that thread may use. `want` and `align` may be called from any thread.
     """
 
-    def __init__(self, now: Callable[[], float]):
-        self._now = now
-        self._ring: deque[tuple[float, Any]] = deque()
+    def __init__(self) -> None:
+        self._ring: deque[tuple[float, Any]] = deque()  # with the stream's own time
         self._bytes = 0
+        self._offset = 0.0
         self._wanted: list[_Wanted] = []
         self._lock = threading.Lock()
+
+    def align(self, offset: float) -> None:
+        """What is to be added to the stream's own time to get the caller's."""
+        self._offset = offset
 
     def want(self, path: Path, start: float, end: float, done: Callable[[Path, str], None]) -> None:
         """Write the stretch once it has come; `done` gets the path, and why there is no file."""
@@ -116,13 +121,14 @@ class Recorder:
 
     def keep(self, packet: Any) -> None:
         """Take the next packet of the connection."""
-        now = self._now()
-        if packet.pts is not None and packet.dts is not None and packet.size:
-            self._ring.append((now, packet))
-            self._bytes += packet.size
-        while self._ring and (self._bytes > _RING_BYTES or self._ring[0][0] < now - _RING_S):
+        if packet.pts is None or packet.dts is None or not packet.size:
+            return
+        now = float(packet.pts * packet.time_base)
+        self._ring.append((now, packet))
+        self._bytes += packet.size
+        while self._bytes > _RING_BYTES or self._ring[0][0] < now - _RING_S:
             self._bytes -= self._ring.popleft()[1].size
-        self._write(lambda wanted: wanted.end <= now)
+        self._write(lambda wanted: wanted.end <= now + self._offset)
 
     def leave(self) -> None:
         """The connection ends: write what is asked for as far as it came."""
@@ -137,8 +143,9 @@ class Recorder:
         for wanted in due:
             why = ""
             try:
-                _write(wanted.path, self._between(wanted.start, wanted.end))
-            except (OSError, av.error.FFmpegError, ValueError) as error:
+                stretch = self._between(wanted.start - self._offset, wanted.end - self._offset)
+                _write(wanted.path, stretch)
+            except (OSError, ValueError) as error:  # PyAV's errors are such
                 why = str(error) or type(error).__name__
             wanted.done(wanted.path, why)
 
@@ -151,9 +158,6 @@ class Recorder:
             if packet.stream.type == "video" and packet.is_keyframe:
                 first = at
         chosen = [packet for at, packet in self._ring if first <= at <= end]
-        key = next(
-            (i for i, p in enumerate(chosen) if p.stream.type == "video" and p.is_keyframe), None
-        )
-        if key is None:  # no whole picture in it
-            return [p for p in chosen if p.stream.type != "video"]
+        keys = (i for i, p in enumerate(chosen) if p.stream.type == "video" and p.is_keyframe)
+        key = next(keys, len(chosen))  # without a whole picture, the sound alone
         return [p for i, p in enumerate(chosen) if p.stream.type != "video" or i >= key]

@@ -30,7 +30,11 @@ logger = logging.getLogger(__name__)
 _LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "tcp", "tls", "udp", "mms"}
 _DEVICES = ("alsa", "pulse", "avfoundation", "dshow", "jack", "oss")
 _RECORDINGS = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".wav", ".flac", ".mp3", ".m4a", ".ogg"}
-_GAP_S = 2.0  # audio that is this late was lost on the way, or the clock of the sender jumped
+_GAP_S = 2.0  # less is jitter
+_DRIFT_S = 30.0  # how often the sender's clock is compared with ours
+_DRIFT_STEP_S = 0.05
+_FIRST_S = 10.0  # audio at most that is taken for what FFmpeg looked at
+_AT_ONCE_S = 0.03
 _HUNG_CONNECTIONS = 4  # threads that FFmpeg may keep before no more are made
 _BLOCKS_AHEAD = 64  # decoded blocks that wait for the segmenter
 _OPTIONS = {
@@ -125,28 +129,34 @@ def read_live(
             stopping.wait(pause)
             continue
         connection = _Connection(source, settings, recorder)
-        position: float | None = None  # when the next sample is due
+        line: _TimeLine | None = None
         try:
             while not stopping.is_set():
-                limit = settings.open_s if position is None else settings.read_s
+                limit = settings.open_s if line is None else settings.read_s
                 found = connection.next(limit, stopping)
                 if found is None:
                     continue
                 if isinstance(found, Exception):
                     yield SourceEvent(camera, "lost", now(), _reason(found))
                     break
-                seconds = len(found) / SAMPLE_RATE
-                arrived, joined = now() - seconds, True
-                if position is None:
+                if line is None:
+                    # FFmpeg hands over at once what it looked at to know the format. The last of
+                    # it has just been spoken, not the first.
+                    found = connection.with_what_is_there(found)
                     yield SourceEvent(camera, "connected", now())
                     pause = settings.first_retry_s
-                    position, joined = max(arrived, last), False
-                elif arrived > position + _GAP_S:
-                    detail = f"{arrived - position:.1f} s without audio"
-                    yield SourceEvent(camera, "gap", position, detail)
-                    position, joined = arrived, False
-                yield Block(found, position, joined)
-                position = last = position + seconds
+                    line, lost_s = _TimeLine(max(now() - _seconds(found), last), now()), None
+                else:
+                    lost_s = line.place(found, now())
+                if lost_s is not None:
+                    detail = f"{lost_s:.1f} s without audio"
+                    yield SourceEvent(camera, "gap", line.position, detail)
+                    line = _TimeLine(line.position + lost_s, now())
+                if recorder is not None and found[1] is not None:
+                    recorder.align(line.position - found[1])
+                yield Block(found[0], line.position, line.is_joined)
+                line.advance(found)
+                last = line.position
         finally:
             connection.leave()
             hung.append(connection)
@@ -155,25 +165,95 @@ def read_live(
         pause = min(2 * pause, settings.last_retry_s)
 
 
+_Found = tuple[np.ndarray, float | None]
+"""Samples, and when they are by the stream's own clock."""
+
+
+def _seconds(found: _Found) -> float:
+    return len(found[0]) / SAMPLE_RATE
+
+
+class _TimeLine:
+    """Where the audio of a connection lies in time.
+
+    Samples are counted, since they come late and in bursts. Audio is missing when the stream's own
+    time says so, or when for a while everything has come later than it should. The camera's clock
+    is not quite as fast as ours; the count follows ours slowly.
+    """
+
+    def __init__(self, position: float, now: float):
+        self.position = position
+        """When the next sample is due."""
+        self.is_joined = False
+        """Whether audio came before it."""
+        self._media: float | None = None  # what the stream's own clock should say next
+        self._slack, self._looked = float("inf"), now
+
+    def place(self, found: _Found, now: float) -> float | None:
+        """Look at the next audio; returns the seconds that are missing before it, if any are."""
+        if self._media is not None and found[1] is not None:
+            jump = found[1] - self._media
+            if jump > _GAP_S:
+                return jump
+            if jump < -_GAP_S:  # the camera set its clock; the audio goes on
+                self._media = found[1]
+        self._slack = min(self._slack, now - _seconds(found) - self.position)
+        if now - self._looked > _DRIFT_S:
+            slack, self._slack, self._looked = self._slack, float("inf"), now
+            if slack > _GAP_S:
+                return slack
+            self.position += max(-_DRIFT_STEP_S, min(_DRIFT_STEP_S, slack))
+        return None
+
+    def advance(self, found: _Found) -> None:
+        """The audio has been handed on."""
+        self.position += _seconds(found)
+        self.is_joined = True
+        if found[1] is not None and self._media is None:
+            self._media = found[1]
+        if self._media is not None:
+            self._media += _seconds(found)
+
+
 class _Connection:
     """One attempt at a source, read by a thread that can be left behind."""
 
     def __init__(self, source: str, settings: LiveSettings, recorder: Recorder | None):
         self._source, self._settings, self._recorder = source, settings, recorder
-        self._found: queue.Queue[np.ndarray | Exception] = queue.Queue(_BLOCKS_AHEAD)
+        self._found: queue.Queue[_Found | Exception] = queue.Queue(_BLOCKS_AHEAD)
+        self._ended: Exception | None = None
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"connection {source}", daemon=True)
         self._thread.start()
 
-    def next(self, limit_s: float, stopping: threading.Event) -> np.ndarray | Exception | None:
-        """The next audio, or why there will be none; None if `stopping` was set meanwhile."""
+    def next(self, limit_s: float, stopping: threading.Event) -> _Found | Exception | None:
+        """The next audio and its time in the stream, or why there will be none; None if `stopping`
+        was set meanwhile.
+        """
         deadline = time.monotonic() + limit_s
         while not stopping.is_set():
+            if self._ended is not None:
+                return self._ended
             with suppress(queue.Empty):
                 return self._found.get(timeout=0.1)
             if time.monotonic() > deadline:
                 return TimeoutError(f"no audio for {limit_s:g} s")
         return None
+
+    def with_what_is_there(self, first: _Found) -> _Found:
+        """The first audio with all that comes at once behind it."""
+        samples, seconds = [first[0]], len(first[0]) / SAMPLE_RATE
+        while seconds < _FIRST_S:
+            try:
+                found = self._found.get(timeout=_AT_ONCE_S)
+            except queue.Empty:
+                break
+            if isinstance(found, Exception):
+                self._ended = found
+                break
+            samples.append(found[0])
+            seconds += len(found[0]) / SAMPLE_RATE
+        return np.concatenate(samples), first[1]
 
     def leave(self) -> None:
         """Do not wait for it: a thread that hangs is left to itself."""
@@ -185,7 +265,7 @@ class _Connection:
         """Whether its thread still runs."""
         return self._thread.is_alive()
 
-    def _put(self, item: np.ndarray | Exception) -> None:
+    def _put(self, item: _Found | Exception) -> None:
         while not self._left.is_set():
             with suppress(queue.Full):
                 self._found.put(item, timeout=0.1)
@@ -223,8 +303,9 @@ class _Connection:
                     if packet.stream.type != "audio":
                         continue
                     for frame in _frames(packet):
+                        at = frame.time
                         for block in convert(frame):
-                            self._put(block)
+                            self._put((block, at))
             finally:
                 if self._recorder is not None:
                     self._recorder.leave()

@@ -140,7 +140,7 @@ class Monitor:
                     run.events.put((number, SourceEnd(camera.url, camera.name, None)))
                     continue
                 if self._clips is not None and output.is_live:
-                    output.recorder = Recorder(clock)
+                    output.recorder = Recorder()
                 reader = Reader(
                     number,
                     camera.name,

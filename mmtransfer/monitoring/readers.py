@@ -158,7 +158,7 @@ def read_camera(reader: Reader) -> None:
     """Read until told to stop; what is being said then is handed on as well."""
     settings = replace(reader.settings, pause_s=min(reader.settings.pause_s, reader.live.pause_s))
     segmenter: Segmenter | None = None
-    base = 0.0
+    base = fed_s = 0.0
     drafted_to, is_whole = 0.0, False  # of the last draft
 
     def finish() -> None:
@@ -183,7 +183,11 @@ def read_camera(reader: Reader) -> None:
         if segmenter is None or not item.is_joined:
             finish()
             segmenter, base = Segmenter(settings, _LIVE_BLOCK_FRAMES), item.at
-            drafted_to, is_whole = 0.0, False
+            fed_s = drafted_to = 0.0
+            is_whole = False
+        elif segmenter.is_idle:  # here the time line may follow a clock that drifts
+            base = item.at - fed_s
+        fed_s += len(item.samples) / SAMPLE_RATE
         reader.hear(item.samples, item.at)
         for segment in segmenter.feed(item.samples):
             reader.tell(moved(segment, base))

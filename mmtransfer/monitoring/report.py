@@ -150,7 +150,7 @@ def report(source: str, items: Sequence[Transcript | Alert | Sound], *, folder: 
         else ""
     )
     rows = sorted((asdict(item) for item in items), key=lambda row: float(row["start"]))
-    # "</" would end the script element.
-    data = json.dumps(rows, ensure_ascii=False).replace("</", "<\\/")
+    # "</" or "<!--" in a text would end the script element, or open another.
+    data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c")
     title = html.escape(path.name if "://" not in source else source)
     return _PAGE.format(title=title, player=player, data=data)
