@@ -255,11 +255,11 @@ def segment(rng: np.random.Generator, utterances: list[Audio], said: list[Audio]
         wet = reverberate(rng, speech) if rng.random() < 0.3 else unit(speech.astype(np.float64))
         gap = np.zeros(int(rng.uniform(0.1, 0.5) * RATE))
         parts += [wet * 10 ** (rng.uniform(-3, 3) / 20), gap]
-    edge = [np.zeros(int(rng.uniform(0.1, 0.35) * RATE)) for _ in range(2)]
+    edge = [np.zeros(int(rng.uniform(0.05, most) * RATE)) for most in (0.8, 0.35)]
     track = np.concatenate([edge[0], *parts[:-1], edge[1]])[: 15 * RATE]
     if rng.random() < 0.7:
         track = track + background(rng, len(track), said) * 10 ** (-rng.uniform(0, 30) / 20)
-    if rng.random() < 0.2:
+    if rng.random() < 0.3:
         track = narrow_band(track)
     return (track * rng.uniform(0.05, 0.9) / (np.abs(track).max() + 1e-9)).astype(np.float32)
 

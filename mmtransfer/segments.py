@@ -30,7 +30,9 @@ class SegmenterSettings:
     max_segment_s: float = 15.0
     """Longer speech is cut at its likeliest pause; padding included."""
     pad_s: float = 0.25
-    """Audio kept before and after the speech."""
+    """Audio kept after the speech."""
+    pad_before_s: float = 0.6
+    """Audio kept before the speech; in noise its beginning is noticed late."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Segmenter:
         self.settings = settings or SegmenterSettings()
         self._block = block_frames * FRAME
         self._pad = round(self.settings.pad_s / _FRAME_S)  # frames
+        before_s = min(self.settings.pad_before_s, self.settings.max_segment_s / 4)
+        self._before = round(before_s / _FRAME_S)
         self._probability = SpeechProbability()
         self._pending = np.zeros(0, np.float32)  # less than a scoring block, not scored yet
         # Scored frames that may still be needed: from the start of the running segment (or the
@@ -66,7 +70,7 @@ class Segmenter:
         self._started: int | None = None  # frame where speech started
         self._voiced = 0  # frames at or above the threshold in the running segment
         self._last_voiced = 0  # last frame that was not a pause
-        self._taken = 0  # frames before this went into a segment that was cut in running speech
+        self._taken = 0  # frames before this went into a segment, padding included
 
     def feed(self, samples: np.ndarray) -> Iterator[Segment]:
         """Take the next samples of the stream; yields segments that ended in them."""
@@ -106,7 +110,7 @@ class Segmenter:
         self._scores = np.concatenate([self._scores, scores])
         settings = self.settings
         pause = max(1, round(settings.pause_s / _FRAME_S))
-        longest = int((settings.max_segment_s - 2 * settings.pad_s) / _FRAME_S)
+        longest = int(settings.max_segment_s / _FRAME_S) - self._before - self._pad
         for offset, score in enumerate(scores):
             frame = base + offset
             if self._started is None:
@@ -131,7 +135,6 @@ class Segmenter:
         # A little smoothing, so that one odd frame inside a word is not taken for a pause.
         cut = middle + int(np.convolve(scores, np.ones(3) / 3, mode="same").argmin())
         yield from self._close(cut + 1, hard_cut=True)
-        self._taken = cut + 1
         rest = self._scores[cut + 1 - self._first : frame + 1 - self._first]
         voiced = np.flatnonzero(rest >= self.settings.threshold)
         if len(voiced):
@@ -146,21 +149,23 @@ class Segmenter:
         started, voiced = self._started, self._voiced
         self._started = None
         if voiced * _FRAME_S < self.settings.min_speech_s:
+            self._taken = max(self._taken, end if hard_cut else 0)
             return
         # After a cut through running speech, padding would repeat the next segment's words.
         high = end if hard_cut else min(self._first + len(self._frames), end + self._pad)
         yield self._segment(started, end, high)
+        self._taken = high
 
     def _segment(self, started: int, end: int, high: int) -> Segment:
         """Speech from frame `started` to `end`, with its padding up to `high`."""
-        low = max(self._first, self._taken, started - self._pad)
+        low = max(self._first, self._taken, started - self._before)
         samples = self._frames[low - self._first : high - self._first].reshape(-1)
         return Segment(started * _FRAME_S, end * _FRAME_S, samples.copy(), low * _FRAME_S)
 
     def _forget(self) -> None:
         """Drop frames that no segment can need any more."""
         now = self._first + len(self._frames)
-        keep = max(self._first, (now if self._started is None else self._started) - self._pad)
+        keep = max(self._first, (now if self._started is None else self._started) - self._before)
         drop = keep - self._first
         self._frames, self._scores = self._frames[drop:].copy(), self._scores[drop:].copy()
         self._first = keep

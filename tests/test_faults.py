@@ -29,8 +29,8 @@ from mmtransfer.segments import Segmenter, SegmenterSettings
 
 @pytest.fixture(scope="module")
 def speech():
-    """Twelve seconds of the example between silences."""
-    samples = decode(EXAMPLE / "monitor.mp4")[: 12 * SAMPLE_RATE]
+    """Fourteen seconds of the example between silences."""
+    samples = decode(EXAMPLE / "monitor.mp4")[5 * SAMPLE_RATE : 19 * SAMPLE_RATE]
     silence = np.zeros(2 * SAMPLE_RATE)
     return np.concatenate([silence, samples, silence]).astype(np.float32)
 
@@ -40,7 +40,7 @@ def spoken(speech):
     """(start, end) of its segments, as a camera's are cut."""
     segmenter = Segmenter(SegmenterSettings(pause_s=LiveSettings().pause_s), 3)
     found = [*segmenter.feed(speech), *segmenter.finish()]
-    assert len(found) >= 2
+    assert len(found) == 3
     return [(segment.start, segment.end) for segment in found]
 
 
@@ -70,6 +70,13 @@ def spans(items, camera=None):
     return [(t.start, t.end) for t in said(items, camera)]
 
 
+def since_connected(items, camera):
+    """What a camera said in its last connection."""
+    own = [item for item in items if getattr(item, "camera", None) == camera]
+    events = [i for i, item in enumerate(own) if getattr(item, "event", "") == "connected"]
+    return spans(own[events[-1] :]) if events else []
+
+
 def lines_of(folder):
     return [
         json.loads(line)
@@ -89,7 +96,7 @@ def test_a_camera_over_rtsp(rtsp, speech, spoken):
     same_segments(spans(items), spoken)
     # The times are those of the day when it was said.
     assert spans(items)[0][0] == pytest.approx(before + spoken[0][0], abs=1.0)
-    assert all(t.delay_s < 1.5 for t in said(items))
+    assert max(t.delay_s for t in said(items)) < 1.5
 
 
 def test_damaged_packets_cost_no_more_than_themselves(rtsp, speech, spoken):
@@ -154,12 +161,12 @@ def test_a_camera_that_loses_its_audio_track_comes_back(rtsp, speech, spoken):
         if stages == ["no audio"] and (lost or happened(items, "gate").count("lost") >= 2):
             stages.append("back")
             server.has_audio = True
-        if stages == ["no audio", "back"] and len(said(items, "gate")) >= 1 + len(spoken):
+        if stages == ["no audio", "back"] and len(since_connected(items, "gate")) >= len(spoken):
             monitor.stop()
     timer.cancel()
     assert stages == ["no audio", "back"]
-    same_segments(spans(items, "gate")[-len(spoken) :], spoken)
-    assert all(t.delay_s < 1.5 for t in said(items, "other"))  # it never waited
+    same_segments(since_connected(items, "gate"), spoken)
+    assert max(t.delay_s for t in said(items, "other")) < 1.5  # it never waited
 
 
 def free_port():
@@ -190,13 +197,14 @@ def test_a_server_that_is_killed_and_restarted(speech, spoken, tmp_path):
             server.wait()
             killed.append(len(said(items, "gate")))
             server = start()
-        if killed and len(said(items, "gate")) >= killed[0] + len(spoken):
+        again = killed and "lost" in happened(items, "gate")
+        if again and len(since_connected(items, "gate")) >= len(spoken):
             monitor.stop()
     timer.cancel()
     server.kill()
     whole.close()
     assert "lost" in happened(items, "gate")
-    same_segments(spans(items, "gate")[-len(spoken) :], spoken)
+    same_segments(since_connected(items, "gate"), spoken)
     assert "lost" not in happened(items, "whole")
     assert max(t.delay_s for t in said(items, "whole")) < 1.5
 

@@ -33,8 +33,7 @@ _RECORDINGS = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".wav", ".flac", ".mp3",
 _GAP_S = 2.0  # less is jitter
 _DRIFT_S = 30.0  # how often the sender's clock is compared with ours
 _DRIFT_STEP_S = 0.05
-_FIRST_S = 10.0  # audio at most that is taken for what FFmpeg looked at
-_AT_ONCE_S = 0.03
+_AT_ONCE_S, _BURST_S = 0.01, 0.2  # what comes without pause, and how long that may take
 _HUNG_CONNECTIONS = 4  # threads that FFmpeg may keep before no more are made
 _BLOCKS_AHEAD = 64  # decoded blocks that wait for the segmenter
 _OPTIONS = {
@@ -191,13 +190,14 @@ class _TimeLine:
 
     def place(self, found: _Found, now: float) -> float | None:
         """Look at the next audio; returns the seconds that are missing before it, if any are."""
+        late = now - _seconds(found) - self.position
         if self._media is not None and found[1] is not None:
             jump = found[1] - self._media
-            if jump > _GAP_S:
+            if _GAP_S < jump < late + _GAP_S / 2:
                 return jump
-            if jump < -_GAP_S:  # the camera set its clock; the audio goes on
+            if abs(jump) > _GAP_S:  # the camera set its clock: this has no time to be missing
                 self._media = found[1]
-        self._slack = min(self._slack, now - _seconds(found) - self.position)
+        self._slack = min(self._slack, late)
         if now - self._looked > _DRIFT_S:
             slack, self._slack, self._looked = self._slack, float("inf"), now
             if slack > _GAP_S:
@@ -242,8 +242,8 @@ class _Connection:
 
     def with_what_is_there(self, first: _Found) -> _Found:
         """The first audio with all that comes at once behind it."""
-        samples, seconds = [first[0]], len(first[0]) / SAMPLE_RATE
-        while seconds < _FIRST_S:
+        samples, deadline = [first[0]], time.monotonic() + _BURST_S
+        while time.monotonic() < deadline:
             try:
                 found = self._found.get(timeout=_AT_ONCE_S)
             except queue.Empty:
@@ -252,7 +252,6 @@ class _Connection:
                 self._ended = found
                 break
             samples.append(found[0])
-            seconds += len(found[0]) / SAMPLE_RATE
         return np.concatenate(samples), first[1]
 
     def leave(self) -> None:

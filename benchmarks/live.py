@@ -1,0 +1,250 @@
+r"""Live monitoring measured from outside: delays, how many cameras two cores carry, memory.
+
+    python benchmarks/live.py bundled:whisper-tiny.en --video desk_10min.mp4 delay
+    python benchmarks/live.py bundled:whisper-tiny.en --video desk_10min.mp4 cameras --count 16
+    python benchmarks/live.py bundled:whisper-tiny.en --video desk_10min.mp4 memory
+
+Cameras are simulated: a process of its own sends the recording's audio over TCP as fast as it was
+spoken, each camera from another place in it. The monitor is `mmtransfer monitor` with a journal, in
+a process of its own too, so the simulation takes time from it but nothing else.
+
+- delay: from the moment when the last sample of a segment's speech was sent until its line was
+  printed. The end of speech is the monitor's own (by voice activity).
+- cameras: the same with as many cameras, of which speech fills `--speech` of the time: pauses in
+  the recording are lengthened.
+- memory: peak resident memory of the monitor (and processes it starts) after 10 minutes and after
+  2 hours of audio from four cameras, sent `--speed` times as fast as it was spoken.
+
+Every segment is compared with what was sent: the audio, cut by the same rules without a network,
+gives the segments that must be in the journal, each once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmtransfer.audio import SAMPLE_RATE, stream_audio
+from mmtransfer.monitoring import LiveSettings, SegmenterSettings
+from mmtransfer.segments import Segmenter
+
+LEAD_S = 2.0  # silence first: a camera is not switched on in the middle of a word
+
+
+def with_share_of_speech(samples: np.ndarray, share: float) -> np.ndarray:
+    """The recording with pauses longer or shorter, so that speech fills the share."""
+    segmenter = Segmenter()
+    spans = [(s.start, s.end) for s in [*segmenter.feed(samples), *segmenter.finish()]]
+    spoken = sum(end - start for start, end in spans)
+    wanted = spoken / share - spoken  # seconds without speech
+    edges = [0.0, *(t for span in spans for t in span), len(samples) / SAMPLE_RATE]
+    pauses = [(edges[i], edges[i + 1]) for i in range(0, len(edges), 2)]
+    scale = wanted / sum(end - start for start, end in pauses)
+    parts = []
+    for index, (start, end) in enumerate(pauses):
+        pause = samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
+        length = max(min(len(pause), SAMPLE_RATE), round(scale * len(pause)))
+        # Its own sound, forwards and backwards in turn, so that there is no step in it.
+        bed = np.concatenate([pause, pause[::-1]]) if len(pause) else np.zeros(1, np.float32)
+        parts.append(np.resize(bed, length))
+        if index < len(spans):
+            a, b = spans[index]
+            parts.append(samples[int(a * SAMPLE_RATE) : int(b * SAMPLE_RATE)])
+    return np.concatenate(parts).astype(np.float32)
+
+
+def serve(tracks: list[np.ndarray], ports: Any, began: Any, seconds: float, speed: float) -> None:
+    """Send every track, round and round, from when all cameras are connected."""
+    header = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 0xFFFFFFFF, b"WAVEfmt ", 16, 1, 1,
+                         SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16, b"data", 0xFFFFFFFF)  # fmt: skip
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in tracks]
+    ports.put([listener.getsockname()[1] for listener in listeners])
+    connections = [listener.accept()[0] for listener in listeners]
+    for connection in connections:
+        connection.sendall(header)
+    start = time.time() + 0.5
+    began.value = start
+    piece = SAMPLE_RATE // 20
+    data = [(np.clip(track, -1, 1) * 32767).astype("<i2") for track in tracks]
+    for number in range(int(seconds * 20)):
+        pause = start + (number + 1) / 20 / speed - time.time()
+        if pause > 0:
+            time.sleep(pause)
+        for track, connection in zip(data, connections, strict=True):
+            at = number * piece % (len(track) - piece)
+            connection.sendall(track[at : at + piece].tobytes())
+    time.sleep(20)
+
+
+def expected(track: np.ndarray, seconds: float) -> list[tuple[float, float]]:
+    """(start, end) of the segments in what is sent, as the monitor cuts."""
+    piece = SAMPLE_RATE // 20
+    cut = SegmenterSettings(pause_s=LiveSettings().pause_s)
+    segmenter, found = Segmenter(cut, 3), []
+    for number in range(int(seconds * 20)):
+        at = number * piece % (len(track) - piece)
+        found += segmenter.feed(track[at : at + piece])
+    return [(segment.start, segment.end) for segment in found]
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process and its children, in MiB."""
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            fields = dict(
+                line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line
+            )
+        except OSError:
+            continue
+        if int(fields["Pid"]) == pid or int(fields["PPid"]) == pid:
+            total += int(fields.get("VmRSS", "0 kB").split()[0])
+    return total / 1024
+
+
+def run(
+    model: str, tracks: list[np.ndarray], seconds: float, *, speed: float = 1.0, more: list[str]
+) -> dict[str, Any]:
+    """Monitor simulated cameras; what was heard, when, and how much memory it took."""
+    context = multiprocessing.get_context("spawn")
+    ports, began = context.Queue(), context.Value("d", 0.0)
+    server = context.Process(target=serve, args=(tracks, ports, began, seconds, speed))
+    server.start()
+    found = ports.get(timeout=60)
+    with tempfile.TemporaryDirectory() as folder:
+        cameras = Path(folder, "cameras.yaml")
+        listed = [
+            {"name": f"camera{n}", "url": f"tcp://127.0.0.1:{port}"} for n, port in enumerate(found)
+        ]
+        cameras.write_text(json.dumps({"cameras": listed}))
+        journal = Path(folder, "journal")
+        command = [sys.executable, "-m", "mmtransfer.cli", "monitor", model]
+        command += ["--cameras", str(cameras), "--journal", str(journal), *more]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        printed: list[float] = []
+        assert process.stdout is not None
+        assert process.stderr is not None
+        stdout, stderr = process.stdout, process.stderr
+        errors: list[str] = []
+
+        def read() -> None:
+            for line in stdout:
+                if not line.startswith("~"):
+                    printed.append(time.time())
+
+        threads = [
+            threading.Thread(target=read, daemon=True),
+            threading.Thread(target=lambda: errors.extend(stderr), daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        memory: list[tuple[float, float]] = []
+        while not began.value or time.time() < began.value + seconds / speed + 3:
+            if process.poll() is not None:
+                sys.exit("".join(errors))
+            memory.append((time.time(), resident_mib(process.pid)))
+            time.sleep(0.5)
+        process.terminate()
+        process.wait(30)
+        for thread in threads:
+            thread.join(5)
+        server.terminate()
+        lines = [
+            json.loads(line)
+            for path in sorted(journal.glob("*.jsonl"))
+            for line in path.read_text(encoding="utf-8").splitlines()
+        ]
+    return {
+        "lines": lines,
+        "printed": printed,
+        "memory": [(at - began.value, mib) for at, mib in memory],
+        "began": began.value,
+        "summary": errors[-1].strip() if errors else "",
+    }
+
+
+def compare(
+    result: dict[str, Any], tracks: list[np.ndarray], seconds: float, speed: float
+) -> tuple[int, int, list[float]]:
+    """(lost, doubled) segments, and seconds from sending the end of each to its printed line."""
+    lost = doubled = 0
+    delays: list[float] = []
+    texts = [line for line in result["lines"] if "text" in line and "event" not in line]
+    # Lines are printed in the journal's order.
+    printed = {line["id"]: at for line, at in zip(texts, result["printed"], strict=False)}
+    for number, track in enumerate(tracks):
+        own = [line for line in result["lines"] if line["camera"] == f"camera{number}"]
+        heard = sorted((x for x in own if "id" in x), key=lambda line: line["start"])
+        sent = [span for span in expected(track, seconds) if span[1] < seconds - 1.0]
+        if not heard:
+            lost += len(sent)
+            continue
+        offset = heard[0]["start"] - sent[0][0]
+        for start, end in sent:
+            hits = [
+                x
+                for x in heard
+                if min(x["end"] - offset, end) - max(x["start"] - offset, start) > 0.1
+            ]
+            lost += not hits
+            if hits and hits[-1]["id"] in printed:
+                delays.append(printed[hits[-1]["id"]] - (result["began"] + end / speed))
+        doubled += sum(b["start"] < a["end"] - 0.1 for a, b in pairwise(heard))
+    return lost, doubled, delays
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("what", choices=("delay", "cameras", "memory"))
+    parser.add_argument("--video", required=True)
+    parser.add_argument("--count", type=int, help="cameras; 4, for `cameras` 16")
+    parser.add_argument("--speech", type=float, default=0.35, help="share, for `cameras`")
+    parser.add_argument("--seconds", type=float, help="of audio; 180, for `memory` 7200")
+    parser.add_argument("--speed", type=float, default=6.0, help="for `memory`")
+    parser.add_argument("--more", nargs="*", default=[], help="options of the monitor")
+    arguments = parser.parse_args()
+    count = arguments.count or (16 if arguments.what == "cameras" else 4)
+    seconds = arguments.seconds or (7200.0 if arguments.what == "memory" else 180.0)
+    speed = arguments.speed if arguments.what == "memory" else 1.0
+
+    samples = np.concatenate(list(stream_audio(arguments.video)))
+    if arguments.what != "delay":
+        samples = with_share_of_speech(samples, arguments.speech)
+    lead = np.zeros(int(LEAD_S * SAMPLE_RATE), np.float32)
+    tracks = [
+        np.concatenate([lead, np.roll(samples, -n * len(samples) // count)]) for n in range(count)
+    ]
+    result = run(arguments.model, tracks, seconds, speed=speed, more=arguments.more)
+    lost, doubled, delays = compare(result, tracks, seconds, speed)
+    texts = [line for line in result["lines"] if "text" in line and "event" not in line]
+    print(f"{count} cameras, {seconds:g} s of audio each, {speed:g} times real time")
+    print(f"segments with text {len(texts)}, lost {lost}, doubled {doubled}")
+    if arguments.what == "memory":
+        ten = max(mib for at, mib in result["memory"] if at * speed <= 600)
+        end = max(mib for _, mib in result["memory"])
+        print(f"peak after 10 minutes {ten:.0f} MiB, at the end {end:.0f} MiB: {end / ten:.3f}")
+    else:
+        p50, p95, most = np.quantile(delays, [0.5, 0.95, 1.0])
+        print(f"end of speech to text: p50 {p50:.2f} s, p95 {p95:.2f} s, most {most:.2f} s")
+    print(result["summary"])
+
+
+if __name__ == "__main__":
+    main()
