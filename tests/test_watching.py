@@ -15,8 +15,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import EXAMPLE
-from hypothesis import given
+from conftest import EXAMPLE, write_text_backbone
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_live import Server, collect, live_monitor, said, speech, stream  # noqa: F401
 from test_monitoring import FakeEngine, decode, fake_monitor, transcript
@@ -140,6 +140,7 @@ def test_the_reading_in_the_pause_is_the_final_one(camera, speech, stream):  # n
     assert len({clip.tobytes() for clip in engine.clips}) == len(engine.clips)
 
 
+@settings(deadline=None, max_examples=25)
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(1, 40)), min_size=1, max_size=12),
     st.sampled_from([1, 3, 8]),
@@ -222,6 +223,7 @@ def test_audio_that_stays_late_was_lost():
     assert line.position == pytest.approx(now, abs=0.3)
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.floats(-500e-6, 500e-6))
 def test_the_time_line_follows_a_clock_that_drifts(drift):
     """Twelve hours of a camera whose crystal is a little fast or slow."""
@@ -255,6 +257,7 @@ def test_a_bang_is_told_once_and_dead_microphones_too():
     assert dead.at == pytest.approx(59.75)
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(1, 9000), min_size=1, max_size=20))
 def test_levels_do_not_depend_on_the_blocks(sizes):
     rng = np.random.default_rng(1)
@@ -347,6 +350,23 @@ def test_texts_are_judged(tmp_path):
     assert found
     assert {(t.sentiment, t.sentiment_prob) for t in found} == {("negative", 0.8)}
     assert len(judged) >= len(found)
+
+
+def test_the_command_judges_texts(whisper_tiny, tmp_path, capsys):
+    judge = write_text_backbone(tmp_path / "judge", labels=3)
+    output = tmp_path / "out.jsonl"
+    command = ["monitor", str(whisper_tiny), str(VIDEO), "--sentiment"]
+    assert main([*command, str(judge), "--output", str(output)]) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    from mmtransfer import load
+
+    model = load(str(judge))
+    for row, found in zip(rows, model.predict([row["text"] for row in rows]), strict=True):
+        assert row["sentiment"] == found.label
+        assert row["sentiment_prob"] == pytest.approx(found.probabilities[found.label], abs=1e-3)
+    assert f"({rows[0]['sentiment']})" in capsys.readouterr().out
+    assert main([*command, str(whisper_tiny)]) == 2
+    assert "expected a model that classifies texts" in capsys.readouterr().err
 
 
 def test_cameras_have_models_of_their_own():

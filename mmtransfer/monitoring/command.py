@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -32,6 +33,8 @@ from mmtransfer.monitoring.sinks import (
 )
 from mmtransfer.monitoring.transcripts import Alert, MonitorStats, Sound, SourceEnd, Transcript
 from mmtransfer.sources import model_digest
+
+logger = logging.getLogger(__name__)
 
 
 def run(arguments: Namespace) -> int:
@@ -160,7 +163,10 @@ def _channels(arguments: Namespace, journal: Journal | None) -> list[Channel]:
     def failed(alert: Mapping[str, Any], why: str) -> None:
         if journal is not None:
             line = {"camera": alert["camera"], "event": "alert not delivered", "detail": why}
-            journal.write({**line, "segment": alert.get("segment", alert.get("id"))})
+            try:
+                journal.write({**line, "segment": alert.get("segment", alert.get("id"))})
+            except OSError as error:  # the channel's thread goes on
+                logger.warning("the journal cannot be written (%s)", error.strerror)
 
     made: list[Channel] = []
     if arguments.webhook:
