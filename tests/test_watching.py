@@ -42,6 +42,7 @@ from mmtransfer.monitoring.dashboard import metrics, metrics_server, table
 from mmtransfer.monitoring.live import _TimeLine
 from mmtransfer.monitoring.report import report
 from mmtransfer.monitoring.sound import SoundLevel
+from mmtransfer.monitoring.transcripts import agreed_beginning
 from mmtransfer.recognition import Recognizer
 from mmtransfer.segments import Segmenter, SegmenterSettings
 
@@ -178,6 +179,21 @@ def camera():
     yield make
     for one in made:
         one.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "agreed"),
+    [
+        ("open the", "open the gate", "open the"),
+        ("open the gap", "open the gate now", "open the"),
+        ("", "open", ""),
+        ("今天早上", "今天早晨八点", "今天早"),
+        ("call 张医生", "call 张医生 now", "call 张医生"),
+        ("a b", "a b", "a b"),
+    ],
+)
+def test_what_two_readings_agree_on(before, now, agreed):
+    assert agreed_beginning(before, now) == agreed
 
 
 # --- time -----------------------------------------------------------------------------------------

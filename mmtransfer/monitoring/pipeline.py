@@ -34,6 +34,7 @@ from mmtransfer.monitoring.transcripts import (
     SourceEnd,
     Stopped,
     Transcript,
+    agreed_beginning,
     alerts,
     segment_id,
     transcript,
@@ -218,7 +219,7 @@ class _Output:
         self.done: dict[int, Transcript | NoText | FileDone | None] = {}
         self.end: SourceEnd | None = None
         self.draft: tuple[Job, _Result] | None = None  # the last that was read
-        self.said: tuple[str, list[str]] = ("", [])  # its segment, and its words
+        self.said = ("", "")  # its segment, and its text
         self.cut_to = 0.0  # end of the last whole segment
 
     def is_known(self, identity: str, start: float, end: float) -> bool:
@@ -382,28 +383,20 @@ class _Run:
         output.draft = (job, result)
         if rejection(result.hypothesis, segment.end - segment.start) is not None:
             return
-        words = result.hypothesis.text.split()
-        before = output.said[1] if output.said[0] == job.id else []
-        # What two readings in a row agree on will hardly change (local agreement, Liu et al. 2020).
-        agreed = next(
-            (i for i, (a, b) in enumerate(zip(words, before, strict=False)) if a != b),
-            min(len(words), len(before)),
-        )
-        output.stats.last_text = f"{result.hypothesis.text} …"
-        if (job.id, words) != output.said:
+        text = result.hypothesis.text
+        before = output.said[1] if output.said[0] == job.id else ""
+        output.stats.last_text = f"{text} …"
+        if (job.id, text) != output.said:
             times = (round(segment.start, 3), round(segment.end, 3))
-            confirmed = " ".join(words[:agreed])
-            text = result.hypothesis.text
-            self._told.append(Partial(output.name, job.id, *times, text, confirmed))
-        output.said = (job.id, words)
+            agreed = agreed_beginning(before, text)
+            self._told.append(Partial(output.name, job.id, *times, text, agreed))
+        output.said = (job.id, text)
 
     def _use_draft(self, job: Job) -> bool:
         """Whether the segment has been read, or is being read, while it was not known to be over:
         then that reading is the final one.
         """
         output = self.outputs[job.camera]
-        output.cut_to = job.segment.end
-        self._drafts.pop(job.camera, None)
 
         def is_same(other: Job) -> bool:
             same = other.id == job.id and other.segment.end == job.segment.end
@@ -428,6 +421,8 @@ class _Run:
         output.count += 1
         output.stats.waiting += 1
         if output.is_live:
+            output.cut_to = segment.end
+            self._drafts.pop(number, None)
             is_kept = self._spool is not None and self._spool.holds(identity)
             job.is_spooled = spooled or (is_kept and output.in_memory >= output.most)
             if not job.is_spooled:
@@ -560,7 +555,7 @@ class _Run:
                 return
             self._told.popleft()
             if isinstance(item, Sound):
-                self.stats_of(item.camera).alerts += 1
+                self._stats_of(item.camera).alerts += 1
             if not isinstance(item, NoText):
                 yield item
         for output in self.outputs:
@@ -604,8 +599,7 @@ class _Run:
                 self._open -= 1
                 yield end
 
-    def stats_of(self, camera: str) -> CameraStats:
-        """Numbers of a camera by its name."""
+    def _stats_of(self, camera: str) -> CameraStats:
         return next(output.stats for output in self.outputs if output.name == camera)
 
     # --- clips --------------------------------------------------------------------------------

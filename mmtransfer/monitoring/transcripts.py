@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from mmtransfer.decoding import Hypothesis
 from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.segments import Segment
 
+# With the space before it; a character where words are not separated.
+_WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+)")
 _DELAYS = 1000  # segments whose delays are kept, for their quantiles
 
 
@@ -227,6 +230,19 @@ class MonitorStats:
 def segment_id(camera: str, start: float) -> str:
     """Name of a segment: the same whenever the same recording is read with the same settings."""
     return f"{camera}@{start:.3f}"
+
+
+def agreed_beginning(one: str, other: str) -> str:
+    """The words with which both texts begin. What two readings in a row agree on will hardly change
+    (local agreement, Liu et al. 2020).
+    """
+    words = [_WORD.findall(text) for text in (one, other)]
+    count = 0
+    for a, b in zip(*words, strict=False):
+        if a != b:
+            break
+        count += 1
+    return "".join(words[1][:count]).strip()
 
 
 def transcript(source: str, camera: str, segment: Segment, hypothesis: Hypothesis) -> Transcript:
