@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import EXAMPLE, write_text_backbone
+from conftest import EXAMPLE, write_media, write_text_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_live import Server, collect, live_monitor, said, speech, stream  # noqa: F401
@@ -393,6 +393,22 @@ def test_cameras_have_models_of_their_own():
     assert {t.text for t in said(items, "a")} == {"first model"}
     assert {t.text for t in said(items, "b")} == {"second model"}
     assert len(said(items, "a")) == len(said(items, "b"))
+
+
+def test_a_journal_knows_the_models_of_its_cameras(whisper_tiny, random_whisper, tmp_path, capsys):
+    write_media(tmp_path / "quiet.wav", np.zeros(3 * SAMPLE_RATE, np.float32))
+    cameras = tmp_path / "cameras.yaml"
+    command = ["monitor", str(whisper_tiny), "--cameras", str(cameras)]
+    command += ["--journal", str(tmp_path / "j")]
+    cameras.write_text("cameras: [{name: a, url: quiet.wav, loud_db: 30}]")
+    assert main(command) == 0
+    assert main(command) == 0  # nothing is left to do
+    own = f"cameras: [{{name: a, url: quiet.wav, model: '{random_whisper}'}}]"
+    cameras.write_text(own)
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "another model" in capsys.readouterr().err
+    assert main([*command[:-1], str(tmp_path / "j2")]) == 0
 
 
 # --- report ---------------------------------------------------------------------------------------

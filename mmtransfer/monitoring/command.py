@@ -18,7 +18,7 @@ from mmtransfer.decoding import DecodingOptions
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.alerts import Channel, Mqtt, Webhook
 from mmtransfer.monitoring.cameras import Camera, load_cameras
-from mmtransfer.monitoring.dashboard import dashboard, metrics_server
+from mmtransfer.monitoring.dashboard import dashboard, host_and_port, metrics_server
 from mmtransfer.monitoring.journal import Journal
 from mmtransfer.monitoring.live import SourceEvent, is_live
 from mmtransfer.monitoring.pipeline import Monitor, load_monitor, named_cameras
@@ -51,27 +51,27 @@ def run(arguments: Namespace) -> int:
     for camera in cameras:  # before the model is loaded, which takes seconds
         if camera.name not in endless and camera.url != "-":
             open_media(camera.url).close()
-    monitor = load_monitor(
-        arguments.model,
-        language=arguments.language,
-        context_s=arguments.context,
-        engine=arguments.engine,
-        compute_type=arguments.compute,
-        threads=arguments.threads,
-        options=DecodingOptions(arguments.beam, arguments.words, arguments.prompt),
-        cameras=cameras,
-        sentiment=arguments.sentiment,
-        clips=Path(arguments.clips) if arguments.clips else None,
-    )
+    if arguments.metrics_port:
+        host_and_port(arguments.metrics_port)
     with ExitStack() as opened:
-        opened.callback(lambda: print(summary(monitor.stats), file=sys.stderr))
         journal = None
         if arguments.journal:
             journal = _open_journal(arguments, cameras)
             opened.callback(journal.close)
-        channels = _channels(arguments, journal)
-        for channel in channels:
-            opened.callback(channel.close)
+        channels = _channels(arguments, journal, opened)
+        monitor = load_monitor(
+            arguments.model,
+            language=arguments.language,
+            context_s=arguments.context,
+            engine=arguments.engine,
+            compute_type=arguments.compute,
+            threads=arguments.threads,
+            options=DecodingOptions(arguments.beam, arguments.words, arguments.prompt),
+            cameras=cameras,
+            sentiment=arguments.sentiment,
+            clips=Path(arguments.clips) if arguments.clips else None,
+        )
+        opened.callback(lambda: print(summary(monitor.stats), file=sys.stderr))
         sinks = _sinks(arguments, cameras, outputs, opened)
         for line in journal.lines() if journal is not None else ():
             for sink in () if "event" in line else sinks[line["camera"]]:
@@ -159,7 +159,7 @@ def _open_journal(arguments: Namespace, cameras: list[Camera]) -> Journal:
     )
 
 
-def _channels(arguments: Namespace, journal: Journal | None) -> list[Channel]:
+def _channels(arguments: Namespace, journal: Journal | None, opened: ExitStack) -> list[Channel]:
     def failed(alert: Mapping[str, Any], why: str) -> None:
         if journal is not None:
             line = {"camera": alert["camera"], "event": "alert not delivered", "detail": why}
@@ -174,6 +174,8 @@ def _channels(arguments: Namespace, journal: Journal | None) -> list[Channel]:
         made.append(Webhook(arguments.webhook, secret=secret, failed=failed))
     if arguments.mqtt:
         made.append(Mqtt(arguments.mqtt, failed=failed))
+    for channel in made:
+        opened.callback(channel.close)
     return made
 
 

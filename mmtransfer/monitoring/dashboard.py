@@ -108,17 +108,26 @@ def _label(name: str) -> str:
     return f'camera="{escaped}"'
 
 
-@contextmanager
-def metrics_server(stats: MonitorStats, address: str) -> Iterator[int]:
-    """Serve `/metrics` at `[HOST:]PORT`, on this machine alone unless a host is given; yields the
-    port.
+def host_and_port(address: str) -> tuple[str, int]:
+    """`[HOST:]PORT`, by default of this machine alone.
 
     Raises:
-        UserError: not a port, or one that is taken.
+        UserError: not a port.
     """
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:
         raise UserError(f"metrics: expected [HOST:]PORT, found '{address}'.")
+    return host or _LOOPBACK, int(port)
+
+
+@contextmanager
+def metrics_server(stats: MonitorStats, address: str) -> Iterator[int]:
+    """Serve `/metrics` at `[HOST:]PORT`; yields the port.
+
+    Raises:
+        UserError: not a port, or one that is taken.
+    """
+    place = host_and_port(address)
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 5.0
@@ -136,7 +145,7 @@ def metrics_server(stats: MonitorStats, address: str) -> Iterator[int]:
             """No line for each request."""
 
     try:
-        server = ThreadingHTTPServer((host or _LOOPBACK, int(port)), Handler)
+        server = ThreadingHTTPServer(place, Handler)
     except OSError as error:
         raise UserError(f"metrics: cannot listen on {address}: {error.strerror}.") from None
     server.daemon_threads = True
