@@ -91,6 +91,8 @@ def test_segments_are_ordered_disjoint_and_bounded(seed, longest, pause):
     frame_s = FRAME / SAMPLE_RATE
     for one, other in itertools.pairwise(segments):
         assert one.end <= other.start + 1e-9
+        heard_to = one.samples_start + len(one.samples) / SAMPLE_RATE
+        assert heard_to <= other.samples_start + 1e-9  # no word is in two segments
     for segment in segments:
         assert len(segment.samples) / SAMPLE_RATE <= longest + 1e-9
         assert segment.end > segment.start

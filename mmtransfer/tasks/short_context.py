@@ -41,6 +41,7 @@ _CROSS_ENTROPY = 0.5  # weight of the greedy tokens beside the distribution
 _LONGER = 0.15  # share of clips read in the longer context that doubtful ones are given
 _MARGINS_S = (0.0, 0.5, 1.0)  # context beyond the clip that is tried
 _MARGIN_GAIN = 0.002  # of the metric, for which a longer margin is worth its time
+_DELAY_S = 0.3  # of silence, with which the source's agreement with itself is measured
 _TOKENS_PER_SECOND = 8  # estimate, for the size of what is stored
 
 
@@ -86,6 +87,7 @@ class ShortContextTask(SpeechTask):
         metrics = {speech_metric(clip.language or own) for clip in validation.clips}
         self.metric = "cer" if "cer" in metrics else self.metric
         self._told: FeatureStore | None = None
+        self._unlabelled: set[str] = set()  # clips whose text is what the source reads
         self._usable = list(range(len(train)))
         self._views = check_views(self._augmenter, config)
 
@@ -113,6 +115,8 @@ class ShortContextTask(SpeechTask):
         for row, clip in enumerate(self.validation.clips):
             tokens = [int(t) for t in told[row][0, :, 0] if int(t) != end]
             text = self.speech.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+            if not clip.text:
+                self._unlabelled.add(clip.identity)
             clips.append(clip if clip.text else replace(clip, text=text.strip()))
         self.validation = replace(self.validation, clips=clips)
         super().begin(stage, device)
@@ -293,8 +297,24 @@ class ShortContextTask(SpeechTask):
         """Score clips as they are read after training."""
         return self._summary(self._score(clips.clips, device, self.speech.shortest_context_s))
 
+    def _reference(self, clips: Sequence[Clip], device: torch.device) -> list[ClipScore]:
+        """Scores in the full window. Where only the source says what is said, it hears the clip a
+        moment later: it does not always agree with itself, and a short context need not either.
+        """
+        full = self.speech.max_context_s
+        scores: dict[int, ClipScore] = {}
+        for delay_s, is_own in ((0.0, False), (_DELAY_S, True)):
+            rows = [i for i, c in enumerate(clips) if (c.identity in self._unlabelled) == is_own]
+            found = self._score([clips[row] for row in rows], device, full, delay_s)
+            scores |= dict(zip(rows, found, strict=True))
+        return [scores[index] for index in range(len(clips))]
+
     def _score(
-        self, clips: Sequence[Clip], device: torch.device, shortest_context_s: float
+        self,
+        clips: Sequence[Clip],
+        device: torch.device,
+        shortest_context_s: float,
+        delay_s: float = 0.0,
     ) -> list[ClipScore]:
         by_language: dict[str | None, list[int]] = defaultdict(list)
         for index, clip in enumerate(clips):
@@ -306,7 +326,8 @@ class ShortContextTask(SpeechTask):
                 batch_seconds=self._config.evaluation.batch_seconds,
                 shortest_context_s=shortest_context_s,
             )
-            waves = [clips[index].samples() for index in indices]
+            before = round(delay_s * SAMPLE_RATE)
+            waves = [np.pad(clips[index].samples(), (before, 0)) for index in indices]
             found = recognizer.transcribe(waves, guarded=True)  # as it is used
             for index, hypothesis in zip(indices, found, strict=True):
                 text = clips[index].text

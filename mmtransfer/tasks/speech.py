@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -374,6 +375,10 @@ class SpeechTask(StagedTask):
             for clip, hypothesis in zip(clips, hypotheses, strict=True)
         ]
 
+    def _reference(self, clips: Sequence[Clip], device: torch.device) -> list[ClipScore]:
+        """Scores in the full window."""
+        return self._score(clips, device, self.speech.max_context_s)
+
     def summarize(self, records: Sequence[ClipScore]) -> dict[str, float]:
         score = self._summary(records)
         return {"wer": score.wer, "cer": score.cer, "hallucinated_words": score.hallucinated_words}
@@ -396,16 +401,15 @@ class SpeechTask(StagedTask):
         """
         sets = [clips.clips[:_SAFE_CLIPS] for clips in (self.validation, *sources)]
 
-        def rates(shortest_s: float) -> list[float]:
-            scores = [self._score(clips, device, shortest_s) for clips in sets]
-            return [self.summarize(found)[self.metric] for found in scores]
+        def rates(score: Callable[[Sequence[Clip]], list[ClipScore]]) -> list[float]:
+            return [self.summarize(score(clips))[self.metric] for clips in sets]
 
         shortest = self.speech.max_context_s
-        reference = rates(shortest)
+        reference = rates(lambda clips: self._reference(clips, device))
         for candidate in (*_SAFE_CONTEXTS_S, min(self.lengths)):
             if candidate >= shortest:
                 continue
-            found = rates(candidate)
+            found = rates(partial(self._score, device=device, shortest_context_s=candidate))
             if any(rate > full + _SAFE_LOSS for rate, full in zip(found, reference, strict=True)):
                 break
             shortest = candidate
