@@ -21,6 +21,7 @@ import numpy as np
 from mmtransfer.errors import UserError
 
 SAMPLE_RATE = 16_000
+_PCM = "pcm:"
 logger = logging.getLogger(__name__)
 
 _GAP_S = 0.1  # smaller jumps in the timestamps are rounding, not missing audio
@@ -35,13 +36,14 @@ class TruncatedMediaError(MediaError):
 
 
 def open_media(source: str | Path) -> Any:
-    """Open a recording with PyAV; `-` is standard input.
+    """Open a recording with PyAV; `-` is standard input, `pcm:RATE` is raw audio there (16-bit
+    little-endian, one channel, so many samples a second).
 
     Raises:
         MediaError: no such file, empty, no media FFmpeg knows, or no audio track.
     """
     path = Path(source)
-    is_stdin = str(source) == "-"
+    is_stdin = is_standard_input(str(source))
     is_url = "://" in str(source) or is_stdin
     if not is_url:
         if not path.exists():
@@ -54,7 +56,11 @@ def open_media(source: str | Path) -> Any:
     container = None
     try:
         opened = sys.stdin.buffer if is_stdin else str(source)
-        container = av.open(opened, metadata_errors="replace")
+        options: dict[str, Any] = {"metadata_errors": "replace"}
+        if is_stdin and str(source).startswith(_PCM):
+            raw = {"sample_rate": str(source).removeprefix(_PCM), "ch_layout": "mono"}
+            options = {"format": "s16le", "options": raw}
+        container = av.open(opened, **options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
     if container is None or not container.streams:
@@ -74,6 +80,11 @@ def open_media(source: str | Path) -> Any:
             f"{source}: has no audio track (found: {kinds}). There is no speech in it."
         )
     return container
+
+
+def is_standard_input(source: str) -> bool:
+    """Whether a source is what is piped in: `-` or `pcm:RATE`."""
+    return source == "-" or (source.startswith(_PCM) and source[len(_PCM) :].isdecimal())
 
 
 def _is_mp4(path: Path) -> bool:

@@ -154,7 +154,8 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         metavar="SOURCE",
         nargs="*",
         help="video or audio files, folders that such are written to, streams (rtsp://, http://, "
-        "tcp://, ...), audio devices (alsa:hw:0), or - for standard input",
+        "tcp://, ...), audio devices (alsa:hw:0), - for standard input, or pcm:RATE for raw 16-bit "
+        "audio there",
     )
     monitor.add_argument("--cameras", metavar="FILE.yaml", help="sources with names, from a file")
     monitor.add_argument(

@@ -359,3 +359,19 @@ def test_standard_input_is_a_recording(whisper_tiny, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.decode().splitlines()) >= 2
+
+
+def test_standard_input_may_be_raw_audio(whisper_tiny):
+    samples = decode(EXAMPLE / "monitor.mp4")[: 15 * SAMPLE_RATE]
+    expected = None
+    for rate, name in ((16_000, "pcm:16000"), (8_000, "pcm:8000")):
+        data = (samples[:: SAMPLE_RATE // rate] * 32767).astype("<i2").tobytes()
+        command = [sys.executable, "-m", "mmtransfer.cli", "monitor", str(whisper_tiny), name]
+        result = subprocess.run(
+            command, input=data, env=child_environment(), cwd=ROOT, capture_output=True
+        )
+        assert result.returncode == 0, result.stderr
+        starts = [line.split()[0] for line in result.stdout.decode().splitlines()]
+        assert len(starts) >= 2
+        assert expected is None or len(starts) == len(expected)
+        expected = starts

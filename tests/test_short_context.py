@@ -119,6 +119,35 @@ def test_a_fine_tuned_run_gets_its_own(run, speech_folder, whisper_tiny, tmp_pat
     )
 
 
+def test_safe_without_transcripts_is_agreement_as_good_as_the_sources_with_itself(
+    speech_folder, whisper_tiny, tmp_path, monkeypatch
+):
+    """What the source reads is no truth: to differ from it as it does from itself is no loss."""
+    config = load_config(CONFIG, settings(whisper_tiny, speech_folder, tmp_path / "run"))
+    clips = load_clips(speech_folder, config.data, name="validation", labelled=False)
+    task = ShortContextTask(load_speech_model(str(whisper_tiny)), clips, clips, config)
+    cpu = torch.device("cpu")
+    with torch.random.fork_rng():
+        task.begin(task.stages[0], cpu)
+    asked = []
+    score = task._score
+
+    def note(some, device, shortest, delay_s=0.0):
+        asked.append((len(some), delay_s))
+        return score(some, device, shortest, delay_s)
+
+    monkeypatch.setattr(task, "_score", note)
+    found = task._reference(task.validation.clips, cpu)
+    assert asked == [(0, 0.0), (10, 0.3)]
+    assert len(found) == 10
+    # With transcripts it is what it was: the score in the full window.
+    task._unlabelled.clear()
+    asked.clear()
+    exact = task._reference(task.validation.clips, cpu)
+    assert asked == [(10, 0.0), (0, 0.3)]
+    assert task.summarize(exact)["wer"] == 0  # the text is its own reading
+
+
 def test_the_loss_is_the_divergence_from_the_source(speech_folder, whisper_tiny, tmp_path):
     values = settings(whisper_tiny, speech_folder, tmp_path / "run")
     config = load_config(CONFIG, values)

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.audio import MediaError, open_media
+from mmtransfer.audio import MediaError, is_standard_input, open_media
 from mmtransfer.decoding import DecodingOptions
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.alerts import Channel, Mqtt, Webhook
@@ -49,7 +49,7 @@ def run(arguments: Namespace) -> int:
     endless = [c.name for c in cameras if is_live(c.url) or is_folder(c.url)]
     check_outputs(outputs, live=endless)
     for camera in cameras:  # before the model is loaded, which takes seconds
-        if camera.name not in endless and camera.url != "-":
+        if camera.name not in endless and not is_standard_input(camera.url):
             open_media(camera.url).close()
     if arguments.metrics_port:
         host_and_port(arguments.metrics_port)

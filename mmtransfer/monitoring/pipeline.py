@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmtransfer.audio import is_standard_input
 from mmtransfer.decoding import DecodingOptions, Hypothesis
 from mmtransfer.errors import UserError
 from mmtransfer.guards import rejection
@@ -605,7 +606,8 @@ class _Run:
     # --- clips --------------------------------------------------------------------------------
 
     def _clip_name(self, output: _Output, moment: str) -> str | None:
-        if self._clips is None or output.is_folder:
+        # What was piped in is gone; what lies in a folder stays there.
+        if self._clips is None or output.is_folder or is_standard_input(output.camera.url):
             return None
         return str(clip_path(self._clips, output.name, moment))
 
