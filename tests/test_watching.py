@@ -18,7 +18,7 @@ import pytest
 from conftest import EXAMPLE, write_media, write_text_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_live import Server, collect, live_monitor, said, speech, stream  # noqa: F401
+from test_live import Server, camera, collect, live_monitor, said, speech, stream  # noqa: F401
 from test_monitoring import FakeEngine, decode, fake_monitor, transcript
 
 from mmtransfer.audio import SAMPLE_RATE
@@ -166,19 +166,6 @@ def test_a_whole_draft_is_the_segment(pattern, block):
             assert block > 1
             continue
         np.testing.assert_array_equal(draft.samples, segment.samples)
-
-
-@pytest.fixture
-def camera():
-    made = []
-
-    def make(*scripts):
-        made.append(Server(*scripts))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
 
 
 @pytest.mark.parametrize(
