@@ -31,7 +31,7 @@ class SegmenterSettings:
     """Longer speech is cut at its likeliest pause; padding included."""
     pad_s: float = 0.25
     """Audio kept after the speech."""
-    pad_before_s: float = 0.6
+    pad_before_s: float = 0.8
     """Audio kept before the speech; in noise its beginning is noticed late."""
 
 
