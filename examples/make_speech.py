@@ -4,7 +4,7 @@ Segments of 1 to 15 s as a monitor cuts them: one to three utterances with short
 rooms, loudness, noise, telephone band; a few of noise alone.  The audio is synthesised here or, if
 named, cut from a corpus with a licence that allows it (GRID, CC BY 4.0).  Texts are the usage
 examples of WordNet 3.0 (its licence permits any use), numbers and times, and Mandarin sentences
-from templates.  The transcripts are not used: the source model's own reading is what is learnt.
+from templates.
 
 Install and fetch (see ``make_site.py`` for the model's archives)::
 
@@ -51,6 +51,7 @@ from scipy.signal import resample_poly
 Audio = NDArray[np.float32]
 
 SEED = 555
+LONGEST_S = 15
 HELD_OUT_VOICES = {"bm_daniel", "af_sarah", "am_liam", "bf_lily", "zf_xiaoyi", "zm_yunyang"}
 """Never heard in training, so that a model can be judged on them."""
 FORMANT_VOICES = [
@@ -256,7 +257,7 @@ def segment(rng: np.random.Generator, utterances: list[Audio], said: list[Audio]
         gap = np.zeros(int(rng.uniform(0.1, 0.5) * RATE))
         parts += [wet * 10 ** (rng.uniform(-3, 3) / 20), gap]
     edge = [np.zeros(int(rng.uniform(0.05, most) * RATE)) for most in (0.8, 0.35)]
-    track = np.concatenate([edge[0], *parts[:-1], edge[1]])[: 15 * RATE]
+    track = np.concatenate([edge[0], *parts[:-1], edge[1]])[: LONGEST_S * RATE]
     if rng.random() < 0.7:
         track = track + background(rng, len(track), said) * 10 ** (-rng.uniform(0, 30) / 20)
     if rng.random() < 0.3:
@@ -302,10 +303,14 @@ def main() -> None:
         speed = round(float(rng.uniform(0.85, 1.2)), 2)
         lines.append((voices.say(text, voice, speed), text, voice))
     if args.clips:
+        with (args.clips / "metadata.csv").open(encoding="utf-8") as file:
+            spoken = {row["file_name"]: row["transcription"] for row in csv.DictReader(file)}
         paths = sorted(p for p in args.clips.iterdir() if p.suffix != ".csv")
         for path in rng.choice(np.array(paths), min(160, len(paths)), replace=False):
             clip = read_audio(path)
-            lines.append(((0.1 * clip / np.sqrt(np.mean(clip**2))).astype(np.float32), "", "clip"))
+            loud = (0.1 * clip / np.sqrt(np.mean(clip**2))).astype(np.float32)
+            text = re.sub(r"\b[b-z]\b", lambda letter: letter[0].upper(), spoken[path.name])
+            lines.append((loud, f"{text[0].upper()}{text[1:]}.", "clip"))
     said = [speech for speech, _, _ in lines]
     args.out.mkdir(parents=True)
     with (args.out / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
@@ -324,11 +329,13 @@ def main() -> None:
                 audio = (noise * own.uniform(0.005, 0.2)).astype(np.float32)
             else:
                 wanted = own.choice([1, 2, 3], p=[0.5, 0.3, 0.2])
-                chosen = [int(i) for i in own.integers(0, len(lines), wanted)]
+                drawn = [int(i) for i in own.integers(0, len(lines), wanted)]
+                lengths = np.cumsum([len(lines[i][0]) / RATE + 0.5 for i in drawn])
+                chosen = drawn[: max(1, int((lengths < LONGEST_S - 1).sum()))]
                 audio = segment(own, [lines[i][0] for i in chosen], said)
             name = f"{number:04d}.ogg"
             write_audio(args.out / name, audio)
-            text = " ".join(lines[i][1] for i in chosen) if args.single else ""
+            text = ("" if args.language == "zh" else " ").join(lines[i][1] for i in chosen)
             rows.writerow([name, text, lines[chosen[0]][2] if chosen else "noise", args.language])
 
 

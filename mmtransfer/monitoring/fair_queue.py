@@ -22,6 +22,8 @@ class Job:
     segment: Segment
     kind: tuple[int, float]
     """Recogniser and context in seconds; jobs of one kind are decoded together."""
+    most: int = BATCH_SEGMENTS
+    """Jobs of its kind that make a batch."""
     is_repeat: bool = False
     is_spooled: bool = False
     """Whether its samples lie on disk alone."""
@@ -41,8 +43,7 @@ class FairQueue:
     with segments of the same kind, of whatever source.
     """
 
-    def __init__(self, batch: int = BATCH_SEGMENTS):
-        self._batch = batch
+    def __init__(self) -> None:
         self._waiting: dict[int, list[Job]] = {}
         self._clock: dict[int, float] = {}
         self._now = 0.0
@@ -67,14 +68,14 @@ class FairQueue:
         """
         order = sorted(self._waiting, key=lambda camera: (self._clock[camera], camera))
         self._now = self._clock[order[0]]
-        kind = self._waiting[order[0]][0].kind
+        first = self._waiting[order[0]][0]
         batch: list[Job] = []
         for camera in order:
-            for job in [job for job in self._waiting[camera] if job.kind == kind]:
-                if len(batch) == self._batch:
+            for job in [job for job in self._waiting[camera] if job.kind == first.kind]:
+                if len(batch) == first.most:
                     break
                 self._remove(job)
-                self._clock[camera] += kind[1]
+                self._clock[camera] += first.kind[1]
                 batch.append(job)
         return batch
 

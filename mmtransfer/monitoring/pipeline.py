@@ -185,6 +185,12 @@ def named_cameras(sources: Iterable[str | Path | Camera]) -> list[Camera]:
     return cameras
 
 
+def _kind(recognizer: Recognizer, context_s: float) -> tuple[tuple[int, float], int]:
+    """Kind of a job, and how many of it make a batch."""
+    most = min(BATCH_SEGMENTS, int(recognizer.batch_seconds / context_s))
+    return (id(recognizer), context_s), max(1, most)
+
+
 @dataclass
 class _Result:
     """What a worker made of a job."""
@@ -369,11 +375,9 @@ class _Run:
     def _add_draft(self, number: int, draft: Draft) -> None:
         output, segment = self.outputs[number], draft.segment
         identity = segment_id(output.name, segment.start)
-        context = output.recognizer.context_s(segment.samples)
+        kind = _kind(output.recognizer, output.recognizer.context_s(segment.samples))
         self._drafts[number] = Job(
-            *(number, -1, identity, segment, (id(output.recognizer), context)),
-            is_draft=True,
-            is_whole=draft.is_whole,
+            *(number, -1, identity, segment, *kind), is_draft=True, is_whole=draft.is_whole
         )
 
     def _keep_draft(self, job: Job, result: _Result) -> None:
@@ -417,8 +421,8 @@ class _Run:
 
     def _add(self, number: int, identity: str, segment: Segment, *, spooled: bool = False) -> None:
         output = self.outputs[number]
-        kind = (id(output.recognizer), output.recognizer.context_s(segment.samples))
-        job = Job(number, output.count, identity, segment, kind)
+        kind = _kind(output.recognizer, output.recognizer.context_s(segment.samples))
+        job = Job(number, output.count, identity, segment, *kind)
         output.count += 1
         output.stats.waiting += 1
         if output.is_live:
@@ -474,7 +478,8 @@ class _Run:
             jobs = sorted(
                 self._drafts.values(), key=lambda job: (not job.is_whole, job.segment.end)
             )
-            batch = [job for job in jobs if job.kind == jobs[0].kind][:_DRAFTS]
+            batch = [job for job in jobs if job.kind == jobs[0].kind]
+            batch = batch[: min(_DRAFTS, jobs[0].most)]
             for job in batch:
                 del self._drafts[job.camera]
             self._submit(batch)
@@ -507,7 +512,8 @@ class _Run:
         longer = output.recognizer.longer_context_s(hypothesis.context_s)
         if reason is not None and longer is not None:
             output.stats.repeated += not job.is_repeat
-            self._waiting.add(replace(job, kind=(job.kind[0], longer), is_repeat=True))
+            kind, most = _kind(output.recognizer, longer)
+            self._waiting.add(replace(job, kind=kind, most=most, is_repeat=True))
             return
         found: Transcript | NoText = transcript(output.source, output.name, segment, hypothesis)
         if reason is not None:

@@ -3,7 +3,8 @@
 The source reads every clip once in its full window: its greedy tokens and its most probable tokens
 at each place are kept. An adapter in a copy of the source then learns to give the same from a
 context that ends where the clip does (Hinton et al. 2015: distillation, here of a model into
-itself). The source keeps reading full contexts, with its own weights.
+itself). Of a clip with a transcript the source reads that, instead of what it would have said
+itself, so that its mistakes are not learnt. It keeps reading full contexts, with its own weights.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _CROSS_ENTROPY = 0.5  # weight of the greedy tokens beside the distribution
 _LONGER = 0.15  # share of clips read in the longer context that doubtful ones are given
 _MARGINS_S = (0.0, 0.5, 1.0)  # context beyond the clip that is tried
 _MARGIN_GAIN = 0.002  # of the metric, for which a longer margin is worth its time
+_HEARD_LOGPROB = -3.0  # of a transcript's tokens; below, it cannot be heard, or is another clip's
 _DELAY_S = 0.3  # of silence, with which the source's agreement with itself is measured
 _TOKENS_PER_SECOND = 8  # estimate, for the size of what is stored
 
@@ -102,14 +104,16 @@ class ShortContextTask(SpeechTask):
     def begin(self, stage: Stage, device: torch.device) -> None:
         """Let the source read all clips, or find that in the cache."""
         self.speech.model.to(device).requires_grad_(False)
-        read = self._read_by_source(self.train, "the training clips", self._views)
+        texts = [clip.text.strip() for clip in self.train.clips]
+        read = self._read_by_source(self.train, "the training clips", self._views, texts)
         self._told = read
         kept = len(self.train) * self._views
         doubtful = {row // self._views for row in range(kept) if read[row][2, 0, 0] > 0}
         self._usable = [index for index in range(len(self.train)) if index not in doubtful]
         if not self._usable:
             raise UserError("The source reads none of the training clips without doubt.")
-        told = self._read_by_source(self.validation, "the validation clips", 1)
+        unsaid = [""] * len(self.validation)
+        told = self._read_by_source(self.validation, "the validation clips", 1, unsaid)
         end = self.model.config.eos_token_id
         clips = []
         for row, clip in enumerate(self.validation.clips):
@@ -121,7 +125,9 @@ class ShortContextTask(SpeechTask):
         self.validation = replace(self.validation, clips=clips)
         super().begin(stage, device)
 
-    def _read_by_source(self, clips: ClipSet, name: str, views: int) -> FeatureStore:
+    def _read_by_source(
+        self, clips: ClipSet, name: str, views: int, texts: list[str]
+    ) -> FeatureStore:
         """[3, token, kept] of each view of each clip: ids, log-probabilities, whether in doubt."""
         augmented = views > 1 or (clips is self.train and self._augmenter.is_active)
         items = [(index, view) for index in range(len(clips)) for view in range(views)]
@@ -137,7 +143,10 @@ class ShortContextTask(SpeechTask):
             generation=json.loads(self.speech.model.generation_config.to_json_string()),
             augment=config.augment.model_dump(mode="json") if augmented else None,
             seed=config.runtime.seed if augmented else None,
-            items=[[clips.clips[i].identity, clips.clips[i].language, view] for i, view in items],
+            items=[
+                [clips.clips[i].identity, clips.clips[i].language, view, texts[i]]
+                for i, view in items
+            ],
         )
 
         def compute(rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -157,38 +166,54 @@ class ShortContextTask(SpeechTask):
                         if augmented:
                             wave, _ = self._augmenter.waveform(wave, self._view_rng(index, view))
                         waves.append(wave)
-                    yield from zip(part, self._source_output(engine, waves), strict=True)
+                    said = [texts[items[row][0]] for row in part]
+                    yield from zip(part, self._source_output(engine, waves, said), strict=True)
 
         return cached_features(name, key, estimates, compute, dtype="float32")
 
     @torch.inference_mode()
-    def _source_output(self, engine: TorchWhisper, waves: list[np.ndarray]) -> Iterator[np.ndarray]:
+    def _source_output(
+        self, engine: TorchWhisper, waves: list[np.ndarray], texts: list[str]
+    ) -> Iterator[np.ndarray]:
         speech, full = engine.speech, self.speech.max_context_s
-        found = engine.decode(waves, full)
+        unsaid = [wave for wave, text in zip(waves, texts, strict=True) if not text]
+        found = iter(engine.decode(unsaid, full) if unsaid else [])
+        tokenizer = speech.processor.tokenizer
+        read = [
+            tokenizer.encode(f" {text}", add_special_tokens=False) if text else next(found)
+            for text in texts
+        ]
+        tokens = [[*(r if isinstance(r, list) else r.tokens)] for r in read]
         prompt, end = speech.prompt(timestamps=False), self.model.config.eos_token_id
         features = speech.features(waves, full).to(engine.device)
-        length = max(len(h.tokens) for h in found) + 1
-        inputs = torch.full((len(found), len(prompt) + length - 1), end)
-        for row, hypothesis in enumerate(found):
-            tokens = torch.tensor([*prompt, *hypothesis.tokens])
-            inputs[row, : len(tokens)] = tokens
+        length = max(map(len, tokens)) + 1
+        inputs = torch.full((len(tokens), len(prompt) + length - 1), end)
+        for row, own in enumerate(tokens):
+            inputs[row, : len(prompt) + len(own)] = torch.tensor([*prompt, *own])
         states = speech.model.model.decoder(
             input_ids=inputs.to(engine.device),
             encoder_hidden_states=encode_whisper(speech.model, features),
         ).last_hidden_state[:, len(prompt) - 1 :]
         scores = speech.model.proj_out(states).float().log_softmax(-1)
         best, ids = scores.topk(_KEPT)
-        for row, hypothesis in enumerate(found):
-            places = len(hypothesis.tokens) + 1
-            target = torch.tensor([*hypothesis.tokens, end], device=ids.device)[:, None]
+        for row, own in enumerate(tokens):
+            places = len(own) + 1
+            target = torch.tensor([*own, end], device=ids.device)[:, None]
             row_ids, row_best = ids[row, :places], best[row, :places]
-            # The greedy token first: suppressed tokens can be more probable.
+            # What is said first: it need not be the most probable token, nor one of those kept.
             others = row_ids != target
             order = others.to(torch.int8).argsort(dim=-1, stable=True)
             row_ids, row_best = row_ids.gather(1, order), row_best.gather(1, order)
             row_ids[:, :1] = target
-            row_best[:, :1] = scores[row, :places].gather(1, target)
-            doubt = torch.full_like(row_best, float(self._is_doubtful(hypothesis, waves[row])))
+            chosen = scores[row, :places].gather(1, target)
+            row_best[:, :1] = chosen
+            said = read[row]
+            in_doubt = (
+                float(chosen.mean()) < _HEARD_LOGPROB
+                if isinstance(said, list)
+                else self._is_doubtful(said, waves[row])
+            )
+            doubt = torch.full_like(row_best, float(in_doubt))
             yield torch.stack([row_ids.float(), row_best.clamp(min=-100), doubt]).cpu().numpy()
 
     def _is_doubtful(self, hypothesis: Hypothesis, wave: np.ndarray) -> bool:
