@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,18 @@ class Recognizer:
     def longer_context_s(self, context_s: float) -> float | None:
         """What a doubtful clip is read with next; None after the full window."""
         return longer_context_s(context_s, self.engine.max_context_s)
+
+    def warm_up(self) -> None:
+        """Decode silence in the full window, in every worker at once: the memory for it is taken
+        now, not when the first doubtful segment comes.
+        """
+        silence = [np.zeros(SAMPLE_RATE, np.float32)]
+        with ThreadPoolExecutor(self.engine.workers) as pool:
+            full = self.engine.max_context_s
+            for future in [
+                pool.submit(self.decode, silence, full) for _ in range(self.engine.workers)
+            ]:
+                future.result()
 
     def transcribe(
         self,

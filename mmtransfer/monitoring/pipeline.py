@@ -668,7 +668,8 @@ def load_monitor(
 ) -> Monitor:
     """A monitor with a run folder's, checkpoint's, Hub or bundled model; see `open_recognizer`.
 
-    `cameras` may name models and languages of their own. `sentiment` is a model that judges every
+    `cameras` may name models and languages of their own; if one is live, all memory that
+    recognition needs is taken at once. `sentiment` is a model that judges every
     text.
 
     Raises:
@@ -697,6 +698,9 @@ def load_monitor(
     }
     judge = text_judge(sentiment) if sentiment else None
     own = recognizer_for(model, language)
+    if any(is_live(camera.url) for camera in cameras):
+        for recognizer in opened.values():
+            recognizer.warm_up()
     return Monitor(own, settings, others=others, judge=judge, clips=clips)
 
 
