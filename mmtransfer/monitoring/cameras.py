@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from annotated_types import Gt, MinLen
 
-from mmtransfer.config import read_yaml
 from mmtransfer.errors import UserError
 
 
-class Camera(BaseModel):
+@dataclass(frozen=True)
+class Camera:
     """A source with its name."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+    # Checked by pydantic when it is read from a file; without one, pydantic is not loaded.
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    name: str = Field(min_length=1)
+    name: Annotated[str, MinLen(1)]
     """Short and unique; it stands in every line."""
-    url: str = Field(min_length=1)
+    url: Annotated[str, MinLen(1)]
     """Address of a stream, an audio device, or the path (relative to this file) of a recording or
     of a folder that recordings are written to."""
     priority: int = 0
     """Where there is no room to wait, segments of lower priority are dropped first."""
-    watch: list[str] = Field(default_factory=list)
+    watch: Sequence[str] = ()
     """Words and phrases that raise an alert."""
     language: str | None = None
     """ISO code of what is spoken there, or auto; by default that of the monitor."""
     model: str | None = None
     """A recogniser of its own; by default that of the monitor."""
-    loud_db: float | None = Field(None, gt=0)
+    loud_db: Annotated[float, Gt(0)] | None = None
     """Tell of sounds so many dB above what is usual there."""
 
 
@@ -38,7 +42,11 @@ def load_cameras(path: str | Path) -> list[Camera]:
     Raises:
         UserError: no such file, no cameras, an unknown key, or a name that occurs twice.
     """
-    path = Path(path)
+    from pydantic import TypeAdapter, ValidationError
+
+    from mmtransfer.config import read_yaml
+
+    path, reader = Path(path), TypeAdapter(Camera)
     rows = read_yaml(path).get("cameras")
     if not isinstance(rows, list) or not rows:
         raise UserError(
@@ -48,11 +56,11 @@ def load_cameras(path: str | Path) -> list[Camera]:
     cameras: list[Camera] = []
     for number, row in enumerate(rows, 1):
         try:
-            camera = Camera.model_validate(row)
+            camera = reader.validate_python(row)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            known = ", ".join(Camera.model_fields)
+            known = ", ".join(field.name for field in fields(Camera))
             raise UserError(
                 f"{path}: camera {number}: {where}: {first['msg']}. Keys are {known}."
             ) from None
@@ -60,6 +68,6 @@ def load_cameras(path: str | Path) -> list[Camera]:
             raise UserError(f"{path}: camera {number}: the name '{camera.name}' occurs twice.")
         beside = path.parent / camera.url
         if "://" not in camera.url and beside.exists():
-            camera = camera.model_copy(update={"url": str(beside)})
+            camera = replace(camera, url=str(beside))
         cameras.append(camera)
     return cameras

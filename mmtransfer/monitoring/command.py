@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +134,10 @@ def _cameras(arguments: Namespace) -> list[Camera]:
         load_cameras(arguments.cameras) if arguments.cameras else named_cameras(arguments.sources)
     )
     return [
-        camera.model_copy(
-            update={
-                "watch": [*camera.watch, *arguments.watch],
-                "loud_db": camera.loud_db or arguments.loud,
-            }
+        replace(
+            camera,
+            watch=[*camera.watch, *arguments.watch],
+            loud_db=camera.loud_db or arguments.loud,
         )
         for camera in cameras
     ]
