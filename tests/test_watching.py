@@ -79,7 +79,8 @@ def long_speech():
     """Eight seconds in which nobody pauses."""
     samples = decode(VIDEO)
     segments = [*Segmenter().feed(samples), *Segmenter().finish()]
-    spoken = np.concatenate([s.samples[4000:-4000] for s in segments])[: 8 * SAMPLE_RATE]
+    pieces = [samples[int(s.start * SAMPLE_RATE) : int(s.end * SAMPLE_RATE)] for s in segments]
+    spoken = np.concatenate(pieces)[: 8 * SAMPLE_RATE]
     return np.concatenate([np.zeros(SAMPLE_RATE), spoken, np.zeros(3 * SAMPLE_RATE)]).astype("f4")
 
 
