@@ -22,6 +22,8 @@ from mmtransfer.errors import UserError
 
 SAMPLE_RATE = 16_000
 _PCM = "pcm:"
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus", ".aac")
+"""Files that hold sound and no picture."""
 logger = logging.getLogger(__name__)
 
 _GAP_S = 0.1  # smaller jumps in the timestamps are rounding, not missing audio

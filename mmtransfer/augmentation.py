@@ -13,11 +13,9 @@ import numpy as np
 import torch
 import torchaudio.functional as audio_functional
 
-from mmtransfer.audio import MediaError, decode_clip
+from mmtransfer.audio import AUDIO_SUFFIXES, MediaError, decode_clip
 from mmtransfer.config import AugmentConfig
 from mmtransfer.errors import UserError
-
-_AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus", ".aac"}
 
 
 @lru_cache(maxsize=512)
@@ -26,7 +24,7 @@ def _recording(path: Path) -> np.ndarray:
 
 
 def _recordings(folder: str, setting: str) -> list[Path]:
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in _AUDIO_SUFFIXES)
+    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
     if not paths:
         raise UserError(f"{setting}: {folder}: expected a folder with audio files, found none.")
     try:

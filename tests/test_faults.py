@@ -14,10 +14,9 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import av
 import numpy as np
 import pytest
-from conftest import EXAMPLE, ROOT, child_environment
+from conftest import EXAMPLE, ROOT, child_environment, write_media
 from rtsp import RtspCamera
 from test_live import QUICK, collect, happened, live_monitor, said
 from test_monitoring import FakeEngine, decode
@@ -394,20 +393,10 @@ def test_a_webhook_that_is_down_keeps_nobody_waiting(rtsp, speech, whisper_tiny,
 # --- folders --------------------------------------------------------------------------------------
 
 
-def write_wav(path, samples):
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("pcm_s16le", rate=SAMPLE_RATE, layout="mono")
-        data = (np.clip(samples, -1, 1) * 32767).astype(np.int16)[None]
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(data), format="s16", layout="mono")
-        frame.rate = SAMPLE_RATE
-        out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-
-
 def write_at(path, samples, end):
     """A recording that was complete at a moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_wav(path, samples)
+    write_media(path, samples)
     os.utime(path, (end, end))
 
 

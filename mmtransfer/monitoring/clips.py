@@ -4,19 +4,17 @@ again.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
 
-logger = logging.getLogger(__name__)
 AROUND_S = 5.0
 """Seconds before and after the alert."""
 _RING_S = 60.0  # an alert comes after its segment (15 s at most) was cut, waited and was read
@@ -55,12 +53,11 @@ def cut_recording(source: str, start: float, end: float, path: Path) -> None:
             if packet.stream.type == "video" and packet.is_keyframe:
                 first = min(start, at)
                 break
-        _write(path, [packet for at, packet in packets if at >= first - 0.05])
+        _copy(path, [packet for at, packet in packets if at >= first - 0.05])
 
 
-def _write(path: Path, packets: Iterable[Any]) -> None:
+def _copy(path: Path, packets: list[Any]) -> None:
     """Packets of an open container, in their order, times counted from the first."""
-    packets = list(packets)
     if not packets:
         raise OSError("nothing to write")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +141,7 @@ class Recorder:
             why = ""
             try:
                 stretch = self._between(wanted.start - self._offset, wanted.end - self._offset)
-                _write(wanted.path, stretch)
+                _copy(wanted.path, stretch)
             except (OSError, ValueError) as error:  # PyAV's errors are such
                 why = str(error) or type(error).__name__
             wanted.done(wanted.path, why)

@@ -70,7 +70,8 @@ class SourceEvent:
 
     camera: str
     event: str
-    """connected, gap, lost; silent: nothing but zeros for a minute; clip: a file was written."""
+    """connected, gap, lost; silent: nothing but zeros for a minute; unreadable: a file of a
+    folder; no clip: the recording around an alert could not be kept."""
     at: float
     """Seconds since 1970."""
     detail: str = ""

@@ -144,19 +144,19 @@ class Monitor:
                 if self._clips is not None and output.is_live:
                     output.recorder = Recorder()
                 reader = Reader(
-                    number,
-                    camera.name,
-                    camera.url,
-                    run.events,
-                    output.room,
-                    self._stopping,
-                    output.stats,
-                    self._settings,
-                    self._live,
-                    clock,
-                    None if camera.loud_db is None else SoundLevel(camera.loud_db),
-                    output.recorder,
-                    output.files_done,
+                    camera=number,
+                    name=camera.name,
+                    source=camera.url,
+                    events=run.events,
+                    room=output.room,
+                    stopping=self._stopping,
+                    stats=output.stats,
+                    settings=self._settings,
+                    live=self._live,
+                    clock=clock,
+                    sound=None if camera.loud_db is None else SoundLevel(camera.loud_db),
+                    recorder=output.recorder,
+                    files_done=output.files_done,
                 )
                 readers.append(reader.start(reader_of(camera.url)))
             yield from run.items(self._stopping)
@@ -203,12 +203,8 @@ class _Output:
     """What a source's segments became, put back into order."""
 
     def __init__(self, camera: Camera, recognizer: Recognizer, stats: CameraStats, count: int):
-        self.camera, self.name, self.recognizer, self.stats = (
-            camera,
-            camera.name,
-            recognizer,
-            stats,
-        )
+        self.camera, self.name = camera, camera.name
+        self.recognizer, self.stats = recognizer, stats
         self.source = public_address(camera.url)
         self.is_live, self.is_folder = is_live(camera.url), is_folder(camera.url)
         self.watched = WatchList(camera.watch)
@@ -342,6 +338,7 @@ class _Run:
             self._told.append(item)
         elif isinstance(item, Sound):
             if item.id not in output.heard:
+                output.stats.alerts += 1
                 self._told.append(replace(item, clip=self._clip(output, item)))
         elif isinstance(item, FileDone):
             output.done[output.count] = item
@@ -363,12 +360,10 @@ class _Run:
 
     def _take_results(self, event: Future[list[_Result]]) -> None:
         for job, result in zip(self._running.pop(event), event.result(), strict=True):
-            if job.final is not None:
-                self._settle(job.final, result)
-            elif job.is_draft:
+            if job.is_draft and job.final is None:
                 self._keep_draft(job, result)
             else:
-                self._settle(job, result)
+                self._settle(job.final or job, result)
 
     # --- segments that are not over -----------------------------------------------------------
 
@@ -561,8 +556,6 @@ class _Run:
             if not isinstance(item, Partial) and not self._write(item):
                 return
             self._told.popleft()
-            if isinstance(item, Sound):
-                self._stats_of(item.camera).alerts += 1
             if not isinstance(item, NoText):
                 yield item
         for output in self.outputs:
@@ -605,9 +598,6 @@ class _Run:
                 output.end = None
                 self._open -= 1
                 yield end
-
-    def _stats_of(self, camera: str) -> CameraStats:
-        return next(output.stats for output in self.outputs if output.name == camera)
 
     # --- clips --------------------------------------------------------------------------------
 
@@ -669,8 +659,7 @@ def load_monitor(
     """A monitor with a run folder's, checkpoint's, Hub or bundled model; see `open_recognizer`.
 
     `cameras` may name models and languages of their own; if one is live, all memory that
-    recognition needs is taken at once. `sentiment` is a model that judges every
-    text.
+    recognition needs is taken at once. `sentiment` is a model that judges every text.
 
     Raises:
         UserError: a model that cannot be used.
@@ -708,7 +697,7 @@ def text_judge(source: str) -> Judge:
     """What gives texts the classes of a sentiment model.
 
     Raises:
-        UserError: not a text classifier, or one that needs to be told whom the text is about.
+        UserError: not a text classifier.
     """
     from mmtransfer.models import load
     from mmtransfer.text_models import TextModel

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.audio import SAMPLE_RATE, MediaError, open_media, stream_audio
+from mmtransfer.audio import AUDIO_SUFFIXES, SAMPLE_RATE, MediaError, open_media, stream_audio
 from mmtransfer.monitoring.clips import Recorder
 from mmtransfer.monitoring.live import (
     Block,
@@ -30,7 +30,7 @@ _LOOK_S = 1.0  # how often a folder is looked at
 _JOINED_S = 1.0  # files this close follow each other without a gap
 MEDIA_SUFFIXES = (
     *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".ts", ".flv", ".mpg"),
-    *(".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus"),
+    *AUDIO_SUFFIXES,
 )
 """Files of a folder that are read."""
 

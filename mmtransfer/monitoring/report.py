@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
+from mmtransfer.audio import AUDIO_SUFFIXES
 from mmtransfer.monitoring.transcripts import Alert, Sound, Transcript
 
-_AUDIO = {".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus"}
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -143,7 +143,7 @@ def report(source: str, items: Sequence[Transcript | Alert | Sound], *, folder: 
             address = quote(Path(os.path.relpath(path, folder)).as_posix())
         except ValueError:  # another drive
             address = path.resolve().as_uri()
-    element = "audio" if path.suffix.lower() in _AUDIO else "video"
+    element = "audio" if path.suffix.lower() in AUDIO_SUFFIXES else "video"
     player = (
         f'<{element} controls preload="metadata" src="{html.escape(address)}"></{element}>'
         if address

@@ -129,21 +129,17 @@ class FileSink:
         """Write and flush one transcript."""
         if not isinstance(item, Transcript):
             return
-        transcript = item
         self._count += 1
         suffix = self._path.suffix
         if suffix == ".jsonl":
-            text = json.dumps(asdict(transcript), ensure_ascii=False) + "\n"
+            text = json.dumps(asdict(item), ensure_ascii=False) + "\n"
         elif suffix == ".txt":
-            text = line(transcript) + "\n"
+            text = line(item) + "\n"
         else:
             separator = "," if suffix == ".srt" else "."
-            start, end = (
-                clock(t, decimals=3, separator=separator)
-                for t in (transcript.start, transcript.end)
-            )
+            start, end = (clock(t, decimals=3, separator=separator) for t in (item.start, item.end))
             # "-->" inside a cue's text would end the cue.
-            body = transcript.text.replace("-->", "→")
+            body = item.text.replace("-->", "→")
             number = f"{self._count}\n" if suffix == ".srt" else ""
             if suffix == ".vtt":
                 body = body.replace("&", "&amp;").replace("<", "&lt;")
