@@ -426,6 +426,22 @@ def test_the_command_writes_a_report(whisper_tiny, tmp_path, capsys):
     assert len(rows) == len(printed) > 5
 
 
+def test_a_report_of_two_sessions_holds_the_alerts_of_both(whisper_tiny, tmp_path):
+    output = tmp_path / "out.html"
+    command = ["monitor", str(whisper_tiny), str(VIDEO), "--quiet", "--loud", "20"]
+    command += ["--journal", str(tmp_path / "j"), "--output", str(output), "--watch", "the"]
+
+    def events():
+        rows = json.loads(re.search(r'id="data">(.*?)</script>', output.read_text(), re.S)[1])
+        return [row.get("event") for row in rows]
+
+    assert main(command) == 0
+    first = events()
+    assert {None, "alert"} <= set(first)
+    assert main(command) == 0  # everything is in the journal
+    assert events() == first
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.monitoring.alerts import Channel, Mqtt, Webhook
 from mmtransfer.monitoring.cameras import Camera, load_cameras
 from mmtransfer.monitoring.dashboard import dashboard, host_and_port, metrics_server
-from mmtransfer.monitoring.journal import Journal
+from mmtransfer.monitoring.journal import Journal, public_address
 from mmtransfer.monitoring.live import SourceEvent, is_live
 from mmtransfer.monitoring.pipeline import Monitor, load_monitor, named_cameras
 from mmtransfer.monitoring.readers import is_folder
@@ -35,6 +35,8 @@ from mmtransfer.monitoring.transcripts import Alert, MonitorStats, Sound, Source
 from mmtransfer.sources import model_digest
 
 logger = logging.getLogger(__name__)
+_LINES: dict[str | None, Any] = {None: Transcript, "alert": Alert, "sound": Sound}
+"""What the journal's lines were, by their event."""
 
 
 def run(arguments: Namespace) -> int:
@@ -74,9 +76,12 @@ def run(arguments: Namespace) -> int:
         opened.callback(lambda: print(summary(monitor.stats), file=sys.stderr))
         sinks = _sinks(arguments, cameras, outputs, opened)
         for line in journal.lines() if journal is not None else ():
-            for sink in () if "event" in line else sinks[line["camera"]]:
+            kind = _LINES.get(line.get("event"))
+            if kind is None:
+                continue
+            for sink in sinks[line["camera"]]:
                 if not isinstance(sink, StandardOutput):  # files hold what was heard before, too
-                    sink.write(Transcript(**line))
+                    sink.write(kind(**line))
         if arguments.metrics_port:
             opened.enter_context(metrics_server(monitor.stats, arguments.metrics_port))
         if arguments.dashboard:
@@ -198,7 +203,9 @@ def _sinks(
             path = output_path(output, camera.name, names)
             if path not in shared:
                 is_report = path.suffix == ".html"
-                shared[path] = ReportSink(path, camera.url) if is_report else FileSink(path)
+                shared[path] = (
+                    ReportSink(path, public_address(camera.url)) if is_report else FileSink(path)
+                )
                 opened.callback(shared[path].close)
             sinks[camera.name].append(shared[path])
     return sinks

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,7 @@ def read_folder(reader: Reader) -> None:
                 tell_done(base + running[0].start if running else end)
                 if reader.stopping.is_set():
                     return
-        except MediaError as error:  # the other files are read all the same
+        except (MediaError, OSError) as error:  # the other files are read all the same
             reader.tell(SourceEvent(reader.name, "unreadable", reader.clock(), str(error)))
         waiting.append((end, path.relative_to(folder).as_posix()))
     finish()
@@ -259,11 +260,12 @@ def _completed(folder: Path, reader: Reader) -> Iterator[Path]:
     """Files not yet read, in the order of their last change; waits for more."""
     seen = set(reader.files_done)
     while not reader.stopping.is_set():
-        found = []
+        found, looked = [], time.monotonic()
         for path in folder.rglob("*"):
             name = path.relative_to(folder).as_posix()
             if path.suffix.lower() in MEDIA_SUFFIXES and name not in seen and path.is_file():
-                found.append((path.stat().st_mtime, name, path))
+                with suppress(FileNotFoundError):  # old recordings are deleted meanwhile
+                    found.append((path.stat().st_mtime, name, path))
         found.sort()
         if found and time.time() - found[-1][0] < _SETTLED_S:
             found.pop()  # still being written
@@ -273,4 +275,5 @@ def _completed(folder: Path, reader: Reader) -> Iterator[Path]:
             seen.add(name)
             yield path
         if not found:
-            reader.stopping.wait(_LOOK_S)
+            took = time.monotonic() - looked  # months of recordings take a while to list
+            reader.stopping.wait(max(_LOOK_S, 10 * took))
