@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import EXAMPLE, write_media, write_text_backbone
+from conftest import EXAMPLE, ROOT, write_media, write_text_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_live import Server, camera, collect, live_monitor, said, speech, stream  # noqa: F401
@@ -505,6 +505,24 @@ def test_the_command_shows_the_table_and_the_lines(whisper_tiny, capsys):
     out = capsys.readouterr().out
     assert "last text" in out
     assert out.count("→") > 5
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--watch", "!!"], "expected words"),
+        (["--clips", "pyproject.toml"], "expected a folder for clips"),
+        (["--metrics-port", "abc"], "PORT"),
+        (["--mqtt", "http://x"], "mqtt://HOST/TOPIC"),
+        (["--webhook", "ftp://x"], "http:// or https://"),
+        (["--loud", "-3"], "expected decibels"),
+    ],
+)
+def test_wrong_options_are_one_line_before_any_work(more, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main(["monitor", "bundled:whisper-tiny.en", str(VIDEO), *more]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
 
 
 # --- MQTT -----------------------------------------------------------------------------------------

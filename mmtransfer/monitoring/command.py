@@ -32,6 +32,7 @@ from mmtransfer.monitoring.sinks import (
     output_path,
 )
 from mmtransfer.monitoring.transcripts import Alert, MonitorStats, Sound, SourceEnd, Transcript
+from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.sources import model_digest
 
 logger = logging.getLogger(__name__)
@@ -51,10 +52,13 @@ def run(arguments: Namespace) -> int:
     endless = [c.name for c in cameras if is_live(c.url) or is_folder(c.url)]
     check_outputs(outputs, live=endless)
     for camera in cameras:  # before the model is loaded, which takes seconds
+        WatchList(camera.watch)
         if camera.name not in endless and not is_standard_input(camera.url):
             open_media(camera.url).close()
     if arguments.metrics_port:
         host_and_port(arguments.metrics_port)
+    if arguments.clips and Path(arguments.clips).is_file():
+        raise UserError(f"{arguments.clips}: expected a folder for clips, found a file.")
     with ExitStack() as opened:
         journal = None
         if arguments.journal:
