@@ -18,7 +18,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from mmtransfer import __version__
@@ -56,6 +58,21 @@ def main(argv: list[str] | None = None) -> int:
         if message is None:
             raise
         return _fail(message)
+
+
+def entry() -> NoReturn:
+    """The program: `main`, and then the end.
+
+    A camera that hangs leaves a thread in FFmpeg; the interpreter could crash while it is taken
+    down around it, so then the process just ends.
+    """
+    code = main()
+    if any(thread.name.startswith("connection ") for thread in threading.enumerate()):
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _fail(message: str) -> int:
@@ -505,4 +522,4 @@ def _quiet_libraries() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -406,8 +406,9 @@ def hold_out(clips: Sequence[Clip], fraction: float, seed: int) -> tuple[list[in
     wanted = max(1, round(fraction * len(clips)))
     held: list[int] = []
     for group in groups:
-        # Take a group only if that brings the share nearer to what was asked.
-        if abs(len(held) + len(group) - wanted) < abs(len(held) - wanted):
+        # Take a group only if that brings the share nearer to what was asked, and leaves a rest.
+        taken = len(held) + len(group)
+        if taken < len(clips) and abs(taken - wanted) < abs(len(held) - wanted):
             held += group
     if not held:
         smallest = min(groups, key=len)

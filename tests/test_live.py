@@ -375,3 +375,18 @@ def test_standard_input_may_be_raw_audio(whisper_tiny):
         assert len(starts) >= 2
         assert expected is None or len(starts) == len(expected)
         expected = starts
+
+
+def test_a_connection_that_hangs_does_not_keep_the_program(tmp_path):
+    """The interpreter is not taken down around a thread that is inside FFmpeg."""
+    program = (
+        "import atexit, threading, time\nfrom mmtransfer import cli\n"
+        "atexit.register(print, 'taken down')\n"
+        "hang = threading.Thread(target=time.sleep, args=(60,), name='connection x', daemon=True)\n"
+        "if {hangs}: hang.start()\n"
+        "cli.main = lambda: print('said', end='') or 5\ncli.entry()"
+    )
+    for hangs, printed in ((True, "said"), (False, "saidtaken down\n")):
+        command = [sys.executable, "-c", program.format(hangs=hangs)]
+        result = subprocess.run(command, env=child_environment(), capture_output=True, text=True)
+        assert (result.returncode, result.stdout) == (5, printed), result.stderr

@@ -33,6 +33,7 @@ _RECORDINGS = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".wav", ".flac", ".mp3",
 _GAP_S = 2.0  # less is jitter
 _DRIFT_S = 30.0  # how often the sender's clock is compared with ours
 _DRIFT_STEP_S = 0.05
+_PROBED_S = 2.0  # audio that FFmpeg may have looked at before it hands it over
 _AT_ONCE_S, _BURST_S = 0.01, 0.2  # what comes without pause, and how long that may take
 _HUNG_CONNECTIONS = 4  # threads that FFmpeg may keep before no more are made
 _BLOCKS_AHEAD = 64  # decoded blocks that wait for the segmenter
@@ -244,7 +245,8 @@ class _Connection:
     def with_what_is_there(self, first: _Found) -> _Found:
         """The first audio with all that comes at once behind it."""
         samples, deadline = [first[0]], time.monotonic() + _BURST_S
-        while time.monotonic() < deadline:
+        seconds = _seconds(first)
+        while time.monotonic() < deadline and seconds < _PROBED_S:
             try:
                 found = self._found.get(timeout=_AT_ONCE_S)
             except queue.Empty:
@@ -253,6 +255,7 @@ class _Connection:
                 self._ended = found
                 break
             samples.append(found[0])
+            seconds += _seconds(found)
         return np.concatenate(samples), first[1]
 
     def leave(self) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -401,15 +400,15 @@ class SpeechTask(StagedTask):
         """
         sets = [clips.clips[:_SAFE_CLIPS] for clips in (self.validation, *sources)]
 
-        def rates(score: Callable[[Sequence[Clip]], list[ClipScore]]) -> list[float]:
-            return [self.summarize(score(clips))[self.metric] for clips in sets]
+        def rates(scores: Iterable[list[ClipScore]]) -> list[float]:
+            return [self.summarize(found)[self.metric] for found in scores]
 
         shortest = self.speech.max_context_s
-        reference = rates(lambda clips: self._reference(clips, device))
+        reference = rates(self._reference(clips, device) for clips in sets)
         for candidate in (*_SAFE_CONTEXTS_S, min(self.lengths)):
             if candidate >= shortest:
                 continue
-            found = rates(partial(self._score, device=device, shortest_context_s=candidate))
+            found = rates(self._score(clips, device, candidate) for clips in sets)
             if any(rate > full + _SAFE_LOSS for rate, full in zip(found, reference, strict=True)):
                 break
             shortest = candidate
