@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import EXAMPLE, ROOT, write_media, write_text_backbone
+from conftest import EXAMPLE, ROOT, tone, write_media, write_text_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_live import Server, camera, collect, live_monitor, said, speech, stream  # noqa: F401
@@ -38,6 +38,7 @@ from mmtransfer.monitoring import (
     Transcript,
 )
 from mmtransfer.monitoring.alerts import Mqtt
+from mmtransfer.monitoring.clips import Recorder
 from mmtransfer.monitoring.dashboard import metrics, metrics_server, table
 from mmtransfer.monitoring.live import _TimeLine
 from mmtransfer.monitoring.report import report
@@ -337,6 +338,32 @@ def test_a_clip_that_cannot_be_written_is_told(tmp_path):
     items = list(monitor.watch([Camera(name="a", url=str(VIDEO), watch=["words"])]))
     assert any(isinstance(i, SourceEvent) and i.event == "no clip" for i in items)
     assert said(items)
+
+
+def test_a_connection_that_hung_does_not_empty_the_recording_of_the_next(tmp_path):
+    recorder, hung, woke = Recorder(), threading.Event(), threading.Event()
+
+    def connection_that_hangs():
+        recorder.begin()
+        hung.set()
+        woke.wait(30)
+        recorder.leave()
+
+    old = threading.Thread(target=connection_that_hangs)
+    old.start()
+    assert hung.wait(30)
+    path, told = tmp_path / "clip.mkv", []
+    with av.open(str(write_media(tmp_path / "a.wav", tone(10)))) as container:
+        recorder.begin()
+        for packet in container.demux():
+            if packet.pts is not None and packet.pts * packet.time_base > 6 and old.is_alive():
+                woke.set()
+                old.join()
+                recorder.want(path, 1.0, 8.0, lambda *found: told.append(found))
+            recorder.keep(packet)
+        recorder.leave()
+    assert told == [(path, "")]
+    assert media_of(path)[1] == pytest.approx(7, abs=0.3)
 
 
 # --- sentiment, languages, models -----------------------------------------------------------------

@@ -106,6 +106,13 @@ class Recorder:
         self._offset = 0.0
         self._wanted: list[_Wanted] = []
         self._lock = threading.Lock()
+        self._reader: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """A new connection, read by the calling thread."""
+        self._reader = threading.current_thread()
+        self._ring.clear()
+        self._bytes = 0
 
     def align(self, offset: float) -> None:
         """What is to be added to the stream's own time to get the caller's."""
@@ -129,6 +136,8 @@ class Recorder:
 
     def leave(self) -> None:
         """The connection ends: write what is asked for as far as it came."""
+        if self._reader is not threading.current_thread():
+            return  # it hung, and another has taken its place since
         self._write(lambda wanted: True)
         self._ring.clear()
         self._bytes = 0

@@ -297,6 +297,7 @@ class _Connection:
             streams: list[Any] = [container.streams.audio[0]]
             if self._recorder is not None:
                 streams += container.streams.video[:1]
+                self._recorder.begin()
             try:
                 for packet in container.demux(streams):
                     if self._left.is_set():
