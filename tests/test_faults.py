@@ -6,6 +6,7 @@ Each test compares the journal with what was said, segment by segment.
 import errno
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -298,6 +299,45 @@ def test_a_disk_that_stays_full_ends_with_an_error_and_keeps_the_audio(
     )
     book.close()
     same_segments(sorted(spans(items)), spoken)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux's prlimit")
+def test_a_full_disk_holds_up_what_is_piped_in(whisper_tiny, tmp_path):
+    """A real file that cannot grow, in a real process; audio that is piped in comes once only."""
+    samples = decode(EXAMPLE / "monitor.mp4")[: 60 * SAMPLE_RATE]
+    data, first = (samples * 32767).astype("<i2").tobytes(), 2 * 15 * SAMPLE_RATE
+    command = [sys.executable, "-m", "mmtransfer.cli", "monitor", str(whisper_tiny), "pcm:16000"]
+    options = {"env": child_environment(), "cwd": ROOT, "stderr": subprocess.PIPE}
+    whole = [*command, "--journal", str(tmp_path / "whole")]
+    subprocess.run(whole, input=data, check=True, stdout=subprocess.DEVNULL, **options)
+    piped = [*command, "--journal", str(tmp_path / "piped")]
+    with subprocess.Popen(
+        piped, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options
+    ) as process:
+        process.stdin.write(data[:first])
+        process.stdin.flush()
+        assert process.stdout.readline()
+        (journal,) = (tmp_path / "piped").glob("*.jsonl")
+        unlimited = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        limit = (journal.stat().st_size + 10, unlimited[1])
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
+        rest = threading.Thread(target=process.stdin.write, args=(data[first:],))
+        rest.start()
+        while b"cannot be written" not in (line := process.stderr.readline()):
+            assert line, "it ended"
+        rest.join(30)
+        time.sleep(1.0)
+        assert process.poll() is None
+        assert journal.stat().st_size <= limit[0]
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, unlimited)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    told = [
+        [(line["id"], line.get("text")) for line in lines_of(tmp_path / name) if "id" in line]
+        for name in ("whole", "piped")
+    ]
+    assert len(told[0]) > 5
+    assert told[0] == told[1]
 
 
 class Site:

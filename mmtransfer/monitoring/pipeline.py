@@ -114,7 +114,8 @@ class Monitor:
 
         With a journal, everything is written there before it is handed out, and what the journal
         holds already is neither decoded nor handed out again. When the disk is full, what live
-        sources say is held until it can be written; a recording stops with the error.
+        sources and standard input say is held until it can be written; where all sources are
+        recordings, the error ends it.
 
         Raises:
             OSError: the journal cannot be written.
@@ -257,6 +258,8 @@ class _Run:
             for number, output in enumerate(outputs)
             if output.is_live
         }
+        # Recordings can be read again; of other sources nothing may be lost while a disk is full.
+        self._waits = any(o.is_live or is_standard_input(o.camera.url) for o in outputs)
         self._spool: Spool | None = None
         engines = {id(o.recognizer.engine): o.recognizer.engine for o in outputs}
         self._workers = max((engine.workers for engine in engines.values()), default=1)
@@ -538,7 +541,7 @@ class _Run:
                 *(line if isinstance(line, dict) else asdict(line) for line in lines)
             )
         except OSError as error:
-            if not self._priorities:  # recordings can be read again
+            if not self._waits:
                 raise
             if self._disk_error is None:
                 logger.warning("the journal cannot be written (%s); its lines wait", error.strerror)
