@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -128,27 +129,23 @@ def test_files_are_rotated_by_size_and_day(tmp_path, monkeypatch):
     assert [line["id"] for line in read(tmp_path)][:2] == ["a@0.000", "a@1.000"]
 
 
-def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_whole_lines(tmp_path):
+    """The file cannot grow beyond half of the next line, however often that is tried."""
     book = journal(tmp_path)
     book.write({"camera": "a", "text": "one"})
-
-    class Full:
-        """Takes half of what it is given."""
-
-        def __init__(self, file):
-            self.file = file
-
-        def write(self, data):
-            return self.file.write(data[: len(data) // 2])
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-    book._file = Full(book._file)
-    with pytest.raises(OSError, match="No space left"):
-        book.write({"camera": "a", "text": "two"})
-    book.close()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = book.files[0].stat().st_size + 10
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(OSError, match=r"No space left|too large"):
+                book.write({"camera": "a", "text": "two"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [line["text"] for line in read(tmp_path)] == ["one"]
+    book.write({"camera": "a", "text": "two"})
+    book.close()
+    assert [line["text"] for line in read(tmp_path)] == ["one", "two"]
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ class Journal:
     def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
         data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
         file = self._current(len(data))
-        size = file.tell()
+        size = _size(file)  # not its position, which a write that failed has moved
         try:
             if file.write(data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
@@ -203,7 +203,7 @@ class Journal:
 
     def _current(self, more: int) -> Any:
         day = time.strftime("%Y-%m-%d")
-        if self._file is None or day != self._day or self._file.tell() + more > self._rotate_bytes:
+        if self._file is None or day != self._day or _size(self._file) + more > self._rotate_bytes:
             last = [path.name for path in self.files if path.name.startswith(day)]
             number = int(last[-1].split(".")[1]) if last else 0
             if last and (self._folder / last[-1]).stat().st_size + more > self._rotate_bytes:
@@ -212,7 +212,6 @@ class Journal:
                 self._file.close()
             path = self._folder / f"{day}.{number:04d}.jsonl"
             self._file, self._day = path.open("ab", buffering=0), day
-            self._file.seek(0, os.SEEK_END)
         return self._file
 
     def close(self) -> None:
@@ -220,6 +219,10 @@ class Journal:
         if self._file is not None:
             self._file.close()
         self._lock.release()
+
+
+def _size(file: Any) -> int:
+    return os.fstat(file.fileno()).st_size
 
 
 def source_identity(source: str) -> str:
