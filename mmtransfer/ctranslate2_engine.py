@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 _CONVERTER_VERSION = "1"  # raise it when what is written changes
 _SETTINGS = "settings.json"
 _FRAME_S = 0.02
+_BEAMS = 3  # against greedy search a tenth fewer wrong words and some more time; five gain no more
 _WORKERS = 4  # a large model gains more from cores than from batches side by side
 
 
@@ -194,7 +195,7 @@ class CTranslate2Whisper:
         results = model.generate(
             features,
             prompts,
-            beam_size=self.options.beam_size,
+            beam_size=self.options.beam_size or _BEAMS,
             max_length=limit + len(prompts[0]),
             return_scores=True,
             return_no_speech_prob=True,

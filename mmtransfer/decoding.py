@@ -61,8 +61,9 @@ class Hypothesis:
 class DecodingOptions:
     """How text is searched for."""
 
-    beam_size: int = 1
-    """Hypotheses kept at each token; 1 is greedy."""
+    beam_size: int | None = None
+    """Hypotheses kept at each token; 1 is greedy. None leaves it to the engine: CTranslate2 keeps
+    some, which costs it little; torch none."""
     word_timestamps: bool = False
     """Whether words get times, from the attention to the audio."""
     prompt: str = ""

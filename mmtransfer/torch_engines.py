@@ -41,7 +41,7 @@ def torch_engine(
     options = options or DecodingOptions()
     if isinstance(speech, SpeechModel):
         return TorchWhisper(speech, torch.device(device), options, threads)
-    if options != DecodingOptions():
+    if (options.beam_size or 1) > 1 or options.word_timestamps or options.prompt:
         raise UserError(
             f"{speech.source}: beams, word times and prompts are for Whisper models; this one "
             "reads characters frame by frame (CTC)."
@@ -158,8 +158,11 @@ class TorchWhisper(_TorchEngine):
         )
         room = model.config.max_target_positions - prompts.shape[1]
         limit = token_limit(max(len(clip) for clip in clips) / SAMPLE_RATE, room)
-        search = self._greedy if self.options.beam_size == 1 else self._beams
-        rows = search(model, hidden, prompts, limit)
+        beams = self.options.beam_size or 1
+        if beams == 1:
+            rows = self._greedy(model, hidden, prompts, limit)
+        else:
+            rows = self._beams(model, hidden, prompts, limit, beams)
         hypotheses = []
         for index, (tokens, logprob, silent, finished) in enumerate(rows):
             words: tuple[Word, ...] = ()
@@ -238,10 +241,10 @@ class TorchWhisper(_TorchEngine):
         return found
 
     def _beams(
-        self, model: Any, hidden: torch.Tensor, prompts: torch.Tensor, limit: int
+        self, model: Any, hidden: torch.Tensor, prompts: torch.Tensor, limit: int, width: int
     ) -> list[_Row]:
         """Beam search; a finished hypothesis counts by its mean log-probability, as greedy ones."""
-        width, count, end = self.options.beam_size, len(hidden), self._end
+        count, end = len(hidden), self._end
         states = hidden.repeat_interleave(width, 0)
         step_input, cache = prompts.repeat_interleave(width, 0), None
         total = torch.full((count, width), -torch.inf, device=self.device)
