@@ -130,7 +130,7 @@ def test_files_are_rotated_by_size_and_day(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path):
-    """The file cannot grow beyond half of the next line, however often that is tried."""
+    """The file takes ten bytes of the next line and no more, however often that is tried."""
     book = journal(tmp_path)
     book.write({"camera": "a", "text": "one"})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

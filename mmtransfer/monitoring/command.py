@@ -101,7 +101,7 @@ def _keep_memory_steady() -> None:
     """Give memory of large blocks back when they are freed (glibc; elsewhere that is as it is).
 
     Batches differ in their shapes. glibc would keep what they leave in a heap of each thread, which
-    tears: over hours that grows without end.
+    tears, and grows for hours.
     """
     with suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
