@@ -196,7 +196,8 @@ class CTranslate2Whisper:
             features,
             prompts,
             beam_size=self.options.beam_size or _BEAMS,
-            max_length=limit + len(prompts[0]),
+            # CTranslate2 takes half of it, or what the prompt leaves of it where that is less.
+            max_length=limit + max(limit, len(prompts[0])),
             return_scores=True,
             return_no_speech_prob=True,
         )

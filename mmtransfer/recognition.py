@@ -5,9 +5,11 @@ Nothing here needs torch; an engine brings what it needs.
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from mmtransfer.contexts import context_step_s, longer_context_s
 from mmtransfer.decoding import DecodingOptions, Engine, Hypothesis
 from mmtransfer.guards import rejection
 from mmtransfer.progress import track
+
+_SILENCE = np.zeros(SAMPLE_RATE, np.float32)
 
 
 class Recognizer:
@@ -42,6 +46,7 @@ class Recognizer:
             self.engine = torch_engine(model, device, options)
         self.batch_seconds = batch_seconds
         self.shortest_context_s = shortest_context_s
+        self._full_window = threading.Lock()
 
     def context_s(self, clip: np.ndarray) -> float:
         """Context in which a clip is read; depends on its own length only."""
@@ -55,16 +60,21 @@ class Recognizer:
         return longer_context_s(context_s, self.engine.max_context_s)
 
     def warm_up(self) -> None:
-        """Decode silence in the full window, in every worker at once: the memory for it is taken
-        now, not when the first doubtful segment comes.
+        """Decode silence in batches as large as they become, in every worker at once: the memory
+        for them is taken now, not in the middle of the night.
         """
-        silence = [np.zeros(SAMPLE_RATE, np.float32)]
-        with ThreadPoolExecutor(self.engine.workers) as pool:
-            full = self.engine.max_context_s
-            for future in [
-                pool.submit(self.decode, silence, full) for _ in range(self.engine.workers)
-            ]:
-                future.result()
+        workers, full = self.engine.workers, self.engine.max_context_s
+        contexts = sorted({self.context_s(_SILENCE), context_step_s(full / 2, full)})
+        together = threading.Barrier(workers)
+
+        def decode(context: float) -> None:
+            together.wait()
+            self._decode([_SILENCE] * max(1, int(self.batch_seconds / context)), context)
+
+        with ThreadPoolExecutor(workers) as pool:
+            # Several full windows side by side take more than `decode` ever does.
+            for context in [*contexts, *[full] * workers]:
+                list(pool.map(decode, [context] * workers))
 
     def transcribe(
         self,
@@ -109,7 +119,16 @@ class Recognizer:
         return batches
 
     def decode(self, clips: list[np.ndarray], context_s: float) -> list[Hypothesis]:
-        """Decode a batch of one context; if memory does not hold it, as two halves."""
+        """Decode a batch of one context; if memory does not hold it, as two halves.
+
+        Where short contexts are the rule, full windows, which take several times the memory, are
+        read one batch at a time, whichever thread asks.
+        """
+        is_exception = context_s >= self.engine.max_context_s > self.context_s(_SILENCE)
+        with self._full_window if is_exception else nullcontext():
+            return self._decode(clips, context_s)
+
+    def _decode(self, clips: list[np.ndarray], context_s: float) -> list[Hypothesis]:
         try:
             return self.engine.decode(clips, context_s)
         except (RuntimeError, MemoryError) as error:
@@ -120,4 +139,4 @@ class Recognizer:
         half = len(clips) // 2
         self.batch_seconds = half * context_s  # later calls start with what fits
         parts = (clips[:half], clips[half:])
-        return [found for part in parts for found in self.decode(part, context_s)]
+        return [found for part in parts for found in self._decode(part, context_s)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mmtransfer.monitoring.cameras import Camera, load_cameras
 from mmtransfer.monitoring.dashboard import dashboard, host_and_port, metrics_server
 from mmtransfer.monitoring.journal import Journal, public_address
 from mmtransfer.monitoring.live import SourceEvent, is_live
+from mmtransfer.monitoring.memory import keep_steady
 from mmtransfer.monitoring.pipeline import Monitor, load_monitor, named_cameras
 from mmtransfer.monitoring.readers import is_folder
 from mmtransfer.monitoring.sinks import (
@@ -39,8 +39,6 @@ from mmtransfer.sources import model_digest
 logger = logging.getLogger(__name__)
 _LINES: dict[str | None, Any] = {None: Transcript, "alert": Alert, "sound": Sound}
 """What the journal's lines were, by their event."""
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of malloc.h
-_LARGE_BLOCK_BYTES = 4 << 20
 
 
 def run(arguments: Namespace) -> int:
@@ -50,7 +48,7 @@ def run(arguments: Namespace) -> int:
         UserError: something that cannot be used.
         OSError: an output that cannot be written.
     """
-    _keep_memory_steady()
+    keep_steady()
     cameras = _cameras(arguments)
     outputs = [Path(path) for path in arguments.output]
     endless = [c.name for c in cameras if is_live(c.url) or is_folder(c.url)]
@@ -95,18 +93,6 @@ def run(arguments: Namespace) -> int:
         if arguments.dashboard:
             opened.enter_context(dashboard(monitor.stats))
         return _watch(monitor, cameras, journal, sinks, channels)
-
-
-def _keep_memory_steady() -> None:
-    """Give memory of large blocks back when they are freed (glibc; elsewhere that is as it is).
-
-    Batches differ in their shapes. glibc would keep what they leave in a heap of each thread, which
-    tears, and grows for hours.
-    """
-    with suppress(AttributeError, OSError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_ARENA_MAX, 1)
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 def _watch(

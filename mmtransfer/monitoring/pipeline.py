@@ -22,6 +22,7 @@ from mmtransfer.monitoring.clips import AROUND_S, Recorder, clip_path, cut_recor
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, FairQueue, Job
 from mmtransfer.monitoring.journal import Journal, camera_names, public_address
 from mmtransfer.monitoring.live import LiveSettings, SourceEvent, SteadyClock, is_live
+from mmtransfer.monitoring.memory import give_back
 from mmtransfer.monitoring.readers import Draft, FileDone, Reader, is_folder, reader_of
 from mmtransfer.monitoring.sound import SoundLevel
 from mmtransfer.monitoring.spool import Spool
@@ -260,6 +261,7 @@ class _Run:
         }
         # Recordings can be read again; of other sources nothing may be lost while a disk is full.
         self._waits = any(o.is_live or is_standard_input(o.camera.url) for o in outputs)
+        self._is_endless = self._waits or any(output.is_folder for output in outputs)
         self._spool: Spool | None = None
         engines = {id(o.recognizer.engine): o.recognizer.engine for o in outputs}
         self._workers = max((engine.workers for engine in engines.values()), default=1)
@@ -501,6 +503,8 @@ class _Run:
         each = (time.perf_counter() - started) / len(batch)
         for job in batch:
             self.outputs[job.camera].stats.decode_s += each
+        if self._is_endless:
+            give_back()
         return results
 
     def _settle(self, job: Job, result: _Result) -> None:

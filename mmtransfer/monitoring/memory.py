@@ -1,0 +1,33 @@
+"""Memory that does not grow for months: what batches of changing shapes leave in glibc's heaps.
+
+Elsewhere than on glibc these functions do nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import suppress
+from typing import Any
+
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of malloc.h
+_LARGE_BLOCK_BYTES = 4 << 20
+
+
+def _libc() -> Any:
+    return ctypes.CDLL(None)
+
+
+def keep_steady() -> None:
+    """One heap for all threads, and blocks of their own for what is large: a heap of each thread
+    would keep what every shape of batch left in it.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        libc = _libc()
+        libc.mallopt(_M_ARENA_MAX, 1)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
+
+
+def give_back() -> None:
+    """Return what is free between the blocks in use, which glibc does not do by itself."""
+    with suppress(AttributeError, OSError, TypeError):
+        _libc().malloc_trim(0)
