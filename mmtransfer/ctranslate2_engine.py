@@ -197,7 +197,7 @@ class CTranslate2Whisper:
             prompts,
             beam_size=self.options.beam_size or _BEAMS,
             # CTranslate2 takes half of it, or what the prompt leaves of it where that is less.
-            max_length=limit + max(limit, len(prompts[0])),
+            max_length=limit + max(limit, len(prompts[0]) - 1),
             return_scores=True,
             return_no_speech_prob=True,
         )

@@ -59,22 +59,24 @@ class Recognizer:
         """What a doubtful clip is read with next; None after the full window."""
         return longer_context_s(context_s, self.engine.max_context_s)
 
-    def warm_up(self) -> None:
-        """Decode silence in batches as large as they become, in every worker at once: the memory
-        for them is taken now, not in the middle of the night.
+    def warm_up(self, most: int) -> None:
+        """Decode silence in batches as large as they become, of at most so many clips, in every
+        worker at once: the memory for them is taken now, not in the middle of the night.
         """
         workers, full = self.engine.workers, self.engine.max_context_s
-        contexts = sorted({self.context_s(_SILENCE), context_step_s(full / 2, full)})
         together = threading.Barrier(workers)
 
-        def decode(context: float) -> None:
+        def decode(seconds: float) -> None:
+            clip = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+            context = self.context_s(clip)
+            count = min(most, max(1, int(self.batch_seconds / context)))
             together.wait()
-            self._decode([_SILENCE] * max(1, int(self.batch_seconds / context)), context)
+            self._decode([clip] * count, context)
 
         with ThreadPoolExecutor(workers) as pool:
             # Several full windows side by side take more than `decode` ever does.
-            for context in [*contexts, *[full] * workers]:
-                list(pool.map(decode, [context] * workers))
+            for seconds in (self.batch_seconds / most, full / 2, *[full] * workers):
+                list(pool.map(decode, [seconds] * workers))
 
     def transcribe(
         self,

@@ -70,6 +70,22 @@ def test_results_do_not_depend_on_the_batch(engine, clips):
     assert [h.text for h in again] == [h.text for h in together]
 
 
+@pytest.mark.parametrize("prompt", [None, "the gate " * 60])
+@pytest.mark.parametrize("engine", ["transformers", "ctranslate2"])
+def test_what_the_token_limit_cuts_off_is_unfinished(
+    engine, prompt, whisper_tiny, clips, monkeypatch
+):
+    whole = recognizer(whisper_tiny, engine).engine.decode(clips[:1], 20.0)[0]
+    assert whole.finished
+    assert len(whole.tokens) > 4
+    module = "torch_engines" if engine == "transformers" else "ctranslate2_engine"
+    monkeypatch.setattr(f"mmtransfer.{module}.token_limit", lambda *_: 4)
+    found = recognizer(whisper_tiny, engine, options=DecodingOptions(prompt=prompt))
+    cut = found.engine.decode(clips[:1], 20.0)[0]
+    assert len(cut.tokens) == 4
+    assert not cut.finished
+
+
 @pytest.mark.parametrize("engine", ["transformers", "ctranslate2"])
 def test_beams_words_and_prompts(engine, whisper_tiny, clips, transcripts):
     options = DecodingOptions(beam_size=3, word_timestamps=True, prompt="Mirrowick, Hexburn yard")

@@ -1,3 +1,8 @@
+import math
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +67,41 @@ def test_a_batch_that_memory_does_not_hold_is_halved(tiny, clips, monkeypatch):
     monkeypatch.setattr(recognizer.engine, "decode", limited)
     assert [h.tokens for h in recognizer.transcribe(clips[:4])] == expected
     assert sizes == [4, 2, 2]
+
+
+class Threaded:
+    """An engine of two workers that notes what it decodes, and how much of it at once."""
+
+    workers, max_context_s, shortest_context_s, margin_s = 2, 30.0, 0.5, 0.0
+
+    def __init__(self):
+        self.batches, self.now, self.most = [], Counter(), Counter()
+
+    def decode(self, clips, context_s):
+        self.batches.append((len(clips), context_s))
+        self.now[context_s] += 1
+        time.sleep(0.05)
+        self.most[context_s] = max(self.most[context_s], self.now[context_s])
+        self.now[context_s] -= 1
+        return [Hypothesis("", (), 0.0, 0.0, context_s, True) for _ in clips]
+
+
+@pytest.mark.parametrize(("shortest", "at_once"), [(None, 1), (math.inf, 2)])
+def test_full_windows_are_read_one_at_a_time_where_they_are_the_exception(shortest, at_once):
+    engine = Threaded()
+    recognizer = Recognizer(engine, shortest_context_s=shortest)
+    clip = np.zeros(16_000, np.float32)
+    with ThreadPoolExecutor(2) as pool:
+        for context in (4.0, 30.0):
+            list(pool.map(lambda c: recognizer.decode([clip], c), [context] * 6))
+    assert engine.most == {4.0: 2, 30.0: at_once}
+
+
+def test_warm_up_takes_the_largest_batches_in_every_worker_at_once():
+    engine = Threaded()
+    Recognizer(engine, batch_seconds=40.0).warm_up(8)
+    assert Counter(engine.batches) == {(8, 5.0): 2, (2, 16.0): 2, (1, 30.0): 4}
+    assert engine.most == {5.0: 2, 16.0: 2, 30.0: 2}
 
 
 def test_source_model_reads_general_speech(tiny, clips):

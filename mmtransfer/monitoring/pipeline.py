@@ -696,7 +696,7 @@ def load_monitor(
     own = recognizer_for(model, language)
     if any(is_live(camera.url) for camera in cameras):
         for recognizer in opened.values():
-            recognizer.warm_up()
+            recognizer.warm_up(BATCH_SEGMENTS)
     return Monitor(own, settings, others=others, judge=judge, clips=clips)
 
 
