@@ -67,6 +67,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "transfer": {"stages": [CONTRAST, PROBE]},
         "train": {"batch_tokens": 1536},
     },
+    "contrastive_long": {
+        "transfer": {"stages": [CONTRAST | {"epochs": 30, "learning_rate": 5e-5}, PROBE]},
+        "train": {"batch_tokens": 1536},
+    },
 }
 WARM_UP_SHOTS = 2
 
