@@ -71,9 +71,10 @@ def open_media(source: str | Path) -> Any:
                 f"{source}: an mp4 file without its index, so nothing in it can be found: it is "
                 "cut, or still being written. Finish or repair the recording."
             )
+        raw_hint = f" Raw 16-bit mono samples are {_PCM}RATE." if is_stdin else ""
         raise MediaError(
             f"{source}: not a readable video or audio file ({reason}). Expected a container FFmpeg "
-            "knows, such as mp4, mkv, avi, wav, flac or ogg."
+            f"knows, such as mp4, mkv, avi, wav, flac or ogg.{raw_hint}"
         )
     if not container.streams.audio:
         kinds = ", ".join(stream.type for stream in container.streams)
