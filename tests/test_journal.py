@@ -15,14 +15,14 @@ from test_monitoring import fake_monitor
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring import Journal, SourceEnd, Transcript
-from mmtransfer.monitoring.journal import camera_names
+from mmtransfer.monitoring.cameras import Camera, named_cameras
 from mmtransfer.monitoring.transcripts import segment_id
 
 VIDEO = EXAMPLE / "monitor.mp4"
 
 
 def journal(folder, *, model="m", digest="d", sources=None, **options):
-    sources = sources or camera_names([str(VIDEO)])
+    sources = sources or {VIDEO.stem: str(VIDEO)}
     return Journal(folder, model=model, model_digest=digest, sources=sources, **options)
 
 
@@ -178,13 +178,16 @@ def test_unusable_folders_are_refused(tmp_path):
 
 
 def test_cameras_have_short_names_of_their_own():
-    assert camera_names(["in/gate.mp4", "yard.mkv", "out/gate.mp4"]) == {
+    sources = ["in/gate.mp4", "yard.mkv", "out/gate.mp4", Camera("yard", "rtsp://10.0.0.9/yard")]
+    assert {camera.name: camera.url for camera in named_cameras(sources)} == {
         "gate": "in/gate.mp4",
-        "yard": "yard.mkv",
+        "yard-2": "yard.mkv",
         "gate-2": "out/gate.mp4",
+        "yard": "rtsp://10.0.0.9/yard",
     }
     streams = ["rtsp://me:secret@10.0.0.7:554/audio", "rtsp://10.0.0.8/audio"]
-    assert list(camera_names(streams)) == ["10.0.0.7:554/audio", "10.0.0.8/audio"]
+    names = [camera.name for camera in named_cameras(streams)]
+    assert names == ["10.0.0.7:554/audio", "10.0.0.8/audio"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

@@ -33,6 +33,7 @@ LAYERS = [
     {"runs"},
     {"monitoring"},
     {"cli", "__init__"},
+    {"__main__"},
 ]
 
 

@@ -1,11 +1,12 @@
-"""The cameras of a site, from a YAML file."""
+"""The cameras of a site: from a YAML file, or sources that get names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
+from urllib.parse import urlsplit
 
 from annotated_types import Gt, MinLen
 
@@ -71,3 +72,38 @@ def load_cameras(path: str | Path) -> list[Camera]:
             camera = replace(camera, url=str(beside))
         cameras.append(camera)
     return cameras
+
+
+def named_cameras(sources: Iterable[str | Path | Camera]) -> list[Camera]:
+    """Sources with names: of a file, its own without the ending; of a stream, its host and path
+    without user and password; numbered where a name is taken.
+    """
+    listed = [s if isinstance(s, Camera) else str(s) for s in sources]
+    taken = {source.name for source in listed if isinstance(source, Camera)}
+    cameras = []
+    for source in listed:
+        if isinstance(source, str):
+            name = stem = _short_name(source)
+            number = 1
+            while name in taken:
+                number += 1
+                name = f"{stem}-{number}"
+            taken.add(name)
+            source = Camera(name=name, url=source)
+        cameras.append(source)
+    return cameras
+
+
+def _short_name(source: str) -> str:
+    if "://" not in source:
+        return Path(source).stem or source
+    address = urlsplit(public_address(source))
+    return f"{address.netloc}{address.path}".rstrip("/") or source
+
+
+def public_address(source: str) -> str:
+    """A stream's address without user and password, which belong in no file; else as it is."""
+    if "://" not in source:
+        return source
+    parts = urlsplit(source)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

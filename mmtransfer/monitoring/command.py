@@ -17,12 +17,12 @@ from mmtransfer.audio import MediaError, is_standard_input, open_media
 from mmtransfer.decoding import DecodingOptions
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.alerts import Channel, Mqtt, Webhook
-from mmtransfer.monitoring.cameras import Camera, load_cameras
+from mmtransfer.monitoring.cameras import Camera, load_cameras, named_cameras, public_address
 from mmtransfer.monitoring.dashboard import dashboard, host_and_port, metrics_server
-from mmtransfer.monitoring.journal import Journal, public_address
+from mmtransfer.monitoring.journal import Journal
 from mmtransfer.monitoring.live import SourceEvent, is_live
 from mmtransfer.monitoring.memory import keep_steady
-from mmtransfer.monitoring.pipeline import Monitor, load_monitor, named_cameras
+from mmtransfer.monitoring.pipeline import Monitor, load_monitor
 from mmtransfer.monitoring.readers import is_folder
 from mmtransfer.monitoring.sinks import (
     FileSink,

@@ -17,10 +17,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
+from mmtransfer.monitoring.cameras import public_address
 from mmtransfer.monitoring.spool import Spool
 
 _HEADER = "journal.json"
@@ -235,29 +235,3 @@ def source_identity(source: str) -> str:
     with path.open("rb") as file:
         beginning = hashlib.sha256(file.read(_SAMPLE_BYTES)).hexdigest()[:16]
     return f"{path.resolve()} {beginning}"
-
-
-def public_address(source: str) -> str:
-    """A stream's address without user and password, which belong in no file; else as it is."""
-    if "://" not in source:
-        return source
-    parts = urlsplit(source)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def camera_names(sources: list[str]) -> dict[str, str]:
-    """Name to source: the file's name without its ending, or a stream's host and path without
-    user and password; numbered where it occurs twice.
-    """
-    names: dict[str, str] = {}
-    for source in sources:
-        stem = Path(source).stem or source
-        if "://" in source:
-            address = urlsplit(public_address(source))
-            stem = f"{address.netloc}{address.path}".rstrip("/") or source
-        name, number = stem, 1
-        while name in names:
-            number += 1
-            name = f"{stem}-{number}"
-        names[name] = source
-    return names

@@ -17,10 +17,10 @@ from mmtransfer.audio import is_standard_input
 from mmtransfer.decoding import DecodingOptions, Hypothesis
 from mmtransfer.errors import UserError
 from mmtransfer.guards import rejection
-from mmtransfer.monitoring.cameras import Camera
+from mmtransfer.monitoring.cameras import Camera, named_cameras, public_address
 from mmtransfer.monitoring.clips import AROUND_S, Recorder, clip_path, cut_recording
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, FairQueue, Job
-from mmtransfer.monitoring.journal import Journal, camera_names, public_address
+from mmtransfer.monitoring.journal import Journal
 from mmtransfer.monitoring.live import LiveSettings, SourceEvent, SteadyClock, is_live
 from mmtransfer.monitoring.memory import give_back
 from mmtransfer.monitoring.readers import Draft, FileDone, Reader, is_folder, reader_of
@@ -170,21 +170,6 @@ class Monitor:
             for thread in readers:
                 thread.join(max(0.0, deadline - time.monotonic()))
             self.stats.wall_s += time.monotonic() - started
-
-
-def named_cameras(sources: Iterable[str | Path | Camera]) -> list[Camera]:
-    """Sources with names; those without get the name of the file or the stream's address."""
-    listed = list(sources)
-    plain = [str(source) for source in listed if not isinstance(source, Camera)]
-    made = iter(camera_names(plain).items())
-    cameras = []
-    for source in listed:
-        if isinstance(source, Camera):
-            cameras.append(source)
-        else:
-            name, url = next(made)
-            cameras.append(Camera(name=name, url=url))
-    return cameras
 
 
 def _kind(recognizer: Recognizer, context_s: float) -> tuple[tuple[int, float], int]:
