@@ -151,7 +151,7 @@ class Resampler:
         if shape != self._shape:
             yield from self.flush()
             self._resampler = av.AudioResampler(
-                "fltp", frame.layout, self._rate or frame.sample_rate
+                "flt", frame.layout, self._rate or frame.sample_rate
             )
             self._shape = shape
         frame.pts = None  # the resampler would otherwise refuse jumps in time; we handle those
@@ -169,7 +169,9 @@ class Resampler:
 
 def _mono(frame: Any) -> np.ndarray:
     # The mean of the channels; FFmpeg's own mix of float audio would be louder than its input.
-    return frame.to_ndarray().mean(axis=0, dtype=np.float32)
+    # Packed, since PyAV does not reach the planes of eight channels and more.
+    samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+    return samples.mean(axis=1, dtype=np.float32)
 
 
 @lru_cache(maxsize=16)

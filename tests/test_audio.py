@@ -1,3 +1,4 @@
+import av
 import numpy as np
 import pytest
 from conftest import tone, write_media
@@ -118,3 +119,19 @@ def test_damaged_packets_are_skipped(tmp_path):
     except MediaError:
         pass
     assert sum(map(len, samples)) / SAMPLE_RATE > 2.0
+
+
+@pytest.mark.parametrize("layout", ["mono", "stereo", "7.1", "hexadecagonal"])
+def test_channels_are_averaged_however_many_there_are(tmp_path, layout):
+    path = tmp_path / "many.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_f32le", rate=16_000, layout=layout)
+        channels = len(stream.layout.channels)
+        levels = np.arange(1, channels + 1, dtype=np.float32) / channels / 2
+        samples = np.tile(levels, 16_000)[None]
+        frame = av.AudioFrame.from_ndarray(samples, "flt", layout)
+        frame.sample_rate = 16_000
+        container.mux([*stream.encode(frame), *stream.encode()])
+    heard = np.concatenate(list(stream_audio(path)))
+    assert len(heard) == 16_000
+    np.testing.assert_allclose(heard, levels.mean(), atol=1e-3)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import http.client
 import json
 import logging
 import queue
@@ -114,7 +115,7 @@ class Webhook:
                 error.close()
                 if error.code < 500 and error.code not in (408, 429):
                     break  # the other side understood and refuses; again would be no better
-            except OSError as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = str(getattr(error, "reason", None) or error)
             if time.monotonic() + pause > deadline or self._closing.wait(pause):
                 break
