@@ -103,6 +103,10 @@ class Receiver:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.got.append((dict(self.headers), body))
                 code = receiver.answers.pop(0) if receiver.answers else 200
+                if code == "nonsense":
+                    self.wfile.write(b"what?\r\n\r\n")
+                    self.close_connection = True
+                    return
                 if code == "hang":
                     time.sleep(1.5)
                     code = 200
@@ -136,6 +140,25 @@ def wait_for(condition, seconds=10.0):
     while time.monotonic() < deadline and not condition():
         time.sleep(0.02)
     assert condition()
+
+
+def test_an_answer_that_is_no_http_is_asked_again(receiver):
+    other = receiver("nonsense")
+    hook = Webhook(other.url, first_retry_s=0.05)
+    hook.send({"number": 1})
+    hook.send({"number": 2})
+    wait_for(lambda: len(other.got) == 3)
+    hook.close()
+    assert [json.loads(body)["number"] for _, body in other.got] == [1, 1, 2]
+
+
+def test_a_redirected_alert_is_not_delivered(receiver):
+    failed = []
+    hook = Webhook(receiver(301).url, failed=lambda alert, why: failed.append(why))
+    hook.send({"number": 1})
+    wait_for(lambda: failed)
+    hook.close()
+    assert failed == ["HTTP 301"]
 
 
 def test_alerts_are_posted_in_order_and_signed(receiver):

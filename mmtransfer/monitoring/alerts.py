@@ -44,6 +44,13 @@ class Channel(Protocol):
         ...
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would arrive as a GET without the alert, and count as delivered."""
+
+    def redirect_request(self, *arguments: Any, **options: Any) -> None:
+        return None
+
+
 class Webhook:
     """Posts alerts as JSON, one after the other, from a thread of its own.
 
@@ -68,6 +75,7 @@ class Webhook:
         self._url, self._secret, self._failed = url, secret, failed or (lambda alert, why: None)
         self._timeout_s, self._first_retry_s = timeout_s, first_retry_s
         self._give_up_s = give_up_s
+        self._opener = urllib.request.build_opener(_NoRedirect)
         self._waiting: queue.Queue[Mapping[str, Any]] = queue.Queue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
@@ -108,7 +116,7 @@ class Webhook:
         deadline, pause = time.monotonic() + self._give_up_s, self._first_retry_s
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=self._timeout_s):
+                with self._opener.open(request, timeout=self._timeout_s):
                     return
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code}"

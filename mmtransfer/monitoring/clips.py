@@ -74,7 +74,9 @@ def _copy(path: Path, packets: list[Any]) -> None:
                 copy = av.Packet(bytes(packet))
                 shift = round(origin / packet.time_base)
                 copy.time_base = packet.time_base
-                copy.pts, copy.dts = packet.pts - shift, packet.dts - shift
+                copy.pts = packet.pts - shift
+                if packet.dts is not None:  # Matroska may leave it to the muxer
+                    copy.dts = packet.dts - shift
                 if packet.duration:
                     copy.duration = packet.duration
                 copy.is_keyframe = packet.is_keyframe

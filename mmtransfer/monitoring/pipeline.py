@@ -624,8 +624,8 @@ class _Run:
             try:
                 cut_recording(output.camera.url, start, end, Path(name))
                 done(Path(name), "")
-            except (OSError, ValueError) as error:  # PyAV's errors are such
-                done(Path(name), str(error))
+            except Exception as error:  # whatever it is, nobody looks into this future
+                done(Path(name), str(error) or type(error).__name__)
 
         future = self._clip_pool.submit(cut)
         self._cutting.add(future)
