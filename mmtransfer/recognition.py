@@ -55,6 +55,10 @@ class Recognizer:
         wanted = max(len(clip) / SAMPLE_RATE + engine.margin_s, floor)
         return context_step_s(wanted, engine.max_context_s)
 
+    def batch_size(self, context_s: float) -> int:
+        """Clips of that context in a batch."""
+        return max(1, int(self.batch_seconds / context_s))
+
     def longer_context_s(self, context_s: float) -> float | None:
         """What a doubtful clip is read with next; None after the full window."""
         return longer_context_s(context_s, self.engine.max_context_s)
@@ -69,9 +73,8 @@ class Recognizer:
         def decode(seconds: float) -> None:
             clip = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
             context = self.context_s(clip)
-            count = min(most, max(1, int(self.batch_seconds / context)))
             together.wait()
-            self._decode([clip] * count, context)
+            self._decode([clip] * min(most, self.batch_size(context)), context)
 
         with ThreadPoolExecutor(workers) as pool:
             # Several full windows side by side take more than `decode` ever does.
@@ -115,7 +118,7 @@ class Recognizer:
             by_context[context].append(index)
         batches: list[tuple[float, list[int]]] = []
         for context, indices in sorted(by_context.items()):
-            size = max(1, int(self.batch_seconds / context))
+            size = self.batch_size(context)
             starts = range(0, len(indices), size)
             batches += [(context, indices[start : start + size]) for start in starts]
         return batches

@@ -177,6 +177,21 @@ def test_unusable_folders_are_refused(tmp_path):
     book.close()
 
 
+def test_only_its_own_files_are_the_journal(tmp_path, whole):
+    book = journal(tmp_path)
+    heard = list(fake_monitor()[0].watch([VIDEO], journal=book))
+    book.close()
+    (tmp_path / "out.jsonl").write_text('{"text": "of someone else"}\n')
+    book = journal(tmp_path)
+    assert [path.name for path in book.files] == [
+        path.name for path in sorted(tmp_path.glob("*.jsonl")) if path.name != "out.jsonl"
+    ]
+    again = list(fake_monitor()[0].watch([VIDEO], journal=book))
+    book.close()
+    assert not [item for item in again if isinstance(item, Transcript)]
+    assert [(t.id, t.text) for t in heard if isinstance(t, Transcript)] == whole
+
+
 def test_cameras_have_short_names_of_their_own():
     sources = ["in/gate.mp4", "yard.mkv", "out/gate.mp4", Camera("yard", "rtsp://10.0.0.9/yard")]
     assert {camera.name: camera.url for camera in named_cameras(sources)} == {

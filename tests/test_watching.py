@@ -292,11 +292,24 @@ def media_of(path):
     return kinds, times[-1] - times[0], pictures
 
 
-def test_a_clip_is_kept_around_an_alert_in_a_recording(tmp_path):
+def remuxed(source, path):
+    """The same packets in another container."""
+    with av.open(str(source)) as read, av.open(str(path), "w") as made:
+        streams = {s.index: made.add_stream_from_template(s) for s in read.streams}
+        for packet in read.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                made.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_a_clip_is_kept_around_an_alert_in_a_recording(tmp_path, container):
+    video = VIDEO if container == "mp4" else remuxed(VIDEO, tmp_path / "monitor.mkv")
     monitor, _ = fake_monitor(texts=lambda c: "open the gate")
     monitor = Monitor(monitor._recognizer, clips=tmp_path / "clips")
-    watched = Camera(name="yard/1", url=str(VIDEO), watch=["gate"])
-    book = Journal(tmp_path / "j", model="m", model_digest="d", sources={"yard/1": str(VIDEO)})
+    watched = Camera(name="yard/1", url=str(video), watch=["gate"])
+    book = Journal(tmp_path / "j", model="m", model_digest="d", sources={"yard/1": str(video)})
     items = list(monitor.watch([watched], journal=book))
     book.close()
     raised = [item for item in items if isinstance(item, Alert)]

@@ -132,7 +132,7 @@ class Journal:
     @property
     def files(self) -> list[Path]:
         """The journal's files, oldest first."""
-        return sorted(self._folder.glob("????-??-??.????.jsonl"))
+        return sorted(self._folder.glob("????-??-??.*.jsonl"))
 
     def _mend(self) -> None:
         """Cut off a line that was being written when the process was killed."""

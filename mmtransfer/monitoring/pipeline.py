@@ -174,8 +174,8 @@ class Monitor:
 
 def _kind(recognizer: Recognizer, context_s: float) -> tuple[tuple[int, float], int]:
     """Kind of a job, and how many of it make a batch."""
-    most = min(BATCH_SEGMENTS, int(recognizer.batch_seconds / context_s))
-    return (id(recognizer), context_s), max(1, most)
+    most = min(BATCH_SEGMENTS, recognizer.batch_size(context_s))
+    return (id(recognizer), context_s), most
 
 
 @dataclass
