@@ -8,6 +8,7 @@ Everything downstream is mono float32 at 16 kHz in [-1, 1].
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
@@ -49,17 +50,18 @@ def open_media(source: str | Path) -> Any:
     is_url = "://" in str(source) or is_stdin
     if not is_url:
         if not path.exists():
-            raise MediaError(f"{source}: no such file.")
+            rate = f" Raw audio is {_PCM}RATE, such as {_PCM}16000." if _is_pcm(source) else ""
+            raise MediaError(f"{source}: no such file.{rate}")
         if path.is_dir():
             raise MediaError(f"{source}: expected a video or audio file, found a folder.")
-        if path.stat().st_size == 0:
+        if path.is_file() and path.stat().st_size == 0:
             raise MediaError(f"{source}: the file is empty (0 bytes).")
     reason: Any = "it holds no streams"
     container = None
     try:
-        opened = sys.stdin.buffer if is_stdin else str(source)
+        opened = _standard_input() if is_stdin else media_file(source)
         options: dict[str, Any] = {"metadata_errors": "replace"}
-        if is_stdin and str(source).startswith(_PCM):
+        if is_stdin and _is_pcm(source):
             raw = {"sample_rate": str(source).removeprefix(_PCM), "ch_layout": "mono"}
             options = {"format": "s16le", "options": raw}
         container = av.open(opened, **options)
@@ -85,9 +87,52 @@ def open_media(source: str | Path) -> Any:
     return container
 
 
+def media_file(source: str | Path) -> Any:
+    """What PyAV opens a recording by: an address as it is, a file by a path that cannot be taken
+    for an address (`12:30.wav`), or opened if its name is not UTF-8.
+    """
+    if "://" in str(source):
+        return str(source)
+    path = os.path.abspath(source)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return open(path, "rb")
+    return path
+
+
+def _standard_input() -> Any:
+    if sys.stdin is None:
+        raise ValueError("standard input is closed")
+    return sys.stdin.buffer
+
+
+def _is_pcm(source: str | Path) -> bool:
+    return str(source).startswith(_PCM)
+
+
+def length_s(container: Any) -> float | None:
+    """How long a container says it is, in seconds; None if it does not."""
+    if not container.duration:
+        return None
+    length = container.duration / 1e6
+    # What Matroska says is the last time in it, which is no length where times do not begin at 0.
+    is_matroska = "matroska" in container.format.name
+    return length - max(0.0, (container.start_time or 0) / 1e6) if is_matroska else length
+
+
 def is_standard_input(source: str) -> bool:
     """Whether a source is what is piped in: `-` or `pcm:RATE`."""
-    return source == "-" or (source.startswith(_PCM) and source[len(_PCM) :].isdecimal())
+    rate = source.removeprefix(_PCM)
+    return source == "-" or (_is_pcm(source) and rate.isdecimal() and int(rate) > 0)
+
+
+def is_piped(source: str) -> bool:
+    """Whether a source can be read once only: standard input, a named pipe, a device file."""
+    if is_standard_input(source):
+        return True
+    path = Path(source)
+    return "://" not in source and path.exists() and not (path.is_file() or path.is_dir())
 
 
 def _is_mp4(path: Path) -> bool:
@@ -98,10 +143,14 @@ def _is_mp4(path: Path) -> bool:
 def _decoded_frames(container: Any, source: str | Path) -> Iterator[Any]:
     """Audio frames in order; damaged packets are skipped, the end of a cut file is reported."""
     damaged = 0
-    end_s = 0.0
+    end_s = picture_s = 0.0
     stream = container.streams.audio[0]
     origin_s = (container.start_time or 0) / 1e6
-    packets = container.demux(stream)
+    # Matroska says how long the whole is, not the sound in it: what shows a cut is that the picture
+    # ends early as well.
+    is_matroska = stream.duration is None and "matroska" in container.format.name
+    watched = [stream, *(container.streams.video[:1] if is_matroska else [])]
+    packets = container.demux(watched)
     cut = None
     while True:
         try:
@@ -111,6 +160,10 @@ def _decoded_frames(container: Any, source: str | Path) -> Iterator[Any]:
         except (av.error.FFmpegError, OSError) as error:
             cut = getattr(error, "strerror", None) or str(error)
             break
+        if packet.stream is not stream:
+            if packet.pts is not None:
+                picture_s = max(picture_s, float(packet.pts * packet.time_base) - origin_s)
+            continue
         try:
             frames = packet.decode()
         except av.error.FFmpegError:
@@ -126,7 +179,10 @@ def _decoded_frames(container: Any, source: str | Path) -> Iterator[Any]:
     expected_s = None
     if stream.duration is not None and stream.time_base is not None:
         expected_s = float(stream.duration * stream.time_base)
-    if cut is not None or (expected_s is not None and end_s < expected_s - 1.0):
+    elif is_matroska:
+        expected_s = length_s(container)
+    read_s = max(end_s, picture_s)
+    if cut is not None or (expected_s is not None and read_s < expected_s - 1.0):
         wanted = f" of {expected_s:.1f} s" if expected_s is not None else ""
         raise TruncatedMediaError(
             f"{source}: the audio ends early, at {end_s:.1f} s{wanted}; it is cut or damaged. "
@@ -245,7 +301,7 @@ def stream_audio(source: str | Path) -> Iterator[np.ndarray]:
     """
     with open_media(source) as container:
         origin_s = (container.start_time or 0) / 1e6
-        total_s = container.duration / 1e6 if container.duration else None
+        total_s = length_s(container)
         convert = Resampler(SAMPLE_RATE)
         position_s = 0.0  # time of the next input sample, gaps included
         shift_s = 0.0  # what a clock that jumped must be corrected by

@@ -31,12 +31,17 @@ _MODEL_HELP = "run folder, checkpoint folder, Hub id, or bundled:NAME"
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for input that cannot be used)."""
+    _prepare_output()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("mmtransfer").setLevel(logging.INFO)
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         parser = _parser(argv)
         arguments, unknown = parser.parse_known_args(argv)
+        if getattr(arguments, "sources", None) is not None:
+            # What follows an option's values: argparse takes positional arguments once only.
+            arguments.sources += [text for text in unknown if text == "-" or text[:1] != "-"]
+            unknown = [text for text in unknown if text[:1] == "-" and text != "-"]
         if unknown:
             _refuse_unknown(unknown, arguments)
         if arguments.verb is None:
@@ -73,6 +78,16 @@ def entry() -> NoReturn:
             sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _prepare_output() -> None:
+    """Text goes out whatever the terminal's alphabet is, and also if nobody takes it."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _fail(message: str) -> int:

@@ -5,6 +5,7 @@ import hmac
 import json
 import threading
 import time
+from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -153,12 +154,12 @@ def test_an_answer_that_is_no_http_is_asked_again(receiver):
 
 
 def test_a_redirected_alert_is_not_delivered(receiver):
-    failed = []
-    hook = Webhook(receiver(301).url, failed=lambda alert, why: failed.append(why))
+    settled = []
+    hook = Webhook(receiver(301).url, settled=lambda alert, why: settled.append(why))
     hook.send({"number": 1})
-    wait_for(lambda: failed)
+    wait_for(lambda: settled)
     hook.close()
-    assert failed == ["HTTP 301"]
+    assert settled == ["HTTP 301"]
 
 
 def test_alerts_are_posted_in_order_and_signed(receiver):
@@ -188,7 +189,7 @@ def test_what_cannot_be_delivered_is_told(receiver):
     failed = []
     hook = Webhook(
         "http://127.0.0.1:9/nobody",
-        failed=lambda alert, why: failed.append((alert["number"], why)),
+        settled=lambda alert, why: failed.append((alert["number"], why)),
         first_retry_s=0.05,
         give_up_s=0.2,
     )
@@ -197,14 +198,26 @@ def test_what_cannot_be_delivered_is_told(receiver):
     assert time.monotonic() - started < 0.1  # the monitor does not wait
     wait_for(lambda: len(failed) == 1)
     other = receiver(404)
-    refused = Webhook(other.url, failed=lambda alert, why: failed.append((alert["number"], why)))
+    refused = Webhook(other.url, settled=lambda alert, why: failed.append((alert["number"], why)))
     refused.send({"number": 1})
     wait_for(lambda: len(failed) == 2)
     assert failed[1] == (1, "HTTP 404")
     hook.close()
     refused.close()
-    with pytest.raises(UserError, match="expected an http"):
-        Webhook("ftp://x/y")
+    for wrong in ("ftp://x/y", "http://", "http://h:x/", "http://[h/", "http://a b/c"):
+        with pytest.raises(UserError, match=r"expected an address http\[s\]://"):
+            Webhook(wrong)
+
+
+def test_an_address_may_hold_spaces_letters_of_any_alphabet_and_a_password(receiver):
+    other, settled = receiver(), []
+    address = other.url.replace("://", "://me:p%20w@") + "/ä b?q=火"
+    hook = Webhook(address, settled=lambda alert, why: settled.append(why))
+    hook.send({"number": 1})
+    wait_for(lambda: settled)
+    hook.close()
+    assert settled == [""]
+    assert other.got[0][0]["Authorization"] == "Basic " + b64encode(b"me:p w").decode()
 
 
 def test_the_command_raises_alerts(whisper_tiny, receiver, tmp_path, capsys):

@@ -52,7 +52,8 @@ def test_everything_is_written_before_it_is_told(tmp_path, whole):
             assert lines[-1]["id"] == item.id
             assert {"camera", "id", "start", "end", "text"} <= set(lines[-1])
         else:
-            assert lines[-1] == {"camera": "monitor", "event": "end"}
+            size = VIDEO.stat().st_size
+            assert lines[-1] == {"camera": "monitor", "event": "end", "size": size, "seconds": 120}
     book.close()
     assert texts(read(tmp_path)) == whole
 

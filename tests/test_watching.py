@@ -37,7 +37,7 @@ from mmtransfer.monitoring import (
     SourceEvent,
     Transcript,
 )
-from mmtransfer.monitoring.alerts import Mqtt
+from mmtransfer.monitoring.alerts import STOPPED, Mqtt
 from mmtransfer.monitoring.clips import Recorder
 from mmtransfer.monitoring.dashboard import metrics, metrics_server, table
 from mmtransfer.monitoring.live import _TimeLine
@@ -532,18 +532,36 @@ def test_the_table_shows_every_source():
 
     console = Console(width=140)
     with console.capture() as capture:
-        console.print(table(watched_stats()))
+        console.print(table(watched_stats(), console.width))
     text = capture.get()
     assert "connected" in text
     assert 'ya"rd' in text
     assert "0.30 s" in text
+    assert "last text" in text
+
+
+def test_the_table_fits_a_terminal_of_80_columns_and_takes_texts_as_they_are():
+    from rich.console import Console
+
+    stats = watched_stats()
+    stats.add_cameras(["[/gate]"])
+    stats.cameras["[/gate]"].last_text = "[/x] [bold]"
+    stats.cameras["[/gate]"].audio_s = 123456
+    for width in (80, 200):
+        console = Console(width=width)
+        with console.capture() as capture:
+            console.print(table(stats, width))
+        text = capture.get()
+        assert "reconn." in text
+        assert "123456 s" in text
+        assert ("[/x] [bold]" in text) == (width == 200)
 
 
 def test_the_command_shows_the_table_and_the_lines(whisper_tiny, capsys):
     command = ["monitor", str(whisper_tiny), str(VIDEO), "--dashboard", "--metrics-port", "0"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "last text" in out
+    assert "reconn." in out
     assert out.count("→") > 5
 
 
@@ -553,8 +571,17 @@ def test_the_command_shows_the_table_and_the_lines(whisper_tiny, capsys):
         (["--watch", "!!"], "expected words"),
         (["--clips", "pyproject.toml"], "expected a folder for clips"),
         (["--metrics-port", "abc"], "PORT"),
-        (["--mqtt", "http://x"], "mqtt://HOST/TOPIC"),
-        (["--webhook", "ftp://x"], "http:// or https://"),
+        (["--metrics-port", ""], "PORT"),
+        (["--metrics-port", "no.such.host.:9100"], "cannot listen"),
+        (["--mqtt", "http://x"], "expected mqtt[s]://"),
+        (["--webhook", "ftp://x"], "expected an address http[s]://"),
+        (["--webhook", "http://h:x/y"], "expected an address http[s]://"),
+        (["--webhook", "http://[h/y"], "expected an address http[s]://"),
+        (["rtsp://[bad"], "not an address"),
+        (["rtsp://h:port/x"], "not an address"),
+        (["-", "-"], "named twice"),
+        (["pcm:0"], "such as pcm:16000"),
+        (["--output", str(VIDEO.with_suffix(".json"))], "unknown output format"),
         (["--loud", "-3"], "expected decibels"),
     ],
 )
@@ -626,8 +653,11 @@ def received(port, topic, count, ready, seconds=20):
 def test_alerts_reach_an_mqtt_broker(broker):
     port, start, _ = broker
     start()
-    failed = []
-    channel = Mqtt(f"mqtt://127.0.0.1:{port}/site/alerts", failed=lambda a, why: failed.append(why))
+    settled = []
+    channel = Mqtt(
+        f"mqtt://127.0.0.1:{port}/site/alerts",
+        settled=lambda a, why: settled.append((a["number"], why)),
+    )
 
     def ready():
         for number in range(3):
@@ -637,7 +667,7 @@ def test_alerts_reach_an_mqtt_broker(broker):
     channel.close()
     assert [message["number"] for message in got] == [0, 1, 2]
     assert got[0]["phrase"] == "着火"
-    assert not failed
+    assert sorted(settled) == [(0, ""), (1, ""), (2, "")]
 
 
 def test_a_broker_that_is_away_loses_nothing_untold():
@@ -645,12 +675,17 @@ def test_a_broker_that_is_away_loses_nothing_untold():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     failed = []
-    channel = Mqtt(f"mqtt://127.0.0.1:{port}/a", failed=lambda a, why: failed.append(a["number"]))
+    channel = Mqtt(
+        f"mqtt://127.0.0.1:{port}/a", settled=lambda a, why: failed.append((a["number"], why))
+    )
     started = time.monotonic()
     channel.send({"number": 1})
     assert time.monotonic() - started < 1
     channel.close(wait_s=0.2)
-    assert failed == [1]
-    for wrong in ("http://h/t", "mqtt://h", "mqtt:///topic"):
-        with pytest.raises(UserError, match="mqtt://HOST/TOPIC"):
+    assert failed == [(1, STOPPED)]
+    for wrong in ("http://h/t", "mqtt://h", "mqtt:///topic", "mqtt://h:x/t", "mqtt://[h/t"):
+        with pytest.raises(UserError, match=r"expected mqtt\[s\]://"):
+            Mqtt(wrong)
+    for wrong in ("mqtt://h/gate/+", "mqtt://h/gate/#", "mqtt://h/a%23"):
+        with pytest.raises(UserError, match="a topic to publish to"):
             Mqtt(wrong)

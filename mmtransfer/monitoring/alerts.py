@@ -10,14 +10,16 @@ import http.client
 import json
 import logging
 import queue
+import re
 import threading
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from mmtransfer.errors import UserError
 
@@ -28,8 +30,10 @@ _WAITING = 1000  # alerts kept while the other side is down; then the oldest is 
 _TIMEOUT_S = 5.0
 _FIRST_RETRY_S, _LAST_RETRY_S, _GIVE_UP_S = 1.0, 60.0, 600.0
 
-Failed = Callable[[Mapping[str, Any], str], None]
-"""Called with an alert that was not delivered, and why."""
+STOPPED = "the monitor stopped first"
+"""Why an alert was not delivered that can be sent again when the monitor runs again."""
+Settled = Callable[[Mapping[str, Any], str], None]
+"""Called with an alert that was delivered, or why it was not."""
 
 
 class Channel(Protocol):
@@ -51,13 +55,39 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+def _request(url: str) -> tuple[str, dict[str, str]]:
+    """An address as it goes over the wire, and the headers that it asks for.
+
+    Raises:
+        UserError: no http or https address.
+    """
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, (parts.hostname or "").encode("idna").decode()
+        if parts.scheme not in ("http", "https") or not host or re.search(r"\s", parts.netloc):
+            raise ValueError("no http address")
+    except ValueError:
+        raise UserError(
+            f"webhook: expected an address http[s]://HOST[:PORT]/PATH, found '{url}'."
+        ) from None
+    host = f"[{host}]" if ":" in host else host
+    place = host if port is None else f"{host}:{port}"
+    path, query = (quote(part, safe="/%:=&?+,;@~!$'()*") for part in (parts.path, parts.query))
+    headers = {}
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers["Authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
+    return urlunsplit((parts.scheme, place, path, query, "")), headers
+
+
 class Webhook:
     """Posts alerts as JSON, one after the other, from a thread of its own.
 
-    What cannot be delivered within `give_up_s` is handed to `failed`, with the reason.
+    What was delivered is handed to `settled`, and what could not be within `give_up_s`, with the
+    reason. A user and password in the address are sent as basic authentication.
 
     Raises:
-        UserError: an address that is not http or https.
+        UserError: an address that is not http or https, or no address.
     """
 
     def __init__(
@@ -65,14 +95,13 @@ class Webhook:
         url: str,
         *,
         secret: str | None = None,
-        failed: Failed | None = None,
+        settled: Settled | None = None,
         timeout_s: float = _TIMEOUT_S,
         first_retry_s: float = _FIRST_RETRY_S,
         give_up_s: float = _GIVE_UP_S,
     ):
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise UserError(f"webhook: expected an http:// or https:// address, found '{url}'.")
-        self._url, self._secret, self._failed = url, secret, failed or (lambda alert, why: None)
+        self._url, self._headers = _request(url)
+        self._secret, self._settled = secret, settled or (lambda alert, why: None)
         self._timeout_s, self._first_retry_s = timeout_s, first_retry_s
         self._give_up_s = give_up_s
         self._opener = urllib.request.build_opener(_NoRedirect)
@@ -85,7 +114,7 @@ class Webhook:
         """Put an alert in line; returns at once."""
         self._waiting.put(alert)
         while self._waiting.qsize() > _WAITING:
-            self._failed(self._waiting.get_nowait(), "too many alerts wait")
+            self._settled(self._waiting.get_nowait(), "too many alerts wait")
 
     def close(self, wait_s: float = 2.0) -> None:
         """Give what waits a last chance; the rest has failed."""
@@ -95,7 +124,7 @@ class Webhook:
         self._closing.set()
         self._thread.join(self._timeout_s + 1)
         while not self._waiting.empty():
-            self._failed(self._waiting.get_nowait(), "the monitor stopped")
+            self._settled(self._waiting.get_nowait(), STOPPED)
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -108,7 +137,7 @@ class Webhook:
 
     def _deliver(self, alert: Mapping[str, Any]) -> None:
         body = json.dumps(alert, ensure_ascii=False).encode()
-        headers = {"Content-Type": "application/json; charset=utf-8"}
+        headers = {"Content-Type": "application/json; charset=utf-8", **self._headers}
         if self._secret:
             signature = hmac.new(self._secret.encode(), body, hashlib.sha256).hexdigest()
             headers[SIGNATURE] = f"sha256={signature}"
@@ -117,7 +146,9 @@ class Webhook:
         while True:
             try:
                 with self._opener.open(request, timeout=self._timeout_s):
-                    return
+                    pass
+                self._settled(alert, "")
+                return
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code}"
                 error.close()
@@ -125,11 +156,14 @@ class Webhook:
                     break  # the other side understood and refuses; again would be no better
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = str(getattr(error, "reason", None) or error)
-            if time.monotonic() + pause > deadline or self._closing.wait(pause):
+            if time.monotonic() + pause > deadline:
+                break
+            if self._closing.wait(pause):
+                reason = STOPPED
                 break
             pause = min(2 * pause, _LAST_RETRY_S)
         logger.warning("webhook: an alert was not delivered (%s)", reason)
-        self._failed(alert, reason)
+        self._settled(alert, reason)
 
 
 class Mqtt:
@@ -143,16 +177,28 @@ class Mqtt:
         UserError: paho-mqtt is missing, or an address of another form.
     """
 
-    def __init__(self, url: str, *, failed: Failed | None = None):
-        parts = urlsplit(url)
-        self._topic = parts.path.strip("/")
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not self._topic:
-            raise UserError(f"mqtt: expected mqtt://HOST/TOPIC, found '{url}'.")
+    def __init__(self, url: str, *, settled: Settled | None = None):
+        try:
+            parts = urlsplit(url)
+            port = parts.port or (8883 if parts.scheme == "mqtts" else 1883)
+            self._topic = unquote(url.partition("://")[2].partition("/")[2]).strip("/")
+            host = parts.hostname or ""
+            is_address = parts.scheme in ("mqtt", "mqtts") and host and self._topic
+            if not is_address or re.search(r"\s", parts.netloc):
+                raise ValueError("no address")
+        except ValueError:
+            raise UserError(
+                f"mqtt: expected mqtt[s]://[USER:PASSWORD@]HOST[:PORT]/TOPIC, found '{url}'."
+            ) from None
+        if re.search("[+#\0]", self._topic):
+            raise UserError(
+                f"mqtt: expected a topic to publish to, found '{url}': + and # stand for many."
+            )
         try:
             from paho.mqtt import client as paho
         except ImportError:
             raise UserError("mqtt: needs paho-mqtt. pip install 'mmtransfer[mqtt]'") from None
-        self._failed = failed or (lambda alert, why: None)
+        self._settled = settled or (lambda alert, why: None)
         self._open: dict[int, Mapping[str, Any]] = {}  # by message, until the broker has it
         self._lock = threading.Lock()
         self._client = paho.Client(paho.CallbackAPIVersion.VERSION2)
@@ -164,8 +210,7 @@ class Mqtt:
         self._client.max_queued_messages_set(_WAITING)
         self._client.reconnect_delay_set(1, int(_LAST_RETRY_S))
         self._client.on_publish = self._published
-        port = parts.port or (8883 if parts.scheme == "mqtts" else 1883)
-        self._client.connect_async(parts.hostname, port)
+        self._client.connect_async(host, port)
         self._client.loop_start()
 
     def send(self, alert: Mapping[str, Any]) -> None:
@@ -175,11 +220,13 @@ class Mqtt:
             if info.rc in (0, 4):  # sent, or to be sent once connected
                 self._open[info.mid] = alert
                 return
-        self._failed(alert, "too many alerts wait")
+        self._settled(alert, "too many alerts wait")
 
     def _published(self, client: Any, data: Any, message: int, *rest: Any) -> None:
         with self._lock:
-            self._open.pop(message, None)
+            alert = self._open.pop(message, None)
+        if alert is not None:
+            self._settled(alert, "")
 
     def close(self, wait_s: float = 2.0) -> None:
         """Give what waits a last chance; the rest has failed."""
@@ -190,4 +237,4 @@ class Mqtt:
             self._client.disconnect()
         self._client.loop_stop()
         for alert in self._open.values():
-            self._failed(alert, "the broker did not take it before the monitor stopped")
+            self._settled(alert, STOPPED)

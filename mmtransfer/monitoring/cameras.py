@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 from urllib.parse import urlsplit
 
-from annotated_types import Gt, MinLen
+from annotated_types import Gt, Lt, MinLen
 
 from mmtransfer.errors import UserError
+from mmtransfer.monitoring.watch import WatchList
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Camera:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     name: Annotated[str, MinLen(1)]
-    """Short and unique; it stands in every line."""
+    """Short and unique; it stands in every line, so it holds no control characters."""
     url: Annotated[str, MinLen(1)]
     """Address of a stream, an audio device, or the path (relative to this file) of a recording or
     of a folder that recordings are written to."""
@@ -33,7 +37,7 @@ class Camera:
     """ISO code of what is spoken there, or auto; by default that of the monitor."""
     model: str | None = None
     """A recogniser of its own; by default that of the monitor."""
-    loud_db: Annotated[float, Gt(0)] | None = None
+    loud_db: Annotated[float, Gt(0), Lt(100)] | None = None
     """Tell of sounds so many dB above what is usual there."""
 
 
@@ -41,32 +45,48 @@ def load_cameras(path: str | Path) -> list[Camera]:
     """Cameras listed under `cameras` in a YAML file.
 
     Raises:
-        UserError: no such file, no cameras, an unknown key, or a name that occurs twice.
+        UserError: no such file, no cameras, an unknown key, a value that cannot be used, or a name
+            that occurs twice.
     """
     from pydantic import TypeAdapter, ValidationError
 
     from mmtransfer.config import read_yaml
 
     path, reader = Path(path), TypeAdapter(Camera)
-    rows = read_yaml(path).get("cameras")
+    content = read_yaml(path)
+    rows = content.get("cameras")
     if not isinstance(rows, list) or not rows:
+        kind = "an empty list" if rows == [] else type(rows).__name__
         raise UserError(
             f"{path}: expected a list under 'cameras', each with name and url; found "
-            f"{'none' if rows is None else type(rows).__name__}."
+            f"{'none' if rows is None else kind}."
         )
+    if others := sorted(str(key) for key in content if key != "cameras"):
+        raise UserError(f"{path}: expected 'cameras' alone, found '{others[0]}' beside it.")
     cameras: list[Camera] = []
+    known = ", ".join(field.name for field in fields(Camera))
     for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}: camera {number}: expected keys with values ({known}), found {row!r}."
+            )
+        where = f"{path}: camera {number}"
         try:
             camera = reader.validate_python(row)
+            checked_address(camera.url)
+            WatchList(camera.watch)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            known = ", ".join(field.name for field in fields(Camera))
+            key = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"{where}: {key}: {first['msg']}. Keys are {known}.") from None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        if printable(camera.name) != camera.name:
             raise UserError(
-                f"{path}: camera {number}: {where}: {first['msg']}. Keys are {known}."
-            ) from None
+                f"{where}: name: expected no control characters, found {camera.name!r}."
+            )
         if camera.name in {other.name for other in cameras}:
-            raise UserError(f"{path}: camera {number}: the name '{camera.name}' occurs twice.")
+            raise UserError(f"{where}: the name '{camera.name}' occurs twice.")
         beside = path.parent / camera.url
         if "://" not in camera.url and beside.exists():
             camera = replace(camera, url=str(beside))
@@ -77,13 +97,17 @@ def load_cameras(path: str | Path) -> list[Camera]:
 def named_cameras(sources: Iterable[str | Path | Camera]) -> list[Camera]:
     """Sources with names: of a file, its own without the ending; of a stream, its host and path
     without user and password; numbered where a name is taken.
+
+    Raises:
+        UserError: an address that is none.
     """
     listed = [s if isinstance(s, Camera) else str(s) for s in sources]
     taken = {source.name for source in listed if isinstance(source, Camera)}
     cameras = []
     for source in listed:
+        checked_address(source if isinstance(source, str) else source.url)
         if isinstance(source, str):
-            name = stem = _short_name(source)
+            name = stem = printable(_short_name(source))
             number = 1
             while name in taken:
                 number += 1
@@ -99,6 +123,37 @@ def _short_name(source: str) -> str:
         return Path(source).stem or source
     address = urlsplit(public_address(source))
     return f"{address.netloc}{address.path}".rstrip("/") or source
+
+
+def checked_address(source: str) -> str:
+    """The source, if it is a path, or an address with a host and a port that can be one.
+
+    Raises:
+        UserError: an address that is none.
+    """
+    if "://" in source:
+        try:
+            urlsplit(source).port  # noqa: B018 - raises for what is no port
+        except ValueError as error:
+            raise UserError(f"{source}: not an address: {error}.") from None
+    return source
+
+
+def file_name(name: str) -> str:
+    """A camera's or segment's name as part of a file's: names that differ never become the same."""
+    plain = re.sub(r"[^\w.@-]+", "-", name)
+    if plain == name and not name.startswith("."):
+        return name
+    return f"{plain.lstrip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def printable(text: str) -> str:
+    r"""A name as files and terminals take it: bytes that are no UTF-8, and control characters, are
+    written as in `\x0a`.
+    """
+    return "".join(
+        f"\\x{ord(c) & 0xFF:02x}" if unicodedata.category(c) in ("Cc", "Cs") else c for c in text
+    )
 
 
 def public_address(source: str) -> str:

@@ -5,7 +5,6 @@ again.
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import av
+
+from mmtransfer.audio import media_file
+from mmtransfer.monitoring.cameras import file_name
 
 AROUND_S = 5.0
 """Seconds before and after the alert."""
@@ -24,7 +26,7 @@ _KINDS = ("audio", "video")
 
 def clip_path(folder: Path, camera: str, moment: str) -> Path:
     """Where the clip of an alert goes; Matroska holds whatever a camera sends."""
-    return folder / re.sub(r"[^\w.-]+", "-", camera) / (re.sub(r"[^\w.-]+", "-", moment) + ".mkv")
+    return folder / file_name(camera) / f"{file_name(moment)}.mkv"
 
 
 def cut_recording(source: str, start: float, end: float, path: Path) -> None:
@@ -33,7 +35,7 @@ def cut_recording(source: str, start: float, end: float, path: Path) -> None:
     Raises:
         OSError: the file cannot be read or written.
     """
-    with av.open(source, metadata_errors="replace") as container:
+    with av.open(media_file(source), metadata_errors="replace") as container:
         streams = [s for s in container.streams if s.type in _KINDS]
         origin = (container.start_time or 0) / 1e6
         container.seek(int((max(0.0, start) + origin) * 1e6), backward=True)

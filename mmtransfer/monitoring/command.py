@@ -13,17 +13,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.audio import MediaError, is_standard_input, open_media
+from mmtransfer.audio import MediaError, is_piped, is_standard_input, open_media
 from mmtransfer.decoding import DecodingOptions
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring.alerts import Channel, Mqtt, Webhook
+from mmtransfer.monitoring.alerts import STOPPED, Channel, Mqtt, Settled, Webhook
 from mmtransfer.monitoring.cameras import Camera, load_cameras, named_cameras, public_address
 from mmtransfer.monitoring.dashboard import dashboard, host_and_port, metrics_server
+from mmtransfer.monitoring.folders import is_folder
 from mmtransfer.monitoring.journal import Journal
 from mmtransfer.monitoring.live import SourceEvent, is_live
 from mmtransfer.monitoring.memory import keep_steady
 from mmtransfer.monitoring.pipeline import Monitor, load_monitor
-from mmtransfer.monitoring.readers import is_folder
 from mmtransfer.monitoring.sinks import (
     FileSink,
     ReportSink,
@@ -53,14 +53,16 @@ def run(arguments: Namespace) -> int:
     outputs = [Path(path) for path in arguments.output]
     endless = [c.name for c in cameras if is_live(c.url) or is_folder(c.url)]
     check_outputs(outputs, live=endless)
+    _check_places(arguments, cameras, outputs)
     for camera in cameras:  # before the model is loaded, which takes seconds
         WatchList(camera.watch)
-        if camera.name not in endless and not is_standard_input(camera.url):
-            open_media(camera.url).close()
-    if arguments.metrics_port:
+        if camera.name not in endless and not is_piped(camera.url):
+            with open_media(camera.url) as container:
+                if len(container.streams.audio) > 1:
+                    tracks = len(container.streams.audio)
+                    logger.warning("%s: has %d audio tracks; the first is read", camera.url, tracks)
+    if arguments.metrics_port is not None:
         host_and_port(arguments.metrics_port)
-    if arguments.clips and Path(arguments.clips).is_file():
-        raise UserError(f"{arguments.clips}: expected a folder for clips, found a file.")
     with ExitStack() as opened:
         journal = None
         if arguments.journal:
@@ -79,20 +81,74 @@ def run(arguments: Namespace) -> int:
             sentiment=arguments.sentiment,
             clips=Path(arguments.clips) if arguments.clips else None,
         )
+        # Whatever may fail comes before the files of an earlier run are written anew.
+        if arguments.metrics_port is not None:
+            host, _ = host_and_port(arguments.metrics_port)
+            port = opened.enter_context(metrics_server(monitor.stats, arguments.metrics_port))
+            logger.info("numbers for Prometheus at http://%s:%d/metrics", host, port)
         opened.callback(lambda: print(summary(monitor.stats), file=sys.stderr))
         sinks = _sinks(arguments, cameras, outputs, opened)
-        for line in journal.lines() if journal is not None else ():
-            kind = _LINES.get(line.get("event"))
-            if kind is None:
-                continue
-            for sink in sinks[line["camera"]]:
-                if not isinstance(sink, StandardOutput):  # files hold what was heard before, too
-                    sink.write(kind(**line))
-        if arguments.metrics_port:
-            opened.enter_context(metrics_server(monitor.stats, arguments.metrics_port))
+        if journal is not None:
+            _tell_again(journal, sinks, channels)
         if arguments.dashboard:
             opened.enter_context(dashboard(monitor.stats))
         return _watch(monitor, cameras, journal, sinks, channels)
+
+
+def _check_places(arguments: Namespace, cameras: list[Camera], outputs: list[Path]) -> None:
+    """Refuse to write over what is read, or among the journal's files.
+
+    Raises:
+        UserError: an output that is a source or lies in the journal's folder, or a folder for clips
+            that is none or cannot be written.
+    """
+    read = [Path(camera.url) for camera in cameras if "://" not in camera.url]
+    read += [Path(arguments.cameras)] if arguments.cameras else []
+    for output in outputs:
+        if output.exists() and any(path.exists() and path.samefile(output) for path in read):
+            raise UserError(f"{output}: is a source, and would be written over. Name another file.")
+        if arguments.journal and output.parent.resolve() == Path(arguments.journal).resolve():
+            raise UserError(
+                f"{output}: lies in the journal's folder, which is the journal's alone. Name "
+                "another folder."
+            )
+    if arguments.clips:
+        clips = Path(arguments.clips)
+        if clips.exists() and not clips.is_dir():
+            raise UserError(f"{clips}: expected a folder for clips, found a file.")
+        clips.mkdir(parents=True, exist_ok=True)
+        if not os.access(clips, os.W_OK):
+            raise UserError(f"{clips}: the folder for clips cannot be written.")
+
+
+def _tell_again(
+    journal: Journal, sinks: Mapping[str, list[Sink]], channels: Mapping[str, Channel]
+) -> None:
+    """What earlier sessions heard: files hold it, too, and alerts that were on their way when a
+    session was killed are sent again.
+    """
+    waiting: dict[tuple[str, ...], dict[str, Any]] = {}
+    for line in journal.lines():
+        event = line.get("event")
+        to = line.pop("to", [])
+        if event in ("alert delivered", "alert not delivered") and line.get("detail") != STOPPED:
+            waiting.pop((to, line["camera"], line["segment"], line.get("phrase", "")), None)
+        kind = _LINES.get(event)
+        if kind is None:
+            continue
+        for name in to:
+            waiting[(name, line["camera"], *_alert_key(line))] = line
+        for sink in sinks[line["camera"]]:
+            if not isinstance(sink, StandardOutput):
+                sink.write(kind(**line))
+    for (name, *_), alert in waiting.items():
+        if name in channels:
+            channels[name].send(alert)
+
+
+def _alert_key(alert: Mapping[str, Any]) -> tuple[str, str]:
+    """Segment and phrase; of a loud sound its own id."""
+    return alert.get("segment", alert.get("id", "")), alert.get("phrase", "")
 
 
 def _watch(
@@ -100,7 +156,7 @@ def _watch(
     cameras: list[Camera],
     journal: Journal | None,
     sinks: Mapping[str, list[Sink]],
-    channels: list[Channel],
+    channels: Mapping[str, Channel],
 ) -> int:
     failures = 0
     stops: list[int] = []
@@ -127,7 +183,7 @@ def _watch(
                 for sink in sinks[item.camera]:
                     sink.write(item)
                 if isinstance(item, Alert | Sound):
-                    for channel in channels:
+                    for channel in channels.values():
                         channel.send(asdict(item))
     finally:
         for number, handler in before.items():
@@ -144,6 +200,8 @@ def _cameras(arguments: Namespace) -> list[Camera]:
     cameras = (
         load_cameras(arguments.cameras) if arguments.cameras else named_cameras(arguments.sources)
     )
+    if sum(is_standard_input(camera.url) for camera in cameras) > 1:
+        raise UserError("standard input is named twice; it can be read once only.")
     return [
         replace(
             camera,
@@ -169,23 +227,36 @@ def _open_journal(arguments: Namespace, cameras: list[Camera]) -> Journal:
     )
 
 
-def _channels(arguments: Namespace, journal: Journal | None, opened: ExitStack) -> list[Channel]:
-    def failed(alert: Mapping[str, Any], why: str) -> None:
-        if journal is not None:
-            line = {"camera": alert["camera"], "event": "alert not delivered", "detail": why}
+def _channels(
+    arguments: Namespace, journal: Journal | None, opened: ExitStack
+) -> dict[str, Channel]:
+    """Where alerts go, by name; the journal says which arrived."""
+
+    def settled(name: str) -> Settled:
+        def write(alert: Mapping[str, Any], why: str) -> None:
+            if journal is None:
+                return
+            segment, phrase = _alert_key(alert)
+            event = "alert not delivered" if why else "alert delivered"
+            line = {"camera": alert["camera"], "event": event, "to": name, "segment": segment}
+            line |= {"phrase": phrase} if phrase else {}
             try:
-                journal.write({**line, "segment": alert.get("segment", alert.get("id"))})
+                journal.write(line | ({"detail": why} if why else {}))
             except OSError as error:  # the channel's thread goes on
                 logger.warning("the journal cannot be written (%s)", error.strerror)
 
-    made: list[Channel] = []
+        return write
+
+    made: dict[str, Channel] = {}
     if arguments.webhook:
         secret = os.environ.get("MMTRANSFER_WEBHOOK_SECRET")
-        made.append(Webhook(arguments.webhook, secret=secret, failed=failed))
+        made["webhook"] = Webhook(arguments.webhook, secret=secret, settled=settled("webhook"))
+        opened.callback(made["webhook"].close)
     if arguments.mqtt:
-        made.append(Mqtt(arguments.mqtt, failed=failed))
-    for channel in made:
-        opened.callback(channel.close)
+        made["mqtt"] = Mqtt(arguments.mqtt, settled=settled("mqtt"))
+        opened.callback(made["mqtt"].close)
+    if journal is not None:
+        journal.channels = list(made)
     return made
 
 

@@ -12,6 +12,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.monitoring.transcripts import CameraStats, MonitorStats
 
 _LOOPBACK = "127.0.0.1"
+_WIDE = 130  # columns of a terminal that hold the last text as well
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -21,28 +22,33 @@ def dashboard(stats: MonitorStats) -> Iterator[None]:
     from rich.console import Console
     from rich.live import Live
 
+    console = Console()
     with Live(
-        get_renderable=lambda: table(stats),
-        console=Console(),
+        get_renderable=lambda: table(stats, console.width),
+        console=console,
         refresh_per_second=2,
         transient=False,
     ):
         yield
 
 
-def table(stats: MonitorStats) -> Any:
-    """One row for each source."""
+def table(stats: MonitorStats, width: int) -> Any:
+    """One row for each source; what was said last where `width` columns of text have room for it,
+    and it stands above the table anyway.
+    """
     from rich.table import Table
+    from rich.text import Text
 
-    columns = ["audio", "texts", "waiting", "lag", "95 %", "RTF", "dropped", "reconnects"]
-    made = Table()
-    made.add_column("source")
-    made.add_column("state")
+    columns = ["audio", "texts", "waiting", "lag", "95 %", "RTF", "dropped", "reconn."]
+    made = Table(padding=(0, 1) if width >= _WIDE else 0)
+    made.add_column("source", overflow="fold", min_width=8)
+    made.add_column("state", no_wrap=True)
     for name in columns:
-        made.add_column(name, justify="right")
-    made.add_column("last text", ratio=1, no_wrap=True)
+        made.add_column(name, justify="right", no_wrap=True)
+    if width >= _WIDE:
+        made.add_column("last text", ratio=1, no_wrap=True, min_width=20)
     for name, camera in list(stats.cameras.items()):
-        made.add_row(
+        row = [
             name,
             _state(camera),
             f"{camera.audio_s:.0f} s",
@@ -54,7 +60,8 @@ def table(stats: MonitorStats) -> Any:
             str(camera.dropped),
             str(camera.reconnects),
             camera.last_text,
-        )
+        ]
+        made.add_row(*(Text(cell) for cell in row[: len(made.columns)]))  # as it is: no markup
     return made
 
 
@@ -117,6 +124,7 @@ def host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:
         raise UserError(f"metrics: expected [HOST:]PORT, found '{address}'.")
+    host = host.removeprefix("[").removesuffix("]")  # of an IPv6 address
     return host or _LOOPBACK, int(port)
 
 
@@ -146,8 +154,9 @@ def metrics_server(stats: MonitorStats, address: str) -> Iterator[int]:
 
     try:
         server = ThreadingHTTPServer(place, Handler)
-    except OSError as error:
-        raise UserError(f"metrics: cannot listen on {address}: {error.strerror}.") from None
+    except (OSError, UnicodeError) as error:  # also of a name that no host has
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"metrics: cannot listen on {address}: {reason}.") from None
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.2,), name="metrics", daemon=True)
     thread.start()

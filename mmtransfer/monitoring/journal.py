@@ -20,11 +20,12 @@ from typing import Any
 
 from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring.cameras import public_address
+from mmtransfer.monitoring.cameras import printable, public_address
 from mmtransfer.monitoring.spool import Spool
+from mmtransfer.monitoring.transcripts import FileDone, recording_of
 
 _HEADER = "journal.json"
-_FORMAT = 1
+_FORMAT = 2
 _ROTATE_BYTES = 64 << 20
 _SPANS = 4096  # segments kept, to know again what a file holds
 _SAMPLE_BYTES = 1 << 20  # of a recording, that tell it from another of the same name
@@ -36,12 +37,16 @@ class Heard:
 
     ids: dict[str, set[str]]
     """Segments by camera."""
-    ended: set[str]
-    """Cameras whose recording was read to its end."""
-    files: dict[str, set[str]] = field(default_factory=dict)
-    """Files of a folder that are done with, by camera."""
-    spans: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    """Where segments lie that were found in a folder's last files, by camera."""
+    ends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The last line of a recording's end, by camera."""
+    files: dict[str, dict[tuple[str, int], FileDone]] = field(default_factory=dict)
+    """Files of a folder that are done with, by camera, then name and inode."""
+    spans: dict[str, list[tuple[str, float, float]]] = field(default_factory=dict)
+    """Where segments lie that were found in a folder's last files, by camera: the recording, start
+    and end.
+    """
+    sounds: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    """Likewise loud sounds: the recording and start."""
 
 
 class Journal:
@@ -64,6 +69,8 @@ class Journal:
         from filelock import FileLock, Timeout
 
         self._folder, self._rotate_bytes = Path(folder), rotate_bytes
+        self.channels: list[str] = []
+        """Where alerts are sent; their lines say so, and it is known later which never arrived."""
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(f"{folder}: expected a folder for the journal, found a file.")
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -105,12 +112,18 @@ class Journal:
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            other, known = found["model"], found["sources"]
+            other, known = dict(found["model"]), dict(found["sources"])
+            other["name"], other["digest"], found["format"]
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"{path}: damaged. Give --journal another folder, and keep this one's .jsonl files."
             ) from None
         again = "Go on with the same, or give --journal another folder."
+        if found["format"] != _FORMAT:
+            raise UserError(
+                f"{self._folder}: this journal was written by another version (format "
+                f"{found['format']}, now {_FORMAT}). Give --journal another folder."
+            )
         if other["digest"] != digest:
             raise UserError(
                 f"{self._folder}: this journal was written with another model ({other['name']}, "
@@ -149,29 +162,44 @@ class Journal:
             yield from self._lines(path)
 
     def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    found = json.loads(line)
+                    if "camera" not in found or not isinstance(found, dict):
+                        raise ValueError("no camera")
+                except ValueError:
+                    raise UserError(
+                        f"{path}: line {number} is damaged: expected an object with a camera, "
+                        f"found {line[:40]!r}. Mend or remove the line; nothing else is lost."
+                    ) from None
+                yield found
 
     def heard(self, recordings: Collection[str], waiting: Collection[str]) -> Heard:
         """What was dealt with: all segments of these recordings, and of live sources those that
         are still in the spool, where a kill between journal and spool can leave them.
         """
-        found = Heard({}, set())
+        found = Heard({})
         # What a live source left in the spool was journalled last; months of it need not be read.
         for path in self.files if recordings else self.files[-2:]:
             for line in self._lines(path):
                 camera = line["camera"]
                 if "id" in line and (camera in recordings or line["id"] in waiting):
+                    of, start = recording_of(line["id"]), line["start"]
                     found.ids.setdefault(camera, set()).add(line["id"])
-                    if line.get("event") != "sound":
-                        found.spans.setdefault(camera, []).append((line["start"], line["end"]))
-                elif line.get("event") == "end":
-                    found.ended.add(camera)
+                    if line.get("event") == "sound":
+                        found.sounds.setdefault(camera, []).append((of, start))
+                    else:
+                        found.spans.setdefault(camera, []).append((of, start, line["end"]))
+                elif line.get("event") in ("end", "cut"):
+                    found.ends[camera] = line
                 elif line.get("event") == "file":
-                    found.files.setdefault(camera, set()).add(line["detail"])
+                    done, files = FileDone.of_line(line), found.files.setdefault(camera, {})
+                    files.pop((done.name, done.inode), None)  # the last of a name comes last
+                    files[done.name, done.inode] = done
                     # A segment may reach into the next file; earlier ones are not read again.
                     del found.spans.setdefault(camera, [])[:-_SPANS]
+                    del found.sounds.setdefault(camera, [])[:-_SPANS]
         return found
 
     def spool(self) -> Spool:
@@ -190,7 +218,7 @@ class Journal:
             self._append(lines)
 
     def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+        data = "".join(self._text(line) for line in lines).encode()
         file = self._current(len(data))
         size = _size(file)  # not its position, which a write that failed has moved
         try:
@@ -200,6 +228,11 @@ class Journal:
         except OSError:
             os.ftruncate(file.fileno(), size)
             raise
+
+    def _text(self, line: Mapping[str, Any]) -> str:
+        if self.channels and line.get("event") in ("alert", "sound"):
+            line = {**line, "to": self.channels}
+        return json.dumps(line, ensure_ascii=False) + "\n"
 
     def _current(self, more: int) -> Any:
         day = time.strftime("%Y-%m-%d")
@@ -231,7 +264,7 @@ def source_identity(source: str) -> str:
     if "://" in source:
         return public_address(source)
     if not path.is_file():
-        return str(path.resolve()) if path.is_dir() else source
+        return printable(str(path.resolve()) if path.is_dir() else source)
     with path.open("rb") as file:
         beginning = hashlib.sha256(file.read(_SAMPLE_BYTES)).hexdigest()[:16]
-    return f"{path.resolve()} {beginning}"
+    return f"{printable(str(path.resolve()))} {beginning}"

@@ -13,22 +13,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.audio import is_standard_input
+from mmtransfer.audio import is_piped
 from mmtransfer.decoding import DecodingOptions, Hypothesis
 from mmtransfer.errors import UserError
 from mmtransfer.guards import rejection
-from mmtransfer.monitoring.cameras import Camera, named_cameras, public_address
+from mmtransfer.monitoring.cameras import Camera, named_cameras, printable, public_address
 from mmtransfer.monitoring.clips import AROUND_S, Recorder, clip_path, cut_recording
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, FairQueue, Job
-from mmtransfer.monitoring.journal import Journal
+from mmtransfer.monitoring.folders import is_folder, read_folder, series
+from mmtransfer.monitoring.journal import Heard, Journal
 from mmtransfer.monitoring.live import LiveSettings, SourceEvent, SteadyClock, is_live
 from mmtransfer.monitoring.memory import give_back
-from mmtransfer.monitoring.readers import Draft, FileDone, Reader, is_folder, reader_of
-from mmtransfer.monitoring.sound import SoundLevel
+from mmtransfer.monitoring.readers import Cut, Draft, Reader, read_camera, read_recording
 from mmtransfer.monitoring.spool import Spool
 from mmtransfer.monitoring.transcripts import (
     Alert,
     CameraStats,
+    FileDone,
     MonitorStats,
     NoText,
     Partial,
@@ -38,6 +39,7 @@ from mmtransfer.monitoring.transcripts import (
     Transcript,
     agreed_beginning,
     alerts,
+    recording_of,
     segment_id,
     transcript,
 )
@@ -56,6 +58,7 @@ _READER_EXIT_S = 10.0  # a read of a failing disk may hang; do not wait for it f
 _DRAIN_S = 4.0  # after a request to stop; what is not decoded by then stays in the spool
 _DRAFTS = 4  # provisional readings in a batch; a full batch would keep what is final waiting
 _DISK_RETRY_S = 1.0
+_SAME_SOUND_S = 1.0  # a sound is told again after a second of less at the soonest
 
 
 class Monitor:
@@ -156,11 +159,13 @@ class Monitor:
                     settings=self._settings,
                     live=self._live,
                     clock=clock,
-                    sound=None if camera.loud_db is None else SoundLevel(camera.loud_db),
+                    loud_db=camera.loud_db,
                     recorder=output.recorder,
                     files_done=output.files_done,
+                    known_s=output.known_s,
                 )
-                readers.append(reader.start(reader_of(camera.url)))
+                read = read_camera if output.is_live else read_recording
+                readers.append(reader.start(read_folder if output.is_folder else read))
             yield from run.items(self._stopping)
         finally:
             self._stopping.set()
@@ -192,17 +197,19 @@ class _Output:
     def __init__(self, camera: Camera, recognizer: Recognizer, stats: CameraStats, count: int):
         self.camera, self.name = camera, camera.name
         self.recognizer, self.stats = recognizer, stats
-        self.source = public_address(camera.url)
+        self.source = printable(public_address(camera.url))
         self.is_live, self.is_folder = is_live(camera.url), is_folder(camera.url)
+        self.is_piped = is_piped(camera.url)
         self.watched = WatchList(camera.watch)
         self.most = max(BATCH_SEGMENTS, _WAITING_SEGMENTS // max(1, count))
         self.room = threading.Semaphore(self.most)
         self.recorder: Recorder | None = None
         # What an earlier session of the monitor has dealt with.
         self.heard: set[str] = set()
-        self.spans: list[tuple[float, float]] = []
-        self.files_done: set[str] = set()
-        self.has_ended = False
+        self.spans: list[tuple[str, float, float]] = []
+        self.sounds: list[tuple[str, float]] = []
+        self.files_done: list[FileDone] = []
+        self.has_ended, self.known_s = False, 0.0
         self.count = self.emitted = 0
         self.in_memory = 0  # segments of a live source whose samples are held
         # By place; None for one that the journal has already.
@@ -212,14 +219,42 @@ class _Output:
         self.said = ("", "")  # its segment, and its text
         self.cut_to = 0.0  # end of the last whole segment
 
+    def take_up(self, heard: Heard) -> None:
+        """What an earlier session has dealt with."""
+        self.heard = heard.ids.get(self.name, set())
+        self.files_done = [*heard.files.get(self.name, {}).values()]
+        if self.is_folder:
+            self.spans = [(series(of), a, b) for of, a, b in heard.spans.get(self.name, [])]
+            self.sounds = [(series(of), at) for of, at in heard.sounds.get(self.name, [])]
+        end = heard.ends.get(self.name)
+        if end is None or self.is_live or self.is_folder or self.is_piped:
+            return
+        path = Path(self.camera.url)
+        size = path.stat().st_size if path.is_file() else None
+        if size == end.get("size"):
+            self.has_ended = end["event"] == "end"
+        else:  # it has grown, and is read on
+            self.known_s = end["seconds"]
+
     def is_known(self, identity: str, start: float, end: float) -> bool:
         """Whether an earlier session has dealt with a segment. In a folder, where reading may begin
         at another file, it may have been cut a little differently.
         """
         if identity in self.heard:
             return True
-        return self.is_folder and any(
-            min(end, b) - max(start, a) > 0.5 * min(end - start, b - a) for a, b in self.spans
+        if not self.spans:
+            return False
+        own = series(recording_of(identity))
+        return any(
+            of == own and min(end, b) - max(start, a) > 0.5 * min(end - start, b - a)
+            for of, a, b in self.spans
+        )
+
+    def is_known_sound(self, sound: Sound) -> bool:
+        """The same for a sound."""
+        own = series(recording_of(sound.id)) if self.sounds else ""
+        return sound.id in self.heard or any(
+            of == own and abs(at - sound.start) < _SAME_SOUND_S for of, at in self.sounds
         )
 
 
@@ -245,7 +280,7 @@ class _Run:
             if output.is_live
         }
         # Recordings can be read again; of other sources nothing may be lost while a disk is full.
-        self._waits = any(o.is_live or is_standard_input(o.camera.url) for o in outputs)
+        self._waits = any(output.is_live or output.is_piped for output in outputs)
         self._is_endless = self._waits or any(output.is_folder for output in outputs)
         self._spool: Spool | None = None
         engines = {id(o.recognizer.engine): o.recognizer.engine for o in outputs}
@@ -272,10 +307,7 @@ class _Run:
         recordings = {output.name for output in self.outputs if not output.is_live}
         heard = self._journal.heard(recordings, {identity for _, identity, _ in left})
         for output in self.outputs:
-            output.heard = heard.ids.get(output.name, set())
-            output.spans = heard.spans.get(output.name, [])
-            output.files_done = heard.files.get(output.name, set())
-            output.has_ended = not output.is_live and output.name in heard.ended
+            output.take_up(heard)
         numbers = {output.name: number for number, output in enumerate(self.outputs)}
         for name, identity, segment in left:
             if identity not in self.outputs[numbers[name]].heard:
@@ -327,7 +359,7 @@ class _Run:
                 output.stats.is_connected = item.event == "connected"
             self._told.append(item)
         elif isinstance(item, Sound):
-            if item.id not in output.heard:
+            if not output.is_known_sound(item):
                 output.stats.alerts += 1
                 self._told.append(replace(item, clip=self._clip(output, item)))
         elif isinstance(item, FileDone):
@@ -336,17 +368,19 @@ class _Run:
         elif isinstance(item, Draft):
             self._add_draft(number, item)
         else:
-            identity = segment_id(output.name, item.start)
-            if output.is_known(identity, item.start, item.end):
+            cut = Cut(item, output.name, None) if isinstance(item, Segment) else item
+            segment = cut.segment
+            identity = segment_id(cut.of, segment.start)
+            if output.is_known(identity, segment.start, segment.end):
                 output.done[output.count] = None
                 output.count += 1
                 return
             if self._spool is not None and output.is_live:
                 try:
-                    self._spool.add(output.name, identity, item)
+                    self._spool.add(output.name, identity, segment)
                 except OSError as error:  # no room on the disk; it is still in memory
                     logger.warning("%s: a segment is held in memory alone (%s)", output.name, error)
-            self._add(number, identity, item)
+            self._add(number, identity, segment, source=cut.source)
 
     def _take_results(self, event: Future[list[_Result]]) -> None:
         for job, result in zip(self._running.pop(event), event.result(), strict=True):
@@ -404,10 +438,18 @@ class _Run:
 
     # --- segments -----------------------------------------------------------------------------
 
-    def _add(self, number: int, identity: str, segment: Segment, *, spooled: bool = False) -> None:
+    def _add(
+        self,
+        number: int,
+        identity: str,
+        segment: Segment,
+        *,
+        source: str | None = None,
+        spooled: bool = False,
+    ) -> None:
         output = self.outputs[number]
         kind = _kind(output.recognizer, output.recognizer.context_s(segment.samples))
-        job = Job(number, output.count, identity, segment, *kind)
+        job = Job(number, output.count, identity, segment, *kind, source=source)
         output.count += 1
         output.stats.waiting += 1
         if output.is_live:
@@ -502,7 +544,9 @@ class _Run:
             kind, most = _kind(output.recognizer, longer)
             self._waiting.add(replace(job, kind=kind, most=most, is_repeat=True))
             return
-        found: Transcript | NoText = transcript(output.source, output.name, segment, hypothesis)
+        found: Transcript | NoText = transcript(
+            job.source or output.source, output.name, job.id, segment, hypothesis
+        )
         if reason is not None:
             output.stats.rejected[reason] += 1
             logger.debug("%.1f s: rejected (%s): %s", segment.start, reason, hypothesis.text)
@@ -561,7 +605,7 @@ class _Run:
                     raised = [replace(a, clip=self._clip_name(output, a.segment)) for a in raised]
                 line: Any = found
                 if isinstance(found, FileDone):
-                    line = {"camera": output.name, "event": "file", "detail": found.name}
+                    line = found.line(output.name)
                 if found is not None and not self._write(line, *raised):
                     return
                 del output.done[output.emitted]
@@ -595,7 +639,7 @@ class _Run:
 
     def _clip_name(self, output: _Output, moment: str) -> str | None:
         # What was piped in is gone; what lies in a folder stays there.
-        if self._clips is None or output.is_folder or is_standard_input(output.camera.url):
+        if self._clips is None or output.is_folder or output.is_piped:
             return None
         return str(clip_path(self._clips, output.name, moment))
 

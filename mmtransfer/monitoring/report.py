@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mmtransfer.audio import AUDIO_SUFFIXES
+from mmtransfer.monitoring.cameras import printable
 from mmtransfer.monitoring.transcripts import Alert, Sound, Transcript
 
 _PAGE = """<!doctype html>
@@ -140,7 +141,7 @@ def report(source: str, items: Sequence[Transcript | Alert | Sound], *, folder: 
     address = source if "://" in source else ""
     if not address and path.is_file():
         try:
-            address = quote(Path(os.path.relpath(path, folder)).as_posix())
+            address = quote(os.fsencode(Path(os.path.relpath(path, folder)).as_posix()))
         except ValueError:  # another drive
             address = path.resolve().as_uri()
     element = "audio" if path.suffix.lower() in AUDIO_SUFFIXES else "video"
@@ -152,5 +153,5 @@ def report(source: str, items: Sequence[Transcript | Alert | Sound], *, folder: 
     rows = sorted((asdict(item) for item in items), key=lambda row: float(row["start"]))
     # "</" or "<!--" in a text would end the script element, or open another.
     data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c")
-    title = html.escape(path.name if "://" not in source else source)
+    title = html.escape(printable(path.name if "://" not in source else source))
     return _PAGE.format(title=title, player=player, data=data)

@@ -7,6 +7,7 @@ is on disk when a run is interrupted.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import IO, Protocol
 
 from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
+from mmtransfer.monitoring.cameras import file_name
 from mmtransfer.monitoring.report import report
 from mmtransfer.monitoring.transcripts import Alert, Partial, Sound, Transcript
 
@@ -174,6 +176,8 @@ def check_outputs(paths: list[Path], live: Sequence[str] = ()) -> None:
             raise UserError(f"{path}: expected a file to write, found a folder.")
         if not path.parent.is_dir():
             raise UserError(f"{path}: the folder {path.parent} does not exist.")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UserError(f"{path}: cannot be written; its permissions forbid it.")
 
 
 def output_path(path: Path, camera: str, cameras: list[str]) -> Path:
@@ -182,5 +186,4 @@ def output_path(path: Path, camera: str, cameras: list[str]) -> Path:
     """
     if len(cameras) == 1 or path.suffix not in _OF_ONE_RECORDING:
         return path
-    plain = camera.replace("/", "-")  # a stream's name holds its path
-    return path.with_name(f"{path.stem}.{plain}{path.suffix}")
+    return path.with_name(f"{path.stem}.{file_name(camera)}{path.suffix}")

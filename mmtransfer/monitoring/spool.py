@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from mmtransfer.cache import atomic_path
 from mmtransfer.segments import Segment
 
+logger = logging.getLogger(__name__)
 _SUFFIX = ".segment"  # a line of JSON, then 16-bit samples
 
 
@@ -68,7 +70,17 @@ class Spool:
         heads = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
             with path.open("rb") as file:
-                heads.append(json.loads(file.readline()))
+                line = file.readline()
+            try:
+                head = json.loads(line)
+                whole = len(line) + 2 * head["samples"] == path.stat().st_size
+                if not whole or path != self._path(head["id"]):
+                    raise ValueError("not as it was written")
+            except (ValueError, KeyError, TypeError):
+                logger.warning("%s: damaged; it is left aside, and not recognised", path)
+                path.replace(path.with_suffix(".damaged"))
+                continue
+            heads.append(head)
         for head in sorted(heads, key=lambda head: head["start"]):
             silence = np.broadcast_to(np.float32(0), head["samples"])
             segment = Segment(head["start"], head["end"], silence, head["samples_start"])

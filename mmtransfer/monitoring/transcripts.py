@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from mmtransfer.decoding import Hypothesis
@@ -117,6 +117,32 @@ class Sound:
 
 
 @dataclass(frozen=True)
+class FileDone:
+    """A file as it was when it was read, and all segments that began in it have been handed on."""
+
+    name: str
+    """Its path in the folder."""
+    size: int
+    mtime_ns: int
+    inode: int
+    seconds: float = 0.0
+    """Audio that was read."""
+    beginning: str = ""
+    """Digest of the first samples."""
+    hashed: int = 0
+    """How many samples that is the digest of."""
+
+    def line(self, camera: str) -> dict[str, Any]:
+        """The journal's line."""
+        return {"camera": camera, "event": "file", **asdict(self)}
+
+    @classmethod
+    def of_line(cls, line: Mapping[str, Any]) -> FileDone:
+        """What a line of the journal says."""
+        return cls(**{field.name: line[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
 class SourceEnd:
     """Nothing more will come from a source."""
 
@@ -124,12 +150,19 @@ class SourceEnd:
     camera: str
     error: Exception | None
     """Why it ended before its time; what came before is transcribed."""
+    size: int | None = None
+    """Bytes of a recording."""
+    seconds: float = 0.0
+    """Audio that was read."""
 
     def line(self) -> dict[str, Any]:
-        """The journal's line: only a recording that was read to its end is not read again."""
+        """The journal's line: a recording that was read to its end, and has not grown since, is not
+        read again.
+        """
+        read = {"size": self.size, "seconds": self.seconds}
         if self.error is None:
-            return {"camera": self.camera, "event": "end"}
-        return {"camera": self.camera, "event": "cut", "detail": str(self.error)}
+            return {"camera": self.camera, "event": "end", **read}
+        return {"camera": self.camera, "event": "cut", **read, "detail": str(self.error)}
 
 
 class Stopped(Exception):  # noqa: N818 - an event, not an error
@@ -227,9 +260,16 @@ class MonitorStats:
         return self.wall_s / self.audio_s if self.audio_s else 0.0
 
 
-def segment_id(camera: str, start: float) -> str:
-    """Name of a segment: the same whenever the same recording is read with the same settings."""
-    return f"{camera}@{start:.3f}"
+def segment_id(of: str, start: float) -> str:
+    """Name of a segment of a camera or of one of its recordings: the same whenever the same
+    recording is read with the same settings.
+    """
+    return f"{of}@{start:.3f}"
+
+
+def recording_of(identity: str) -> str:
+    """What the segment of this name is of."""
+    return identity.rpartition("@")[0]
 
 
 def agreed_beginning(one: str, other: str) -> str:
@@ -245,7 +285,9 @@ def agreed_beginning(one: str, other: str) -> str:
     return "".join(words[1][:count]).strip()
 
 
-def transcript(source: str, camera: str, segment: Segment, hypothesis: Hypothesis) -> Transcript:
+def transcript(
+    source: str, camera: str, identity: str, segment: Segment, hypothesis: Hypothesis
+) -> Transcript:
     """A segment with what it was recognised as."""
     offset = segment.samples_start
     words = [
@@ -260,7 +302,7 @@ def transcript(source: str, camera: str, segment: Segment, hypothesis: Hypothesi
     return Transcript(
         source=source,
         camera=camera,
-        id=segment_id(camera, segment.start),
+        id=identity,
         start=round(segment.start, 3),
         end=round(segment.end, 3),
         text=hypothesis.text,

@@ -1,0 +1,297 @@
+"""Folders that recordings are written to: files that grow, change, move, and come side by side."""
+
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import EXAMPLE, write_media
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_faults import lines_of, same_segments, write_at
+from test_live import happened, said
+from test_monitoring import FakeEngine, decode
+
+from mmtransfer.audio import SAMPLE_RATE
+from mmtransfer.monitoring import Camera, Journal, Monitor, Transcript
+from mmtransfer.monitoring.folders import Folder, differing_numbers, series
+from mmtransfer.monitoring.transcripts import FileDone
+from mmtransfer.recognition import Recognizer
+from mmtransfer.segments import Segmenter
+
+
+@pytest.fixture(scope="module")
+def speech():
+    """Two utterances of the example between silences."""
+    samples = decode(EXAMPLE / "monitor.mp4")[int(5.5 * SAMPLE_RATE) : int(14.2 * SAMPLE_RATE)]
+    silence = np.zeros(SAMPLE_RATE)
+    return np.concatenate([silence, samples, silence]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def spoken(speech):
+    """(start, end) of its segments."""
+    segmenter = Segmenter()
+    return [(s.start, s.end) for s in [*segmenter.feed(speech), *segmenter.finish()]]
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A file is complete after a second without a change."""
+    monkeypatch.setattr("mmtransfer.monitoring.folders._SETTLED_S", 1.0)
+
+
+def watch(folder, journal, until, *, loud=None, seconds=30.0):
+    """What a session of the monitor tells, and the journal's lines after it."""
+    book = Journal(journal, model="m", model_digest="d", sources={"site": str(folder)})
+    monitor = Monitor(Recognizer(FakeEngine(workers=1)))
+    items, timer = [], threading.Timer(seconds, monitor.stop)
+    timer.start()
+    for item in monitor.watch([Camera("site", str(folder), loud_db=loud)], journal=book):
+        items.append(item)
+        if until(items):
+            monitor.stop()
+    timer.cancel()
+    book.close()
+    return items, lines_of(journal)
+
+
+def texts(lines, name=""):
+    return [line for line in lines if "text" in line and name in line["id"]]
+
+
+def complete_names(folder):
+    return [unread.name for unread in folder.look()]
+
+
+# --- which files are complete ---------------------------------------------------------------------
+
+
+def test_every_file_that_grows_is_left_alone(tmp_path, monkeypatch):
+    """Not only the newest; also one whose time lies in the future, and one dated back."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    folder = Folder(tmp_path)
+    for name in ("a.wav", "b.wav", "future.wav", "past.wav"):
+        (tmp_path / name).write_bytes(b"x")
+    long_ago = time.time() - 3600
+    os.utime(tmp_path / "past.wav", (long_ago, long_ago))
+    os.utime(tmp_path / "future.wav", (time.time() + 9e6, time.time() + 9e6))
+    assert complete_names(folder) == ["past.wav"]
+    for size in range(2, 14):
+        clock[0] += 1
+        for name in ("a.wav", "b.wav", "past.wav"):
+            (tmp_path / name).write_bytes(b"x" * size)
+            os.utime(tmp_path / name, (long_ago + size, long_ago + size))
+        expected = ["future.wav"] if clock[0] >= 1010 else []
+        assert complete_names(folder) == expected
+    clock[0] += 10
+    assert sorted(complete_names(folder)) == ["a.wav", "b.wav", "future.wav", "past.wav"]
+    assert folder.writing == set()
+
+
+def test_a_file_is_known_again_by_name_and_by_inode(tmp_path):
+    path, old = tmp_path / "a.wav", time.time() - 60
+    path.write_bytes(b"x")
+    os.utime(path, (old, old))
+    folder = Folder(tmp_path)
+    assert complete_names(folder) == ["a.wav"]
+    state = path.stat()
+    folder.add(FileDone("a.wav", state.st_size, state.st_mtime_ns, state.st_ino))
+    assert complete_names(folder) == []
+    path.rename(tmp_path / "b.wav")
+    assert complete_names(folder) == []
+    os.utime(tmp_path / "b.wav", (old + 1, old + 1))
+    (found,) = folder.look()
+    assert found.before.name == "a.wav"
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (("cam1/000.wav", "cam2/000.wav", "cam1/001.wav"), 0),
+        (("cam1/000.wav", "cam2/000.wav", "cam2/001.wav"), 1),
+        (("1/2026-01-01/23.59.wav", "2/2026-01-01/23.59.wav", "2/2026-01-02/00.00.wav"), 1),
+    ],
+)
+def test_the_next_recording_is_that_of_the_same_camera(names, chosen):
+    assert len({series(name) for name in names}) == 1
+    distances = [differing_numbers(name, names[2]) for name in names[:2]]
+    assert distances[chosen] == min(distances)
+    assert distances[chosen] != distances[1 - chosen]
+
+
+@given(name=st.text(max_size=30))
+@settings(max_examples=50)
+def test_a_name_is_of_its_own_series(name):
+    assert series(name) == series(series(name).replace("#", "7"))
+    assert differing_numbers(name, name) == (0, 0)
+
+
+# --- what is heard --------------------------------------------------------------------------------
+
+
+def test_two_cameras_in_one_folder_are_two_recordings(speech, spoken, tmp_path):
+    """Pieces that cut through words, interleaved in time; each is joined to its own next one."""
+    folder, began, step = tmp_path / "in", time.time() - 3600, 5 * SAMPLE_RATE
+    silence = np.zeros(2 * SAMPLE_RATE, np.float32)
+    voices = {"gate": speech, "yard": np.concatenate([silence, speech])}
+    for name, samples in voices.items():
+        for number, start in enumerate(range(0, len(samples), step)):
+            end = began + min(start + step, len(samples)) / SAMPLE_RATE
+            write_at(folder / f"{name}_{number:03d}.wav", samples[start : start + step], end)
+    enough = lambda items: len(said(items)) >= 2 * len(spoken)  # noqa: E731
+    _, lines = watch(folder, tmp_path / "j", enough)
+    for name, samples in voices.items():
+        segmenter = Segmenter()
+        alone = [*segmenter.feed(samples), *segmenter.finish()]
+        found = [(t["start"], t["end"]) for t in texts(lines, f"site/{name}_")]
+        same_segments(found, [(s.start, s.end) for s in alone])
+        assert found[0][0] == pytest.approx(began + alone[0].start, abs=0.05)
+    source = texts(lines)[0]["source"]
+    assert source.startswith(str(folder))
+    assert source.endswith(".wav")
+
+
+def test_a_file_that_pauses_and_grows_is_read_on(speech, spoken, tmp_path, impatient):
+    """Read up to the pause, then from there; also if a session ends in between."""
+    folder, journal = tmp_path / "in", tmp_path / "j"
+    half = int((spoken[0][1] + 0.8) * SAMPLE_RATE)
+    whole, path = tmp_path / "whole.wav", folder / "gate.wav"
+    write_media(whole, speech)
+    data = whole.read_bytes()
+    cut = len(data) - 2 * (len(speech) - half)
+    path.parent.mkdir()
+    path.write_bytes(data[:cut])  # its header tells of more than there is
+
+    def grow(items):
+        if len(said(items)) == 1 and path.stat().st_size == cut:
+            path.write_bytes(data)
+        return len(said(items)) >= 2
+
+    _, lines = watch(folder, journal, grow)
+    found = [(t["start"], t["end"]) for t in texts(lines)]
+    assert [b - a for a, b in found] == pytest.approx([b - a for a, b in spoken], abs=0.15)
+    # In two sessions, with what is new in the second one.
+    path.write_bytes(data[:cut])
+    journal = tmp_path / "j2"
+    watch(folder, journal, lambda items: len(said(items)) == 1)
+    path.write_bytes(data)
+    _, lines = watch(folder, journal, lambda items: len(said(items)) >= 1)
+    assert len(texts(lines)) == 2
+    assert len({t["id"] for t in texts(lines)}) == 2
+
+
+def test_what_is_replaced_is_heard_and_what_is_renamed_is_not(speech, spoken, tmp_path, impatient):
+    folder, journal, old = tmp_path / "in", tmp_path / "j", time.time() - 3600
+    write_at(folder / "gate.wav", speech, old)
+    watch(folder, journal, lambda items: len(said(items)) >= len(spoken))
+    (folder / "gate.wav").rename(folder / "kept.wav")
+    write_at(folder / "gate.wav", np.roll(speech, SAMPLE_RATE)[SAMPLE_RATE // 2 :], old + 5)
+    items, lines = watch(folder, journal, lambda items: len(said(items)) >= len(spoken))
+    assert len(said(items)) == len(spoken)
+    assert len(texts(lines)) == 2 * len(spoken)
+    assert not texts(lines, "kept")
+    # And nothing of it a third time: only a new file is heard.
+    write_at(folder / "new.wav", speech, old + 1000)
+    items, _ = watch(folder, journal, lambda items: len(said(items)) >= len(spoken))
+    assert {t.id.partition("@")[0] for t in said(items)} == {"site/new.wav"}
+
+
+def test_a_broken_recording_is_heard_once_it_is_repaired(speech, spoken, tmp_path, impatient):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "gate.wav").write_bytes(b"RIFF")
+
+    def repair(items):
+        if "unreadable" in happened(items) and (folder / "gate.wav").stat().st_size == 4:
+            write_media(folder / "gate.wav", speech)
+        return len(said(items)) >= len(spoken)
+
+    items, lines = watch(folder, tmp_path / "j", repair)
+    assert happened(items).count("unreadable") == 1
+    assert len(texts(lines)) == len(spoken)
+
+
+def test_speech_up_to_a_files_end_does_not_wait_for_the_next_file(speech, spoken, tmp_path):
+    folder = tmp_path / "in"
+    middle = int((spoken[-1][0] + 1.0) * SAMPLE_RATE)
+    write_at(folder / "gate_01.wav", speech[:middle], time.time() - 60)
+    items, _ = watch(folder, tmp_path / "j", lambda i: len(said(i)) >= len(spoken), seconds=15)
+    assert len(said(items)) == len(spoken)
+
+
+def test_a_stop_in_the_middle_of_a_segment_loses_nothing_of_it(speech, spoken, tmp_path):
+    """What runs when the monitor stops is not cut there and taken for whole."""
+    folder, journal = tmp_path / "in", tmp_path / "j"
+    middle = int((spoken[-1][0] + 1.0) * SAMPLE_RATE)
+    now = time.time()
+    write_at(folder / "gate_01.wav", speech[:middle], now - 60)
+    (folder / "gate_02.wav").write_bytes(b"RIFF")  # the next one is being written
+    watch(folder, journal, lambda items: len(said(items)) >= 1, seconds=6)
+    write_at(
+        folder / "gate_02.wav", speech[middle:], now - 60 + (len(speech) - middle) / SAMPLE_RATE
+    )
+    _, lines = watch(folder, journal, lambda items: len(said(items)) >= len(spoken) - 1)
+    same_segments([(t["start"], t["end"]) for t in texts(lines)], spoken)
+
+
+def test_sounds_in_a_folder_are_told_once(speech, tmp_path):
+    """Also if a session begins in the middle of what was read as one."""
+    folder, journal, at = tmp_path / "in", tmp_path / "j", time.time() - 3600
+    rng = np.random.default_rng(0)
+    noise = (0.002 * rng.standard_normal(12 * SAMPLE_RATE)).astype(np.float32)
+    for second in (4, 8):
+        noise[second * SAMPLE_RATE + 1000 :][: SAMPLE_RATE // 4] *= 150
+    pieces = [noise[: 5 * SAMPLE_RATE], np.concatenate([noise[5 * SAMPLE_RATE :], speech])]
+    for number, piece in enumerate(pieces):
+        at += len(piece) / SAMPLE_RATE
+        write_at(folder / f"{number}.wav", piece, at)
+    is_sound = lambda item: getattr(item, "event", "") == "sound"  # noqa: E731
+    # Stopped before the second file is done; then it is read again from its beginning.
+    watch(folder, journal, lambda items: len([i for i in items if is_sound(i)]) == 2, loud=20)
+    write_at(folder / "9.wav", speech, at + 100)
+    _, lines = watch(
+        folder,
+        journal,
+        lambda items: any("9.wav" in t.id for t in items if isinstance(t, Transcript)),
+        loud=20,
+    )
+    bangs = [line["start"] for line in lines if line.get("event") == "sound"]
+    first = [b for b in bangs if b < at - len(speech) / SAMPLE_RATE]
+    assert len(first) == 2
+    assert np.diff(sorted(bangs)).min() > 1.0
+
+
+def test_a_folder_that_goes_and_comes_back_is_told(speech, spoken, tmp_path):
+    folder, away = tmp_path / "in", tmp_path / "away"
+    write_at(folder / "a.wav", speech, time.time() - 60)
+
+    def until(items):
+        if len(said(items)) == len(spoken) and folder.exists() and not happened(items):
+            folder.rename(away)
+        if happened(items)[-1:] == ["lost"] and away.exists():
+            away.rename(folder)
+        return happened(items)[-1:] == ["connected"]
+
+    items, lines = watch(folder, tmp_path / "j", until)
+    assert happened(items) == ["lost", "connected"]
+    assert len(texts(lines)) == len(spoken)
+
+
+def test_file_names_of_any_bytes_are_read(speech, spoken, tmp_path):
+    """Bytes that are no UTF-8, and a colon, by which FFmpeg takes a name for an address."""
+    folder, old = tmp_path / "in", time.time() - 3600
+    folder.mkdir()
+    write_at(folder / "12:30.wav", speech, old)
+    plain = tmp_path / "plain.wav"
+    write_media(plain, speech)
+    odd = os.fsencode(folder) + b"/caf\xe9.wav"
+    os.rename(plain, odd)
+    os.utime(odd, (old + 100, old + 100))
+    enough = lambda items: len(said(items)) >= 2 * len(spoken)  # noqa: E731
+    items, lines = watch(folder, tmp_path / "j", enough)
+    names = {t["id"].partition("@")[0] for t in texts(lines)}
+    assert names == {"site/12:30.wav", "site/caf\\xe9.wav"}
+    assert not happened(items)
