@@ -89,7 +89,7 @@ def open_media(source: str | Path) -> Any:
 
 def media_file(source: str | Path) -> Any:
     """What PyAV opens a recording by: an address as it is, a file by a path that cannot be taken
-    for an address (`12:30.wav`), or opened if its name is not UTF-8.
+    for an address (`12:30.wav`), or opened if its name is not UTF-8 or it cannot be searched.
     """
     if "://" in str(source):
         return str(source)
@@ -98,12 +98,12 @@ def media_file(source: str | Path) -> Any:
         path.encode()
     except UnicodeEncodeError:
         return open(path, "rb")
-    return path
+    return open(path, "rb") if is_piped(path) else path
 
 
 def _standard_input() -> Any:
     if sys.stdin is None:
-        raise ValueError("standard input is closed")
+        raise MediaError("standard input is closed.")
     return sys.stdin.buffer
 
 
@@ -183,6 +183,11 @@ def _decoded_frames(container: Any, source: str | Path) -> Iterator[Any]:
         expected_s = length_s(container)
     read_s = max(end_s, picture_s)
     if cut is not None or (expected_s is not None and read_s < expected_s - 1.0):
+        if not end_s and "mp4" in container.format.name and is_piped(str(source)):
+            raise MediaError(
+                f"{source}: an mp4 whose index lies at its end cannot be piped. Name the file, or "
+                "pipe another container, such as mkv."
+            )
         wanted = f" of {expected_s:.1f} s" if expected_s is not None else ""
         raise TruncatedMediaError(
             f"{source}: the audio ends early, at {end_s:.1f} s{wanted}; it is cut or damaged. "

@@ -309,7 +309,13 @@ def test_cameras_come_from_a_file(tmp_path, capsys):
     assert [(c.name, c.priority) for c in cameras] == [("gate", 2), ("b", 0)]
     assert cameras[1].url == str(tmp_path / "b.mp4")
     for text, message in [
-        ("cameras: []", "expected a list"),
+        ("cameras: []", "found an empty list"),
+        ("cameras: [3]", "camera 1: expected keys with values .* found 3"),
+        ("cameras:\n- {name: a, url: b}\nother: 1", "found 'other' beside it"),
+        ("cameras:\n- {name: a, url: b, watch: ['']}", "camera 1: watch words"),
+        ("cameras:\n- {name: a, url: b, loud_db: .inf}", "camera 1: loud_db"),
+        ("cameras:\n- {name: 'a\\x07', url: b}".replace("'", '"'), "no control characters"),
+        ("cameras:\n- {name: a, url: 'rtsp://[b'}", "camera 1: .* not an address"),
         ("cameras:\n- {name: a}", "url"),
         ("cameras:\n- {name: a, url: b, colour: red}", "Keys are name, url, priority"),
         ("cameras:\n- {name: a, url: b}\n- {name: a, url: c}", "occurs twice"),

@@ -86,10 +86,10 @@ def run(arguments: Namespace) -> int:
             host, _ = host_and_port(arguments.metrics_port)
             port = opened.enter_context(metrics_server(monitor.stats, arguments.metrics_port))
             logger.info("numbers for Prometheus at http://%s:%d/metrics", host, port)
-        opened.callback(lambda: print(summary(monitor.stats), file=sys.stderr))
         sinks = _sinks(arguments, cameras, outputs, opened)
         if journal is not None:
             _tell_again(journal, sinks, channels)
+        opened.callback(lambda: print(summary(monitor.stats), file=sys.stderr))
         if arguments.dashboard:
             opened.enter_context(dashboard(monitor.stats))
         return _watch(monitor, cameras, journal, sinks, channels)

@@ -28,7 +28,7 @@ _HEADER = "journal.json"
 _FORMAT = 2
 _ROTATE_BYTES = 64 << 20
 _SPANS = 4096  # segments kept, to know again what a file holds
-_SAMPLE_BYTES = 1 << 20  # of a recording, that tell it from another of the same name
+_SAMPLE_BYTES = 1 << 16  # of a recording, that tell it from another of the same name
 
 
 @dataclass(frozen=True)
