@@ -235,6 +235,7 @@ def write_media(
         if video:
             picture = container.add_stream("libx264", rate=5)
             picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+            picture.gop_size = 10  # a whole picture every two seconds, as cameras send it
         if samples is not None:
             layout = "mono" if channels == 1 else "stereo"
             sound = container.add_stream(codec or codecs[path.suffix], rate=rate, layout=layout)

@@ -15,6 +15,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import av
 import numpy as np
 import pytest
 from conftest import EXAMPLE, ROOT, child_environment, write_media
@@ -209,6 +210,59 @@ def test_a_server_that_is_killed_and_restarted(speech, spoken, tmp_path):
     same_segments(since_connected(items, "gate"), spoken)
     assert "lost" not in happened(items, "whole")
     assert max(t.delay_s for t in said(items, "whole")) < 1.5
+
+
+@pytest.mark.slow
+def test_a_gstreamer_server_that_is_killed_and_restarted(speech, spoken, tmp_path):
+    """An RTSP server that is not ours, with picture and sound; the clip of an alert has both."""
+    python, port = "/usr/bin/python3", free_port()
+    probe = "import gi; gi.require_version('GstRtspServer', '1.0')"
+    if subprocess.run([python, "-c", probe], capture_output=True, check=False).returncode:
+        pytest.skip("needs Debian's python3-gi and gir1.2-gst-rtsp-server-1.0")
+
+    video = write_media(tmp_path / "gate.mp4", np.tile(speech, 2), video=True)
+
+    def start():
+        command = [python, str(ROOT / "tests" / "gstreamer_rtsp.py"), str(port), str(video)]
+        made = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert made.stdout is not None
+        assert made.stdout.readline() == b"ready\n"
+        return made
+
+    server, whole = start(), RtspCamera(np.tile(speech, 4))
+    before, items = 0, []
+    engine = FakeEngine(lambda context_s: "open the gate")
+    monitor = Monitor(Recognizer(engine), live=QUICK, clips=tmp_path / "clips")
+    timer = threading.Timer(90, monitor.stop)
+    timer.start()
+    cameras = [
+        Camera("gate", f"rtsp://127.0.0.1:{port}/gate", watch=["gate"]),
+        Camera("whole", whole.url),
+    ]
+    for item in monitor.watch(cameras):
+        items.append(item)
+        if not before and len(said(items, "gate")) >= 2:
+            before = len(said(items, "gate"))
+            server.kill()
+            server.wait()
+            server = start()
+        again = before and happened(items, "gate").count("connected") == 2
+        if again and len(since_connected(items, "gate")) >= 3:  # the clip of the first is there
+            monitor.stop()
+    timer.cancel()
+    server.kill()
+    server.wait()
+    whole.close()
+    same_segments(since_connected(items, "gate")[:2], spoken)
+    assert "lost" in happened(items, "gate")
+    assert "lost" not in happened(items, "whole")
+    assert max(t.delay_s for t in said(items, "whole")) < 1.5
+    kinds = set()
+    for clip in (tmp_path / "clips").rglob("*.mkv"):
+        with av.open(str(clip)) as container:
+            kinds |= {stream.type for stream in container.streams}
+            assert next(container.decode(audio=0)).samples
+    assert kinds == {"audio", "video"}
 
 
 def test_a_camera_that_connects_and_says_nothing(rtsp, speech, spoken):

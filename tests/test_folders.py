@@ -13,8 +13,8 @@ from test_faults import lines_of, same_segments, write_at
 from test_live import happened, said
 from test_monitoring import FakeEngine, decode
 
-from mmtransfer.audio import SAMPLE_RATE
-from mmtransfer.monitoring import Camera, Journal, Monitor, Transcript
+from mmtransfer.audio import SAMPLE_RATE, decode_clip
+from mmtransfer.monitoring import Alert, Camera, Journal, Monitor, Transcript
 from mmtransfer.monitoring.folders import Folder, differing_numbers, series
 from mmtransfer.monitoring.transcripts import FileDone
 from mmtransfer.recognition import Recognizer
@@ -295,3 +295,25 @@ def test_file_names_of_any_bytes_are_read(speech, spoken, tmp_path):
     names = {t["id"].partition("@")[0] for t in texts(lines)}
     assert names == {"site/12:30.wav", "site/caf\\xe9.wav"}
     assert not happened(items)
+
+
+def test_clips_are_cut_from_the_recording_in_the_folder(speech, spoken, tmp_path):
+    folder, at = tmp_path / "in", time.time() - 3600
+    write_at(folder / "1.wav", np.zeros(SAMPLE_RATE, np.float32), at - 100)
+    write_at(folder / "2.wav", speech, at)
+    monitor = Monitor(
+        Recognizer(FakeEngine(lambda context_s: "open the gate")), clips=tmp_path / "clips"
+    )
+    items, timer = [], threading.Timer(20, monitor.stop)
+    timer.start()
+    for item in monitor.watch([Camera("site", str(folder), watch=["gate"])]):
+        items.append(item)
+        if len(list((tmp_path / "clips").rglob("*.mkv"))) == len(spoken):
+            monitor.stop()
+    timer.cancel()
+    raised = [item for item in items if isinstance(item, Alert)]
+    assert len(raised) == len(spoken)
+    for alert, (start, end) in zip(raised, spoken, strict=True):
+        cut = decode_clip(alert.clip)
+        length = min(end + 5, len(speech) / SAMPLE_RATE) - max(0.0, start - 5)
+        assert len(cut) / SAMPLE_RATE == pytest.approx(length, abs=0.3)

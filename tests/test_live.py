@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -24,7 +25,7 @@ from mmtransfer.monitoring.spool import Spool
 from mmtransfer.recognition import Recognizer
 from mmtransfer.segments import Segment
 
-QUICK = LiveSettings(open_s=2.0, read_s=1.0, first_retry_s=0.1, last_retry_s=0.2)
+QUICK = LiveSettings(open_s=2.0, read_s=1.0, first_retry_s=0.1, last_retry_s=0.2, tell_again_s=0)
 
 
 def transport_stream(samples, rate=SAMPLE_RATE):
@@ -179,6 +180,20 @@ def test_a_camera_that_sends_nothing_does_not_hold_up_the_others(camera, stream,
     details = {i.camera: i.detail for i in items if isinstance(i, SourceEvent)}
     assert details["mute"].startswith(("no audio for", "no answer in time"))
     assert mute.connections >= 2
+
+
+def test_attempts_that_fail_alike_are_told_once(camera, stream):
+    """Weeks without a camera are a few lines; another failure, and its return, are told."""
+    dead, back = camera([]), camera([stream[:20_000]], [], [], [], [stream, 60])
+    alike = replace(QUICK, tell_again_s=3600.0)
+    monitor = Monitor(Recognizer(FakeEngine()), live=alike)
+
+    def enough(items):
+        return dead.connections >= 5 and happened(items, "back").count("connected") >= 2
+
+    items = collect(monitor, {"dead": dead.url, "back": back.url}, until=enough)
+    assert happened(items, "dead") == ["lost"]
+    assert happened(items, "back")[:4] == ["connected", "lost", "lost", "connected"]
 
 
 def test_a_stall_in_a_connection_is_noticed_and_what_was_said_is_kept(camera, stream, spoken):

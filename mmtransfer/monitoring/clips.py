@@ -64,7 +64,8 @@ def _copy(path: Path, packets: list[Any]) -> None:
         raise OSError("nothing to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    origin = min(float(p.dts * p.time_base) for p in packets if p.dts is not None)
+    # RTP and Matroska leave out when pictures that come out of order are to be decoded.
+    origin = min(float((p.pts if p.dts is None else p.dts) * p.time_base) for p in packets)
     try:
         with av.open(str(part), "w", format="matroska") as out:
             made: dict[int, Any] = {}
@@ -129,7 +130,7 @@ class Recorder:
 
     def keep(self, packet: Any) -> None:
         """Take the next packet of the connection."""
-        if packet.pts is None or packet.dts is None or not packet.size:
+        if packet.pts is None or not packet.size:
             return
         now = float(packet.pts * packet.time_base)
         self._ring.append((now, packet))

@@ -33,8 +33,6 @@ class Job:
     """Of a draft: whether it is the segment, unless more is said."""
     final: Job | None = None
     """What a draft that is being read turned out to be."""
-    source: str | None = None
-    """The recording, where it is one of several of its source."""
 
 
 class FairQueue:

@@ -27,7 +27,7 @@ from mmtransfer.audio import (
 from mmtransfer.monitoring.cameras import printable
 from mmtransfer.monitoring.live import SourceEvent
 from mmtransfer.monitoring.readers import Reader, moved
-from mmtransfer.monitoring.transcripts import FileDone
+from mmtransfer.monitoring.transcripts import FileDone, Recording
 from mmtransfer.segments import Segment, Segmenter
 
 _SETTLED_S = 10.0  # a file that has not changed for so long is complete
@@ -180,7 +180,6 @@ class _Part:
 
     of: str
     """Beginning of its segments' ids."""
-    source: str
     begins: float
     """Seconds of the chain before it."""
     at: float
@@ -252,7 +251,7 @@ class _Chain:
 
     def _put(self, segment: Segment) -> None:
         part = next((p for p in reversed(self._parts) if p.begins <= segment.start), self._parts[0])
-        self._reader.put(moved(segment, part.at - part.begins), part.of, part.source)
+        self._reader.put(moved(segment, part.at - part.begins), part.of)
 
     def _tell_done(self, until: float) -> None:
         """Tell of the recordings that end by then."""
@@ -316,7 +315,8 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
         if chain is None:
             chain = _Chain(reader)
             chains.append(chain)
-        chain.begin(name, _Part(of, printable(str(path)), 0.0, at + known_s), known_s)
+        reader.tell(Recording(of, path, at))
+        chain.begin(name, _Part(of, 0.0, at + known_s), known_s)
         for block in stream_audio(path):
             beginning.feed(block)
             seconds += len(block) / SAMPLE_RATE

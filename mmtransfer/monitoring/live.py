@@ -40,7 +40,6 @@ _BLOCKS_AHEAD = 64  # decoded blocks that wait for the segmenter
 _OPTIONS = {
     "rtsp_transport": "tcp",  # UDP loses packets silently
     "analyzeduration": "1000000",  # microseconds; FFmpeg's own 5 s delay the first words
-    "fflags": "nobuffer",
 }
 
 
@@ -71,8 +70,9 @@ class SourceEvent:
 
     camera: str
     event: str
-    """connected, gap, lost; silent: nothing but zeros for a minute; unreadable: a file of a
-    folder; no clip: the recording around an alert could not be kept."""
+    """connected, gap, lost (once for attempts that fail alike); silent: nothing but zeros for a
+    minute; unreadable: a file of a folder; no clip: what was around an alert could not be kept.
+    """
     at: float
     """Seconds since 1970."""
     detail: str = ""
@@ -90,6 +90,8 @@ class LiveSettings:
     """Pause before the first attempt to reconnect; each next one is twice as long."""
     last_retry_s: float = 30.0
     """Longest pause between attempts."""
+    tell_again_s: float = 3600.0
+    """Time after which it is told again that attempts fail, if they fail as before."""
     pause_s: float = 0.45
     """A pause this long ends a segment: shorter than in recordings, since somebody waits."""
     partial_s: float = 0.8
@@ -124,6 +126,7 @@ def read_live(
     pause = settings.first_retry_s
     last = 0.0  # end of all audio so far; time never goes back, also if audio came faster than it
     hung: list[_Connection] = []
+    told = ("", 0.0)  # why and when it was last told that there is no connection
     while not stopping.is_set():
         hung = [connection for connection in hung if connection.is_alive]
         if len(hung) >= _HUNG_CONNECTIONS:
@@ -138,14 +141,17 @@ def read_live(
                 if found is None:
                     continue
                 if isinstance(found, Exception):
-                    yield SourceEvent(camera, "lost", now(), _reason(found))
+                    reason = _reason(found)
+                    if reason != told[0] or now() - told[1] >= settings.tell_again_s:
+                        told = (reason, now())
+                        yield SourceEvent(camera, "lost", told[1], reason)
                     break
                 if line is None:
                     # FFmpeg hands over at once what it looked at to know the format. The last of
                     # it has just been spoken, not the first.
                     found = connection.with_what_is_there(found)
                     yield SourceEvent(camera, "connected", now())
-                    pause = settings.first_retry_s
+                    pause, told = settings.first_retry_s, ("", 0.0)
                     line, lost_s = _TimeLine(max(now() - _seconds(found), last), now()), None
                 else:
                     lost_s = line.place(found, now())

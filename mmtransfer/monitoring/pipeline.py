@@ -33,6 +33,7 @@ from mmtransfer.monitoring.transcripts import (
     MonitorStats,
     NoText,
     Partial,
+    Recording,
     Sound,
     SourceEnd,
     Stopped,
@@ -58,6 +59,7 @@ _READER_EXIT_S = 10.0  # a read of a failing disk may hang; do not wait for it f
 _DRAIN_S = 4.0  # after a request to stop; what is not decoded by then stays in the spool
 _DRAFTS = 4  # provisional readings in a batch; a full batch would keep what is final waiting
 _DISK_RETRY_S = 1.0
+_RECORDINGS = 4096  # more than there are segments in work
 _SAME_SOUND_S = 1.0  # a sound is told again after a second of less at the soonest
 
 
@@ -204,6 +206,7 @@ class _Output:
         self.most = max(BATCH_SEGMENTS, _WAITING_SEGMENTS // max(1, count))
         self.room = threading.Semaphore(self.most)
         self.recorder: Recorder | None = None
+        self.recordings: dict[str, Recording] = {}  # the last files of a folder
         # What an earlier session of the monitor has dealt with.
         self.heard: set[str] = set()
         self.spans: list[tuple[str, float, float]] = []
@@ -362,13 +365,17 @@ class _Run:
             if not output.is_known_sound(item):
                 output.stats.alerts += 1
                 self._told.append(replace(item, clip=self._clip(output, item)))
+        elif isinstance(item, Recording):
+            output.recordings[item.of] = item
+            if len(output.recordings) > _RECORDINGS:
+                del output.recordings[next(iter(output.recordings))]
         elif isinstance(item, FileDone):
             output.done[output.count] = item
             output.count += 1
         elif isinstance(item, Draft):
             self._add_draft(number, item)
         else:
-            cut = Cut(item, output.name, None) if isinstance(item, Segment) else item
+            cut = Cut(item, output.name) if isinstance(item, Segment) else item
             segment = cut.segment
             identity = segment_id(cut.of, segment.start)
             if output.is_known(identity, segment.start, segment.end):
@@ -380,7 +387,7 @@ class _Run:
                     self._spool.add(output.name, identity, segment)
                 except OSError as error:  # no room on the disk; it is still in memory
                     logger.warning("%s: a segment is held in memory alone (%s)", output.name, error)
-            self._add(number, identity, segment, source=cut.source)
+            self._add(number, identity, segment)
 
     def _take_results(self, event: Future[list[_Result]]) -> None:
         for job, result in zip(self._running.pop(event), event.result(), strict=True):
@@ -410,7 +417,7 @@ class _Run:
         text = result.hypothesis.text
         before = output.said[1] if output.said[0] == job.id else ""
         output.stats.last_text = f"{text} …"
-        if (job.id, text) != output.said:
+        if (job.id, text) != output.said and self._disk_error is None:  # nothing piles up
             times = (round(segment.start, 3), round(segment.end, 3))
             agreed = agreed_beginning(before, text)
             self._told.append(Partial(output.name, job.id, *times, text, agreed))
@@ -438,18 +445,10 @@ class _Run:
 
     # --- segments -----------------------------------------------------------------------------
 
-    def _add(
-        self,
-        number: int,
-        identity: str,
-        segment: Segment,
-        *,
-        source: str | None = None,
-        spooled: bool = False,
-    ) -> None:
+    def _add(self, number: int, identity: str, segment: Segment, *, spooled: bool = False) -> None:
         output = self.outputs[number]
         kind = _kind(output.recognizer, output.recognizer.context_s(segment.samples))
-        job = Job(number, output.count, identity, segment, *kind, source=source)
+        job = Job(number, output.count, identity, segment, *kind)
         output.count += 1
         output.stats.waiting += 1
         if output.is_live:
@@ -544,9 +543,9 @@ class _Run:
             kind, most = _kind(output.recognizer, longer)
             self._waiting.add(replace(job, kind=kind, most=most, is_repeat=True))
             return
-        found: Transcript | NoText = transcript(
-            job.source or output.source, output.name, job.id, segment, hypothesis
-        )
+        recording = output.recordings.get(recording_of(job.id))
+        source = printable(str(recording.path)) if recording else output.source
+        found: Transcript | NoText = transcript(source, output.name, job.id, segment, hypothesis)
         if reason is not None:
             output.stats.rejected[reason] += 1
             logger.debug("%.1f s: rejected (%s): %s", segment.start, reason, hypothesis.text)
@@ -638,8 +637,7 @@ class _Run:
     # --- clips --------------------------------------------------------------------------------
 
     def _clip_name(self, output: _Output, moment: str) -> str | None:
-        # What was piped in is gone; what lies in a folder stays there.
-        if self._clips is None or output.is_folder or output.is_piped:
+        if self._clips is None or output.is_piped:  # what was piped in is gone
             return None
         return str(clip_path(self._clips, output.name, moment))
 
@@ -649,11 +647,11 @@ class _Run:
         name = self._clip_name(output, moment)
         if name is None:
             return None
-        start, end, number = (
-            about.start - AROUND_S,
-            about.end + AROUND_S,
-            self.outputs.index(output),
-        )
+        start, end = about.start - AROUND_S, about.end + AROUND_S
+        number, path = self.outputs.index(output), output.camera.url
+        recording = output.recordings.get(recording_of(moment))
+        if recording is not None:  # of which there is no more than lies in it
+            path, start, end = str(recording.path), start - recording.at, end - recording.at
 
         def done(path: Path, why: str) -> None:
             if why:
@@ -666,7 +664,7 @@ class _Run:
 
         def cut() -> None:
             try:
-                cut_recording(output.camera.url, start, end, Path(name))
+                cut_recording(path, start, end, Path(name))
                 done(Path(name), "")
             except Exception as error:  # whatever it is, nobody looks into this future
                 done(Path(name), str(error) or type(error).__name__)

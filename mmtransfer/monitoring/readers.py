@@ -52,8 +52,6 @@ class Cut:
     segment: Segment
     of: str
     """Beginning of its id."""
-    source: str | None
-    """The recording, where it is one of several of its source."""
 
 
 @dataclass
@@ -100,12 +98,12 @@ class Reader:
         thread.start()
         return thread
 
-    def put(self, segment: Segment, of: str, source: str | None = None) -> None:
+    def put(self, segment: Segment, of: str) -> None:
         """Hand on a segment of a recording, when there is room."""
         while not self.room.acquire(timeout=0.2):
             if self.stopping.is_set():
                 return
-        self.events.put((self.camera, Cut(segment, of, source)))
+        self.events.put((self.camera, Cut(segment, of)))
 
     def tell(self, item: Any) -> None:
         """Hand on something that needs no room."""
@@ -198,7 +196,7 @@ def read_camera(reader: Reader) -> None:
     """Read until told to stop; what is being said then is handed on as well."""
     settings = replace(reader.settings, pause_s=min(reader.settings.pause_s, reader.live.pause_s))
     segmenter: Segmenter | None = None
-    sound = reader.sound_level()
+    sound = SoundLevel(reader.loud_db or float("inf"))  # a dead microphone is told of in any case
     base = fed_s = 0.0
     drafted_to, is_whole = 0.0, False  # of the last draft
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from mmtransfer.decoding import Hypothesis
@@ -114,6 +115,17 @@ class Sound:
     clip: str | None = None
     """As for alerts."""
     event: str = "sound"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file of a folder is being read."""
+
+    of: str
+    """Beginning of the ids of what is in it."""
+    path: Path
+    at: float
+    """When it began: seconds since 1970."""
 
 
 @dataclass(frozen=True)
