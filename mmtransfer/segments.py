@@ -84,6 +84,11 @@ class Segmenter:
         """Whether nobody speaks."""
         return self._started is None
 
+    @property
+    def scored_s(self) -> float:
+        """Seconds that have been looked at; less than a block of what was fed waits for more."""
+        return (self._first + len(self._frames)) * _FRAME_S
+
     def running(self) -> tuple[Segment, bool] | None:
         """What is being said, as the segment that it would be if it ended here, and whether its
         samples would be the very same if no more speech came; None if nobody speaks.

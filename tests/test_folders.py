@@ -222,14 +222,17 @@ def test_speech_up_to_a_files_end_does_not_wait_for_the_next_file(speech, spoken
     assert len(said(items)) == len(spoken)
 
 
-def test_a_stop_in_the_middle_of_a_segment_loses_nothing_of_it(speech, spoken, tmp_path):
-    """What runs when the monitor stops is not cut there and taken for whole."""
+@pytest.mark.parametrize("after_s", [0.05, 0.3, 1.0])
+def test_a_stop_in_the_middle_of_a_segment_loses_nothing_of_it(speech, spoken, tmp_path, after_s):
+    """What runs when the monitor stops is not cut there and taken for whole, and a file whose last
+    second has not been looked at is not done.
+    """
     folder, journal = tmp_path / "in", tmp_path / "j"
-    middle = int((spoken[-1][0] + 1.0) * SAMPLE_RATE)
+    middle = int((spoken[-1][0] + after_s) * SAMPLE_RATE)
     now = time.time()
     write_at(folder / "gate_01.wav", speech[:middle], now - 60)
     (folder / "gate_02.wav").write_bytes(b"RIFF")  # the next one is being written
-    watch(folder, journal, lambda items: len(said(items)) >= 1, seconds=6)
+    watch(folder, journal, lambda items: False, seconds=4)  # it has been read by then
     write_at(
         folder / "gate_02.wav", speech[middle:], now - 60 + (len(speech) - middle) / SAMPLE_RATE
     )

@@ -241,7 +241,7 @@ class _Chain:
         if running is not None:
             self._tell_done(running[0].start)
         elif self._segmenter.is_idle:
-            self._tell_done(self._length)
+            self._tell_done(self._segmenter.scored_s)
 
     def finish(self) -> None:
         """Nothing follows."""
@@ -329,7 +329,8 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
         why = printable(str(error))
         reader.tell(SourceEvent(reader.name, "unreadable", reader.clock(), why))
         if not seconds and before is not None:  # once it is whole again it may be read on
-            done = replace(before, name=name, size=done.size, mtime_ns=done.mtime_ns)
+            known = (before.seconds, before.beginning, before.hashed)
+            done = FileDone(name, done.size, done.mtime_ns, done.inode, *known)
     if seconds:
         digest, hashed = beginning.digest()
         done = replace(done, seconds=seconds, beginning=digest, hashed=hashed)
