@@ -670,6 +670,30 @@ def test_alerts_reach_an_mqtt_broker(broker):
     assert sorted(settled) == [(0, ""), (1, ""), (2, "")]
 
 
+def test_answers_of_a_broker_do_not_hold_up_who_sends(broker):
+    """The client holds a lock while it tells of an answer, and wants it to send."""
+    port, start, _ = broker
+    start()
+    settled = []
+    channel = Mqtt(f"mqtt://127.0.0.1:{port}/a", settled=lambda a, why: settled.append(why))
+
+    def send():
+        for number in range(800):
+            channel.send({"number": number})
+
+    sending = threading.Thread(target=send, daemon=True)
+    sending.start()
+    sending.join(30)
+    assert not sending.is_alive()
+    deadline = time.monotonic() + 30
+    while len(settled) < 800 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    channel.close()
+    assert settled == [""] * 800
+    assert not channel._open
+    assert not channel._answered
+
+
 def test_a_broker_that_is_away_loses_nothing_untold():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -200,6 +200,7 @@ class Mqtt:
             raise UserError("mqtt: needs paho-mqtt. pip install 'mmtransfer[mqtt]'") from None
         self._settled = settled or (lambda alert, why: None)
         self._open: dict[int, Mapping[str, Any]] = {}  # by message, until the broker has it
+        self._answered: set[int] = set()  # messages that it had before they were noted
         self._lock = threading.Lock()
         self._client = paho.Client(paho.CallbackAPIVersion.VERSION2)
         if parts.username:
@@ -215,16 +216,24 @@ class Mqtt:
 
     def send(self, alert: Mapping[str, Any]) -> None:
         """Put an alert in line; returns at once."""
-        with self._lock:  # the broker may answer before the message has been noted
-            info = self._client.publish(self._topic, json.dumps(alert, ensure_ascii=False), qos=1)
-            if info.rc in (0, 4):  # sent, or to be sent once connected
+        # Without our lock: the client holds one of its own here, and while it tells of an answer.
+        info = self._client.publish(self._topic, json.dumps(alert, ensure_ascii=False), qos=1)
+        why = ""
+        with self._lock:
+            if info.mid in self._answered:
+                self._answered.discard(info.mid)
+            elif info.rc in (0, 4):  # sent, or to be sent once connected
                 self._open[info.mid] = alert
                 return
-        self._settled(alert, "too many alerts wait")
+            else:
+                why = "too many alerts wait"
+        self._settled(alert, why)
 
     def _published(self, client: Any, data: Any, message: int, *rest: Any) -> None:
         with self._lock:
             alert = self._open.pop(message, None)
+            if alert is None:
+                self._answered.add(message)
         if alert is not None:
             self._settled(alert, "")
 
