@@ -256,6 +256,15 @@ def write_media(
     return path
 
 
+@pytest.fixture(scope="session")
+def speech() -> np.ndarray:
+    """Two utterances of the example between silences, at 16 kHz."""
+    from mmtransfer.audio import decode_clip
+
+    silence = np.zeros(16_000, np.float32)
+    return np.concatenate([silence, decode_clip(EXAMPLE / "monitor.mp4", 5.5, 14.2), silence])
+
+
 def write_dataset(
     folder: Path, texts: list[str], *, groups: list[str] | None = None, seconds: float = 1.0
 ) -> Path:

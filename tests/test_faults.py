@@ -31,14 +31,6 @@ from mmtransfer.segments import Segmenter, SegmenterSettings
 
 
 @pytest.fixture(scope="module")
-def speech():
-    """Two utterances of the example between silences."""
-    samples = decode(EXAMPLE / "monitor.mp4")[int(5.5 * SAMPLE_RATE) : int(14.2 * SAMPLE_RATE)]
-    silence = np.zeros(SAMPLE_RATE)
-    return np.concatenate([silence, samples, silence]).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
 def spoken(speech):
     """(start, end) of its segments, as a camera's are cut."""
     segmenter = Segmenter(SegmenterSettings(pause_s=LiveSettings().pause_s), 3)

@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 import pytest
-from conftest import EXAMPLE, write_media
+from conftest import write_media
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_faults import lines_of, same_segments, write_at
 from test_live import happened, said
-from test_monitoring import FakeEngine, decode
+from test_monitoring import FakeEngine
 
 from mmtransfer.audio import SAMPLE_RATE, decode_clip
 from mmtransfer.monitoring import Alert, Camera, Journal, Monitor, Transcript
@@ -19,14 +19,6 @@ from mmtransfer.monitoring.folders import Folder, differing_numbers, series
 from mmtransfer.monitoring.transcripts import FileDone
 from mmtransfer.recognition import Recognizer
 from mmtransfer.segments import Segmenter
-
-
-@pytest.fixture(scope="module")
-def speech():
-    """Two utterances of the example between silences."""
-    samples = decode(EXAMPLE / "monitor.mp4")[int(5.5 * SAMPLE_RATE) : int(14.2 * SAMPLE_RATE)]
-    silence = np.zeros(SAMPLE_RATE)
-    return np.concatenate([silence, samples, silence]).astype(np.float32)
 
 
 @pytest.fixture(scope="module")

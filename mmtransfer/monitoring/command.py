@@ -116,6 +116,12 @@ def _check_places(arguments: Namespace, cameras: list[Camera], outputs: list[Pat
         clips = Path(arguments.clips)
         if clips.exists() and not clips.is_dir():
             raise UserError(f"{clips}: expected a folder for clips, found a file.")
+        for folder in (path for path in read if path.is_dir()):
+            if clips.resolve().is_relative_to(folder.resolve()):
+                raise UserError(
+                    f"{clips}: lies in {folder}, whose recordings are read, and clips would be "
+                    "among them. Name another folder."
+                )
         clips.mkdir(parents=True, exist_ok=True)
         if not os.access(clips, os.W_OK):
             raise UserError(f"{clips}: the folder for clips cannot be written.")
