@@ -15,7 +15,7 @@ from test_monitoring import FakeEngine
 
 from mmtransfer.audio import SAMPLE_RATE, decode_clip
 from mmtransfer.monitoring import Alert, Camera, Journal, Monitor, Transcript
-from mmtransfer.monitoring.folders import Folder, differing_numbers, series
+from mmtransfer.monitoring.folders import Folder, follows, series
 from mmtransfer.monitoring.transcripts import FileDone
 from mmtransfer.recognition import Recognizer
 from mmtransfer.segments import Segmenter
@@ -96,29 +96,32 @@ def test_a_file_is_known_again_by_name_and_by_inode(tmp_path):
     assert complete_names(folder) == []
     os.utime(tmp_path / "b.wav", (old + 1, old + 1))
     (found,) = folder.look()
-    assert found.before.name == "a.wav"
+    assert found.before[0].name == "a.wav"
 
 
 @pytest.mark.parametrize(
-    ("names", "chosen"),
+    ("name", "last", "differ"),
     [
-        (("cam1/000.wav", "cam2/000.wav", "cam1/001.wav"), 0),
-        (("cam1/000.wav", "cam2/000.wav", "cam2/001.wav"), 1),
-        (("1/2026-01-01/23.59.wav", "2/2026-01-01/23.59.wav", "2/2026-01-02/00.00.wav"), 1),
+        ("cam1/001.wav", "cam1/000.wav", 1),
+        ("cam1/010.wav", "cam1/9.wav", 1),
+        ("1/2026-01-02/00.00.wav", "1/2026-01-01/23.59.wav", 3),
+        ("20260102T000000.mkv", "20260101T235900.mkv", 2),
+        ("cam2/000.wav", "cam1/000.wav", 1),  # as near as a name can be; their times tell
+        ("cam1/001.wav", "cam2/000.wav", 0),
+        ("cam3/12.01.wav", "cam2/12.00.wav", 0),
+        ("cam1/000.wav", "cam1/000.wav", 0),
+        ("gate_1.wav", "yard_0.wav", 0),
     ],
 )
-def test_the_next_recording_is_that_of_the_same_camera(names, chosen):
-    assert len({series(name) for name in names}) == 1
-    distances = [differing_numbers(name, names[2]) for name in names[:2]]
-    assert distances[chosen] == min(distances)
-    assert distances[chosen] != distances[1 - chosen]
+def test_the_next_recording_is_that_of_the_same_camera(name, last, differ):
+    assert follows(name, last) == differ
 
 
 @given(name=st.text(max_size=30))
 @settings(max_examples=50)
 def test_a_name_is_of_its_own_series(name):
     assert series(name) == series(series(name).replace("#", "7"))
-    assert differing_numbers(name, name) == (0, 0)
+    assert follows(name, name) == 0
 
 
 # --- what is heard --------------------------------------------------------------------------------

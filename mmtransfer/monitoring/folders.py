@@ -34,7 +34,6 @@ _SETTLED_S = 10.0  # a file that has not changed for so long is complete
 _LOOK_S = 1.0  # how often a folder is looked at
 _JOINED_S = 1.0  # files this close follow each other without a gap
 _PATIENCE_S = 60.0  # beyond twice a file's length, how long the next one of its series may take
-_BEGINNING = 10 * SAMPLE_RATE  # samples that tell a recording from another of the same name
 _EDGE = SAMPLE_RATE // 2  # the last samples of a file change when it grows
 MEDIA_SUFFIXES = (
     *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".ts", ".flv", ".mpg"),
@@ -49,49 +48,44 @@ class Unread:
 
     path: Path
     name: str
-    before: FileDone | None = None
-    """What was read under its name, or of it under another name."""
+    before: tuple[FileDone, ...] = ()
+    """What was read under its name, or of it under another name, if it is the same file."""
 
 
-class Beginning:
-    """The first samples of a recording, by which it is known again when it has grown."""
+class _Digest:
+    """Of the audio of a file, by which it is known again when it has grown."""
 
     def __init__(self) -> None:
-        self._blocks: list[np.ndarray] = []
-        self._kept = self._all = 0
+        self._made, self._left = hashlib.sha256(), np.zeros(0, np.float32)
+        self._count = 0
 
     def feed(self, samples: np.ndarray) -> None:
         """The next samples."""
-        self._all += len(samples)
-        if self._kept < _BEGINNING:
-            self._blocks.append(samples[: _BEGINNING - self._kept])
-            self._kept += len(self._blocks[-1])
+        joined = np.concatenate([self._left, samples])
+        ready = max(0, len(joined) - _EDGE)
+        self._made.update(joined[:ready].tobytes())
+        self._left = joined[ready:]
+        self._count += ready
 
-    def digest(self) -> tuple[str, int]:
+    def result(self) -> tuple[str, int]:
         """Digest, and of how many samples."""
-        count = max(0, min(self._kept, self._all - _EDGE))
-        return _digest(self._blocks, count), count
+        return self._made.hexdigest()[:16], self._count
 
 
-def _digest(blocks: Iterable[np.ndarray], count: int) -> str:
-    """Of the first `count` samples; empty if there are fewer, or none are asked for."""
-    made, left = hashlib.sha256(), count
-    for block in blocks:
-        if not left:
-            break
-        made.update(block[:left].tobytes())
-        left -= min(left, len(block))
-    return made.hexdigest()[:16] if count and not left else ""
-
-
-def begins_alike(path: Path, before: FileDone) -> bool:
-    """Whether a file begins like one that was read, so that it has only grown since.
+def goes_on(path: Path, before: FileDone) -> bool:
+    """Whether a file holds all that was read of another, so that it is the same and has grown.
 
     Raises:
         MediaError: the file cannot be read.
     """
-    blocks = stream_audio(path) if before.hashed else iter(())
-    return _digest(blocks, before.hashed) == before.beginning
+    made, left = hashlib.sha256(), before.hashed
+    if left:
+        for block in stream_audio(path):
+            made.update(block[:left].tobytes())
+            left -= min(left, len(block))
+            if not left:
+                break
+    return not left and (not before.hashed or made.hexdigest()[:16] == before.digest)
 
 
 def recorded_at(path: Path) -> float:
@@ -109,13 +103,17 @@ def series(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def differing_numbers(one: str, other: str) -> tuple[int, int]:
-    """How far apart two names of a series are: how many numbers differ, and how far to the left
-    (what counts the recordings of a camera stands behind what names the camera).
+def follows(name: str, last: str) -> int:
+    """Whether a name of the same series comes after another: the first number that differs is
+    greater, and those behind it begin again (a counter, a date, a time). Returns how many numbers
+    differ, 0 if it does not come after.
     """
-    pairs = list(zip(re.findall(r"\d+", one), re.findall(r"\d+", other), strict=True))
-    differ = [place for place, (a, b) in enumerate(pairs) if a != b]
-    return len(differ), -differ[0] if differ else 0
+    pairs = zip(re.findall(r"\d+", name), re.findall(r"\d+", last), strict=True)
+    differ = [(int(new), int(old)) for new, old in pairs if int(new) != int(old)]
+    if series(name) != series(last) or not differ:
+        return 0
+    (new, old), *behind = differ
+    return len(differ) if new > old and all(a < b for a, b in behind) else 0
 
 
 class Folder:
@@ -156,14 +154,15 @@ class Folder:
             if not stat.S_ISREG(state.st_mode):
                 continue
             name = printable(path.relative_to(self.path).as_posix())
-            before = self._by_name.get(name) or self._by_inode.get(state.st_ino)
+            known = (self._by_inode.get(state.st_ino), self._by_name.get(name))
+            before = tuple(dict.fromkeys(one for one in known if one is not None))
             version = (state.st_size, state.st_mtime_ns)
-            if before is not None and version == (before.size, before.mtime_ns):
+            if any(version == (one.size, one.mtime_ns) for one in before):
                 continue
-            known, since = self._changing.get(name, (None, 0.0))
-            if known is None:  # a time in the future says nothing
+            last, since = self._changing.get(name, (None, 0.0))
+            if last is None:  # a time in the future says nothing
                 since = now - max(0.0, today - state.st_mtime)
-            elif known != version:
+            elif last != version:
                 since = now
             changing[name] = (version, since)
             if now - since < _SETTLED_S:
@@ -178,12 +177,15 @@ class Folder:
 class _Part:
     """A recording in a chain."""
 
+    name: str
     of: str
     """Beginning of its segments' ids."""
-    begins: float
-    """Seconds of the chain before it."""
     at: float
-    """When it was recorded: seconds since 1970."""
+    """When it began: seconds since 1970."""
+    known_s: float
+    """Seconds of it that were heard before."""
+    begins: float = 0.0
+    """Seconds of the chain before what is new in it."""
     done: FileDone | None = None
     """Once it has been read."""
 
@@ -199,44 +201,50 @@ class _Chain:
         self._reader, self._segmenter = reader, Segmenter(reader.settings)
         self._sound = reader.sound_level()
         self._parts: deque[_Part] = deque()  # whose segments have not all been handed on
-        self._length = 0.0  # seconds of all that was fed
+        self._length = self._handed_on = 0.0  # seconds of all that was fed; end of the last segment
+        self.heard_s = 0.0
+        """Seconds of the next recording that were heard before."""
         # Of the last recording: its name, its seconds, when it ended, when it had been read.
-        self._name, self._file_s, self._end, self._read_at = "", 0.0, 0.0, 0.0
+        self._name, self._file_s, self.end_at, self._read_at = "", 0.0, 0.0, 0.0
 
-    def follows(self, name: str, at: float, known_s: float) -> bool:
-        """Whether this goes on where the last one ended; `known_s` of it have been read."""
-        if known_s:
-            return name == self._name and abs(known_s - self._file_s) < 0.001
-        return series(name) == series(self._name) and abs(at - self._end) < _JOINED_S
+    def follows(self, name: str, at: float, known_s: float) -> int:
+        """Whether this goes on where the last one ended, `known_s` of it having been read; if it
+        does, how different its name is.
+        """
+        if known_s and name == self._name:
+            return int(abs(known_s - self._file_s) < 0.001)
+        return follows(name, self._name) if abs(at - self.end_at) < _JOINED_S else 0
 
-    def distance(self, name: str) -> tuple[int, int]:
-        """How different a name is from that of the last recording."""
-        return differing_numbers(name, self._name)
+    def may_go_on(self, pending: set[str], until: float | None = None) -> bool:
+        """Whether the next recording may still come: one of its series is unread or is being
+        written, and not too much time has passed (`until`: that was recorded meanwhile).
+        """
+        waited = time.monotonic() - self._read_at if until is None else until - self.end_at
+        return series(self._name) in pending and waited < 2 * self._file_s + _PATIENCE_S
 
-    def may_go_on(self, folder: Folder) -> bool:
-        """Whether a file is being written that may be the next one."""
-        waited = time.monotonic() - self._read_at
-        return series(self._name) in folder.writing and waited < 2 * self._file_s + _PATIENCE_S
-
-    def begin(self, name: str, part: _Part, known_s: float) -> None:
+    def begin(self, part: _Part) -> None:
         """The next recording."""
         part.begins = self._length
         self._parts.append(part)
-        self._name, self._file_s, self._end = name, known_s, part.at
+        self._name, self._file_s = part.name, part.known_s
+        self.end_at, self.heard_s = part.at + part.known_s, 0.0
 
     def feed(self, samples: np.ndarray) -> None:
         """Audio of it."""
-        self._reader.hear(samples, self._end, self._sound, self._parts[-1].of)
+        self._reader.hear(samples, self.end_at, self._sound, self._parts[-1].of)
         seconds = len(samples) / SAMPLE_RATE
         self._length += seconds
         self._file_s += seconds
-        self._end += seconds
+        self.end_at += seconds
         for segment in self._segmenter.feed(samples):
             self._put(segment)
 
     def end(self, done: FileDone) -> None:
         """It has been read."""
-        self._parts[-1].done, self._read_at = done, time.monotonic()
+        part = self._parts[-1]
+        part.done, self._read_at = done, time.monotonic()
+        self.heard_s = max(0.0, part.known_s - done.seconds)
+        self._file_s, self.end_at = done.seconds, part.at + done.seconds
         running = self._segmenter.running()
         if running is not None:
             self._tell_done(running[0].start)
@@ -251,15 +259,23 @@ class _Chain:
 
     def _put(self, segment: Segment) -> None:
         part = next((p for p in reversed(self._parts) if p.begins <= segment.start), self._parts[0])
-        self._reader.put(moved(segment, part.at - part.begins), part.of)
+        self._reader.put(moved(segment, part.at + part.known_s - part.begins), part.of)
+        self._handed_on = segment.end
 
     def _tell_done(self, until: float) -> None:
         """Tell of the recordings that end by then."""
         while self._parts and self._parts[0].done is not None:
-            ends = self._parts[1].begins if len(self._parts) > 1 else self._length
-            if ends > until:
+            after = self._parts[1] if len(self._parts) > 1 else None
+            if (after.begins if after else self._length) > until:
                 return
-            self._reader.tell(self._parts.popleft().done)
+            done = self._parts.popleft().done
+            # Stopped meanwhile, its last segments may not have been taken.
+            if done is None or self._reader.stopping.is_set():
+                return
+            if after and self._handed_on > after.begins:
+                reach = after.known_s + self._handed_on - after.begins
+                done = replace(done, into=after.name, into_s=round(reach, 3))
+            self._reader.tell(done)
 
 
 def is_folder(source: str) -> bool:
@@ -274,7 +290,7 @@ def read_folder(reader: Reader) -> None:
     being written is left until it is complete; one that grows later is read on. Those that follow
     each other are read as one.
     """
-    folder, is_there = Folder(Path(reader.source), reader.files_done), True
+    folder, is_there = Folder(Path(reader.source), reader.folder.done.values()), True
     chains: list[_Chain] = []
     while not reader.stopping.is_set():
         looked = time.monotonic()
@@ -283,42 +299,52 @@ def read_folder(reader: Reader) -> None:
             event = ("connected", "") if is_there else ("lost", "the folder is not there")
             reader.tell(SourceEvent(reader.name, event[0], reader.clock(), event[1]))
         found = folder.look()
-        for unread in found:
+        for place, unread in enumerate(found):
             folder.add(_read_file(reader, unread, chains))
             if reader.stopping.is_set():  # what is running is read again in the next session
                 return
+            pending = {series(one.name) for one in found[place + 1 :]} | folder.writing
+            latest = max((chain.end_at for chain in chains), default=0.0)
+            _finish(chains, [one for one in chains if not one.may_go_on(pending, latest)])
         if found:
             continue
-        for chain in [chain for chain in chains if not chain.may_go_on(folder)]:
-            chain.finish()
-            chains.remove(chain)
+        _finish(chains, [one for one in chains if not one.may_go_on(folder.writing)])
         took = time.monotonic() - looked  # months of recordings take a while to list
         reader.stopping.wait(max(_LOOK_S, 10 * took))
 
 
+def _finish(chains: list[_Chain], over: list[_Chain]) -> None:
+    for chain in over:
+        chain.finish()
+        chains.remove(chain)
+
+
 def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone:
     """Read what is new in a file, as part of the chain that it follows or of a new one."""
-    path, name, before = unread.path, unread.name, unread.before
+    path, name = unread.path, unread.name
     # As it is now: if it changes while it is read, it will be read on.
     done = FileDone(name, *_state(path))
     chain: _Chain | None = None
-    beginning, seconds = Beginning(), 0.0
+    digest, seconds = _Digest(), 0.0
     try:
         at = recorded_at(path)
-        is_known = before is not None and begins_alike(path, before)
-        known_s = before.seconds if before is not None and is_known else 0.0
+        before = next((one for one in unread.before if goes_on(path, one)), None)
         # Another recording under a known name, and what was added to one, has ids of its own.
-        is_new = before is None or not (is_known or before.name == name)
-        of = f"{reader.name}/{name}" if is_new else f"{reader.name}/{name}~{done.mtime_ns:x}"
-        following = [one for one in chains if one.follows(name, at, known_s)]
-        chain = min(following, key=lambda one: one.distance(name), default=None)
+        is_new = before is None and all(one.name != name for one in unread.before)
+        of = f"{reader.name}/{name}" + ("" if is_new else f"~{done.mtime_ns:x}")
+        known_s = before.seconds if before is not None else 0.0
+        distances = [one.follows(name, at, known_s) for one in chains]
+        if any(distances):
+            chain = chains[distances.index(min(filter(None, distances)))]
         if chain is None:
             chain = _Chain(reader)
             chains.append(chain)
-        reader.tell(Recording(of, path, at))
-        chain.begin(name, _Part(of, 0.0, at + known_s), known_s)
+        heard_s = max(chain.heard_s, _heard_s(reader, name, done.inode, is_new))
+        known_s = max(known_s, heard_s)
+        reader.tell(Recording(name, done.inode, of, round(at, 6), path))
+        chain.begin(_Part(name, of, at, known_s))
         for block in stream_audio(path):
-            beginning.feed(block)
+            digest.feed(block)
             seconds += len(block) / SAMPLE_RATE
             fresh = round((seconds - known_s) * SAMPLE_RATE)
             if fresh > 0:
@@ -328,17 +354,29 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
     except (MediaError, OSError) as error:  # the other files are read all the same
         why = printable(str(error))
         reader.tell(SourceEvent(reader.name, "unreadable", reader.clock(), why))
-        if not seconds and before is not None:  # once it is whole again it may be read on
-            known = (before.seconds, before.beginning, before.hashed)
+        if not seconds and unread.before:  # once it is whole again it may be read on
+            last = unread.before[-1]
+            known = (last.seconds, last.digest, last.hashed)
             done = FileDone(name, done.size, done.mtime_ns, done.inode, *known)
     if seconds:
-        digest, hashed = beginning.digest()
-        done = replace(done, seconds=seconds, beginning=digest, hashed=hashed)
+        made, hashed = digest.result()
+        done = replace(done, seconds=seconds, digest=made, hashed=hashed)
     if chain is None:
         reader.tell(done)
     else:
         chain.end(done)
     return done
+
+
+def _heard_s(reader: Reader, name: str, inode: int, is_new: bool) -> float:
+    """Seconds of a file that an earlier session has heard, in which it was not done with it."""
+    begun = reader.folder.begun
+    found = begun.pop((name, inode), None)
+    if found is None:  # renamed or copied meanwhile
+        same = next((key for key in begun if inode == key[1] or name == key[0]), None)
+        found = begun.pop(same) if same is not None else 0.0
+    reach = reader.folder.into.pop(name, 0.0) if is_new else 0.0
+    return max(found, reach)
 
 
 def _state(path: Path) -> tuple[int, int, int]:

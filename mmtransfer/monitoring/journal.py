@@ -22,12 +22,11 @@ from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.cameras import printable, public_address
 from mmtransfer.monitoring.spool import Spool
-from mmtransfer.monitoring.transcripts import FileDone, recording_of
+from mmtransfer.monitoring.transcripts import FileDone, FolderState, recording_of
 
 _HEADER = "journal.json"
 _FORMAT = 2
 _ROTATE_BYTES = 64 << 20
-_SPANS = 4096  # segments kept, to know again what a file holds
 _SAMPLE_BYTES = 1 << 16  # of a recording, that tell it from another of the same name
 
 
@@ -39,14 +38,10 @@ class Heard:
     """Segments by camera."""
     ends: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The last line of a recording's end, by camera."""
-    files: dict[str, dict[tuple[str, int], FileDone]] = field(default_factory=dict)
-    """Files of a folder that are done with, by camera, then name and inode."""
-    spans: dict[str, list[tuple[str, float, float]]] = field(default_factory=dict)
-    """Where segments lie that were found in a folder's last files, by camera: the recording, start
-    and end.
-    """
-    sounds: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
-    """Likewise loud sounds: the recording and start."""
+    folders: dict[str, FolderState] = field(default_factory=dict)
+    """What was read of folders, by camera."""
+    sounds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """When there were loud sounds, by camera and recording."""
 
 
 class Journal:
@@ -180,26 +175,36 @@ class Journal:
         are still in the spool, where a kill between journal and spool can leave them.
         """
         found = Heard({})
+        reading: dict[str, dict[str, tuple[str, int, float]]] = {}  # by camera and beginning of ids
         # What a live source left in the spool was journalled last; months of it need not be read.
         for path in self.files if recordings else self.files[-2:]:
             for line in self._lines(path):
                 camera = line["camera"]
                 if "id" in line and (camera in recordings or line["id"] in waiting):
-                    of, start = recording_of(line["id"]), line["start"]
+                    of = recording_of(line["id"])
                     found.ids.setdefault(camera, set()).add(line["id"])
                     if line.get("event") == "sound":
-                        found.sounds.setdefault(camera, []).append((of, start))
-                    else:
-                        found.spans.setdefault(camera, []).append((of, start, line["end"]))
+                        sounds = found.sounds.setdefault(camera, {})
+                        sounds.setdefault(of, []).append(line["start"])
+                    elif of in reading.get(camera, {}):
+                        # Segments come in order: what lies before the end of one has been heard.
+                        name, inode, at = reading[camera][of]
+                        found.folders[camera].begun[name, inode] = line["end"] - at
                 elif line.get("event") in ("end", "cut"):
                     found.ends[camera] = line
+                elif line.get("event") == "reading":
+                    found.folders.setdefault(camera, FolderState())
+                    names = reading.setdefault(camera, {})
+                    names[line["of"]] = (line["name"], line["inode"], line["at"])
                 elif line.get("event") == "file":
-                    done, files = FileDone.of_line(line), found.files.setdefault(camera, {})
-                    files.pop((done.name, done.inode), None)  # the last of a name comes last
-                    files[done.name, done.inode] = done
-                    # A segment may reach into the next file; earlier ones are not read again.
-                    del found.spans.setdefault(camera, [])[:-_SPANS]
-                    del found.sounds.setdefault(camera, [])[:-_SPANS]
+                    done = FileDone.of_line(line)
+                    state = found.folders.setdefault(camera, FolderState())
+                    state.done.pop((done.name, done.inode), None)  # the last of a name comes last
+                    state.done[done.name, done.inode] = done
+                    state.begun.pop((done.name, done.inode), None)
+                    state.into.pop(done.name, None)
+                    if done.into:
+                        state.into[done.into] = done.into_s
         return found
 
     def spool(self) -> Spool:

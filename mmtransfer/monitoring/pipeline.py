@@ -20,7 +20,7 @@ from mmtransfer.guards import rejection
 from mmtransfer.monitoring.cameras import Camera, named_cameras, printable, public_address
 from mmtransfer.monitoring.clips import AROUND_S, Recorder, clip_path, cut_recording
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, FairQueue, Job
-from mmtransfer.monitoring.folders import is_folder, read_folder, series
+from mmtransfer.monitoring.folders import is_folder, read_folder
 from mmtransfer.monitoring.journal import Heard, Journal
 from mmtransfer.monitoring.live import LiveSettings, SourceEvent, SteadyClock, is_live
 from mmtransfer.monitoring.memory import give_back
@@ -30,6 +30,7 @@ from mmtransfer.monitoring.transcripts import (
     Alert,
     CameraStats,
     FileDone,
+    FolderState,
     MonitorStats,
     NoText,
     Partial,
@@ -163,7 +164,7 @@ class Monitor:
                     clock=clock,
                     loud_db=camera.loud_db,
                     recorder=output.recorder,
-                    files_done=output.files_done,
+                    folder=output.folder,
                     known_s=output.known_s,
                 )
                 read = read_camera if output.is_live else read_recording
@@ -209,14 +210,13 @@ class _Output:
         self.recordings: dict[str, Recording] = {}  # the last files of a folder
         # What an earlier session of the monitor has dealt with.
         self.heard: set[str] = set()
-        self.spans: list[tuple[str, float, float]] = []
-        self.sounds: list[tuple[str, float]] = []
-        self.files_done: list[FileDone] = []
+        self.sounds: dict[str, list[float]] = {}
+        self.folder = FolderState()
         self.has_ended, self.known_s = False, 0.0
         self.count = self.emitted = 0
         self.in_memory = 0  # segments of a live source whose samples are held
         # By place; None for one that the journal has already.
-        self.done: dict[int, Transcript | NoText | FileDone | None] = {}
+        self.done: dict[int, Transcript | NoText | FileDone | Recording | None] = {}
         self.end: SourceEnd | None = None
         self.draft: tuple[Job, _Result] | None = None  # the last that was read
         self.said = ("", "")  # its segment, and its text
@@ -225,10 +225,9 @@ class _Output:
     def take_up(self, heard: Heard) -> None:
         """What an earlier session has dealt with."""
         self.heard = heard.ids.get(self.name, set())
-        self.files_done = [*heard.files.get(self.name, {}).values()]
+        self.folder = heard.folders.get(self.name, self.folder)
         if self.is_folder:
-            self.spans = [(series(of), a, b) for of, a, b in heard.spans.get(self.name, [])]
-            self.sounds = [(series(of), at) for of, at in heard.sounds.get(self.name, [])]
+            self.sounds = heard.sounds.get(self.name, {})
         end = heard.ends.get(self.name)
         if end is None or self.is_live or self.is_folder or self.is_piped:
             return
@@ -239,26 +238,12 @@ class _Output:
         else:  # it has grown, and is read on
             self.known_s = end["seconds"]
 
-    def is_known(self, identity: str, start: float, end: float) -> bool:
-        """Whether an earlier session has dealt with a segment. In a folder, where reading may begin
-        at another file, it may have been cut a little differently.
-        """
-        if identity in self.heard:
-            return True
-        if not self.spans:
-            return False
-        own = series(recording_of(identity))
-        return any(
-            of == own and min(end, b) - max(start, a) > 0.5 * min(end - start, b - a)
-            for of, a, b in self.spans
-        )
-
     def is_known_sound(self, sound: Sound) -> bool:
-        """The same for a sound."""
-        own = series(recording_of(sound.id)) if self.sounds else ""
-        return sound.id in self.heard or any(
-            of == own and abs(at - sound.start) < _SAME_SOUND_S for of, at in self.sounds
-        )
+        """Whether an earlier session told of a sound; in a folder, where reading may begin in the
+        middle of a file, not at the very same time.
+        """
+        told = self.sounds.get(recording_of(sound.id), ())
+        return sound.id in self.heard or any(abs(at - sound.start) < _SAME_SOUND_S for at in told)
 
 
 class _Run:
@@ -369,6 +354,8 @@ class _Run:
             output.recordings[item.of] = item
             if len(output.recordings) > _RECORDINGS:
                 del output.recordings[next(iter(output.recordings))]
+            output.done[output.count] = item
+            output.count += 1
         elif isinstance(item, FileDone):
             output.done[output.count] = item
             output.count += 1
@@ -378,7 +365,7 @@ class _Run:
             cut = Cut(item, output.name) if isinstance(item, Segment) else item
             segment = cut.segment
             identity = segment_id(cut.of, segment.start)
-            if output.is_known(identity, segment.start, segment.end):
+            if identity in output.heard:
                 output.done[output.count] = None
                 output.count += 1
                 return
@@ -603,15 +590,17 @@ class _Run:
                     raised = alerts(found, output.watched)
                     raised = [replace(a, clip=self._clip_name(output, a.segment)) for a in raised]
                 line: Any = found
-                if isinstance(found, FileDone):
+                if isinstance(found, FileDone | Recording):
                     line = found.line(output.name)
                 if found is not None and not self._write(line, *raised):
                     return
                 del output.done[output.emitted]
                 output.emitted += 1
-                if not isinstance(found, FileDone) and not output.is_live:
+                if isinstance(found, FileDone | Recording):
+                    continue
+                if not output.is_live:
                     output.room.release()
-                if found is None or isinstance(found, FileDone):
+                if found is None:
                     continue
                 if self._spool is not None:
                     self._spool.remove(found.id)

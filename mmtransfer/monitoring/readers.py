@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mmtransfer.monitoring.live import (
 from mmtransfer.monitoring.sound import SoundLevel
 from mmtransfer.monitoring.transcripts import (
     CameraStats,
-    FileDone,
+    FolderState,
     Sound,
     SourceEnd,
     Stopped,
@@ -33,7 +33,6 @@ from mmtransfer.monitoring.transcripts import (
 from mmtransfer.segments import Segment, Segmenter, SegmenterSettings
 
 _LIVE_BLOCK_FRAMES = 3  # scored at once: a tenth of a second
-_DIGESTED = SAMPLE_RATE // 4  # samples that tell what is piped in from what was before
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ class Reader:
     clock: SteadyClock
     loud_db: float | None = None
     recorder: Recorder | None = None
-    files_done: Sequence[FileDone] = ()
-    """Files of a folder that an earlier session was done with."""
+    folder: FolderState = field(default_factory=FolderState)
+    """What an earlier session read of a folder."""
     known_s: float = 0.0
     """Seconds of a recording that an earlier session read, before it grew."""
     size: int | None = None
@@ -99,7 +98,9 @@ class Reader:
         return thread
 
     def put(self, segment: Segment, of: str) -> None:
-        """Hand on a segment of a recording, when there is room."""
+        """Hand on a segment of a recording, when there is room; not at all when `stopping` is
+        set meanwhile.
+        """
         while not self.room.acquire(timeout=0.2):
             if self.stopping.is_set():
                 return
@@ -127,38 +128,17 @@ class Reader:
             self.tell(Sound(self.name, name, start, end, level.level_db, level.usual_db))
 
 
-class _Stream:
-    """What is piped in has no name, and the next time it is another: it goes by how it begins."""
-
-    def __init__(self) -> None:
-        self._first = np.zeros(0, np.float32)
-
-    def feed(self, samples: np.ndarray) -> None:
-        """The next samples."""
-        if len(self._first) < _DIGESTED:
-            if not len(self._first):  # all that begins with silence is alike
-                sounding = np.flatnonzero(samples)
-                samples = samples[sounding[0] if len(sounding) else len(samples) :]
-            self._first = np.concatenate([self._first, samples[: _DIGESTED - len(self._first)]])
-
-    def digest(self) -> str:
-        """Eight letters."""
-        return hashlib.sha256(self._first.tobytes()).hexdigest()[:8]
-
-
 def read_recording(reader: Reader) -> None:
     """Read to the end; a cut recording is read to the cut, and then raises."""
     segmenter, sound = Segmenter(reader.settings), reader.sound_level()
-    stream = _Stream() if is_piped(reader.source) else None
+    is_once = is_piped(reader.source)
     cut: MediaError | None = None
 
     def put(segment: Segment) -> None:
-        reader.put(moved(segment, reader.known_s), name())
+        of = reader.name + (_of_its_own(segment.samples) if is_once else "")
+        reader.put(moved(segment, reader.known_s), of)
 
-    def name() -> str:
-        return reader.name if stream is None else f"{reader.name}~{stream.digest()}"
-
-    if stream is None and "://" not in reader.source and Path(reader.source).is_file():
+    if not is_once and "://" not in reader.source and Path(reader.source).is_file():
         reader.size = Path(reader.source).stat().st_size
     try:
         for block in stream_audio(reader.source):
@@ -167,9 +147,8 @@ def read_recording(reader: Reader) -> None:
             fresh = round((reader.read_s - reader.known_s) * SAMPLE_RATE)
             if fresh <= 0:
                 continue
-            if stream is not None:
-                stream.feed(block)
-            reader.hear(block[-fresh:], max(at, reader.known_s), sound, name())
+            of = reader.name + (_of_its_own(block) if is_once else "")
+            reader.hear(block[-fresh:], max(at, reader.known_s), sound, of)
             for segment in segmenter.feed(block[-fresh:]):
                 put(segment)
             if reader.stopping.is_set():
@@ -180,6 +159,11 @@ def read_recording(reader: Reader) -> None:
         put(segment)
     if cut is not None:
         raise cut
+
+
+def _of_its_own(samples: np.ndarray) -> str:
+    """What is piped in is another stream the next time: what is in it goes by how it sounds."""
+    return f"~{hashlib.sha256(samples.tobytes()).hexdigest()[:8]}"
 
 
 def moved(segment: Segment, base: float) -> Segment:

@@ -121,11 +121,25 @@ class Sound:
 class Recording:
     """A file of a folder is being read."""
 
+    name: str
+    """Its path in the folder."""
+    inode: int
     of: str
     """Beginning of the ids of what is in it."""
-    path: Path
     at: float
     """When it began: seconds since 1970."""
+    path: Path
+
+    def line(self, camera: str) -> dict[str, Any]:
+        """The journal's line: by it, what was heard of a file is found again."""
+        return {
+            "camera": camera,
+            "event": "reading",
+            "name": self.name,
+            "inode": self.inode,
+            "of": self.of,
+            "at": self.at,
+        }
 
 
 @dataclass(frozen=True)
@@ -139,10 +153,14 @@ class FileDone:
     inode: int
     seconds: float = 0.0
     """Audio that was read."""
-    beginning: str = ""
-    """Digest of the first samples."""
+    digest: str = ""
+    """Of the samples."""
     hashed: int = 0
     """How many samples that is the digest of."""
+    into: str = ""
+    """The file that went on where it ended, if a segment reaches into it."""
+    into_s: float = 0.0
+    """How far, in seconds."""
 
     def line(self, camera: str) -> dict[str, Any]:
         """The journal's line."""
@@ -152,6 +170,18 @@ class FileDone:
     def of_line(cls, line: Mapping[str, Any]) -> FileDone:
         """What a line of the journal says."""
         return cls(**{field.name: line[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class FolderState:
+    """What an earlier session has read of a folder."""
+
+    done: dict[tuple[str, int], FileDone] = field(default_factory=dict)
+    """Files that are done with, by name and inode."""
+    begun: dict[tuple[str, int], float] = field(default_factory=dict)
+    """Of the others, seconds that were heard."""
+    into: dict[str, float] = field(default_factory=dict)
+    """Seconds of a file into which a segment of the one before it reaches."""
 
 
 @dataclass(frozen=True)
