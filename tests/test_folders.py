@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -315,3 +316,127 @@ def test_clips_are_cut_from_the_recording_in_the_folder(speech, spoken, tmp_path
         cut = decode_clip(alert.clip)
         length = min(end + 5, len(speech) / SAMPLE_RATE) - max(0.0, start - 5)
         assert len(cut) / SAMPLE_RATE == pytest.approx(length, abs=0.3)
+
+
+def drawn(journal, folder, stop_after):
+    """A session that is broken off, as by a kill, after so many transcripts."""
+    book = Journal(journal, model="m", model_digest="d", sources={"site": str(folder)})
+    monitor, count = Monitor(Recognizer(FakeEngine(workers=1))), 0
+    stream = monitor.watch([Camera("site", str(folder))], journal=book)
+    for item in stream:
+        count += isinstance(item, Transcript)
+        if count >= stop_after:
+            break
+    stream.close()
+    book.close()
+
+
+def test_cameras_with_like_names_do_not_swallow_each_other(speech, spoken, tmp_path):
+    """The second one's recording is of the same time, and comes after a restart."""
+    folder, journal, at = tmp_path / "in", tmp_path / "j", time.time() - 3600
+    write_at(folder / "cam1" / "0001.wav", speech, at)
+    watch(folder, journal, lambda items: len(said(items)) >= len(spoken))
+    write_at(folder / "cam2" / "0001.wav", speech, at)
+    items, lines = watch(folder, journal, lambda items: len(said(items)) >= len(spoken))
+    assert len(said(items)) == len(spoken)
+    assert len(texts(lines, "cam2/")) == len(texts(lines, "cam1/")) == len(spoken)
+
+
+@pytest.mark.parametrize("change", ["touch", "copy", "rename", "grow"])
+def test_a_file_that_changes_after_a_kill_is_heard_on_from_there(
+    speech, spoken, tmp_path, impatient, change
+):
+    folder, journal, old = tmp_path / "in", tmp_path / "j", time.time() - 3600
+    path = folder / "gate.wav"
+    samples = np.tile(speech, 3)
+    write_at(path, samples, old)
+    drawn(journal, folder, 2)
+    expected = 3 * len(spoken)
+    if change == "touch":
+        os.utime(path, (old + 100, old + 100))
+    elif change == "copy":
+        path.write_bytes(path.read_bytes())
+    elif change == "rename":
+        path.rename(folder / "kept.wav")
+    else:
+        write_at(path, np.tile(speech, 4), old + 200)
+        expected += len(spoken)
+    items, lines = watch(
+        folder, journal, lambda items: len(said(items)) >= expected - 2, seconds=20
+    )
+    assert len(said(items)) == expected - 2
+    assert len({t["id"] for t in texts(lines)}) == len(texts(lines)) == expected
+
+
+def test_speech_without_pauses_over_file_borders_survives_a_kill(speech, spoken, tmp_path):
+    """Splits of long speech fall where they fell; after a kill nothing is lost or doubled."""
+    voiced = speech[int(spoken[0][0] * SAMPLE_RATE) : int(spoken[0][1] * SAMPLE_RATE)]
+    samples = np.concatenate([np.tile(voiced, 14), np.zeros(2 * SAMPLE_RATE, np.float32)])
+    folder, at, step = tmp_path / "in", time.time() - 3600, 15 * SAMPLE_RATE
+    for number, start in enumerate(range(0, len(samples), step)):
+        piece = samples[start : start + step]
+        at += len(piece) / SAMPLE_RATE
+        write_at(folder / f"{number:03d}.wav", piece, at)
+    segmenter = Segmenter()
+    alone = [*segmenter.feed(samples), *segmenter.finish()]
+    assert len(alone) >= 3
+    covered = sum(s.end - s.start for s in alone)
+    for stop_after in range(1, len(alone)):
+        journal = tmp_path / f"j{stop_after}"
+        drawn(journal, folder, stop_after)
+        # What follows the last border is heard as well, so that all is.
+        last = alone[-1].end - 0.6 + (at - len(samples) / SAMPLE_RATE)
+        _, lines = watch(
+            folder, journal, lambda items, last=last: any(t.end >= last for t in said(items))
+        )
+        spans = sorted((t["start"], t["end"]) for t in texts(lines))
+        assert all(a[1] <= b[0] + 0.1 for a, b in pairwise(spans)), spans
+        assert sum(b - a for a, b in spans) == pytest.approx(covered, abs=1.0)
+
+
+def test_recordings_that_begin_alike_are_told_apart(speech, spoken, tmp_path, impatient):
+    """Eleven seconds of digital silence, then other speech, written over the first."""
+    folder, journal, old = tmp_path / "in", tmp_path / "j", time.time() - 3600
+    silence = np.zeros(11 * SAMPLE_RATE, np.float32)
+    write_at(folder / "gate.wav", np.concatenate([silence, speech]), old)
+    watch(folder, journal, lambda items: len(said(items)) >= len(spoken))
+    other = np.concatenate([silence, 0.5 * speech, 0.5 * speech])
+    write_at(folder / "gate.wav", other, old + 100)
+    items, _ = watch(folder, journal, lambda items: len(said(items)) >= 2 * len(spoken))
+    assert len(said(items)) == 2 * len(spoken)
+
+
+def test_rotation_by_renaming_is_nothing_new(speech, spoken, tmp_path, impatient):
+    folder, journal, old = tmp_path / "in", tmp_path / "j", time.time() - 3600
+    write_at(folder / "cam.1.wav", speech, old)
+    write_at(folder / "cam.wav", 0.5 * speech, old + 100)
+    watch(folder, journal, lambda items: len(said(items)) >= 2 * len(spoken))
+    (folder / "cam.1.wav").rename(folder / "cam.2.wav")
+    (folder / "cam.wav").rename(folder / "cam.1.wav")
+    write_at(folder / "cam.wav", 0.7 * speech, old + 200)
+    items, lines = watch(folder, journal, lambda items: len(said(items)) >= len(spoken))
+    assert {t.id.partition("@")[0].partition("~")[0] for t in said(items)} == {"site/cam.wav"}
+    assert len(texts(lines)) == 3 * len(spoken)
+
+
+def test_a_file_is_not_done_whose_last_segment_was_not_taken(speech, spoken, tmp_path):
+    """Stopped while recordings wait for room: what was not handed on is read the next time."""
+    folder, journal, old = tmp_path / "in", tmp_path / "j", time.time() - 360_000
+    piece = speech[: int((spoken[0][1] - 0.3) * SAMPLE_RATE)]
+    for number in range(70):
+        write_at(folder / f"{number:03d}.wav", piece, old + 600 * number)
+    engine = FakeEngine(delay=0.2, workers=1)
+    book = Journal(journal, model="m", model_digest="d", sources={"site": str(folder)})
+    monitor, count = Monitor(Recognizer(engine)), 0
+    for item in monitor.watch([Camera("site", str(folder))], journal=book):
+        count += isinstance(item, Transcript)
+        if count == 5:
+            monitor.stop()
+    book.close()
+    done = {line["name"] for line in lines_of(journal) if line.get("event") == "file"}
+    heard = {t["id"].partition("/")[2].partition("@")[0] for t in texts(lines_of(journal))}
+    assert done <= heard
+    assert 5 <= len(heard) < 70
+    _, lines = watch(folder, journal, lambda items: len(said(items)) >= 70 - len(heard))
+    names = [t["id"].partition("@")[0] for t in texts(lines)]
+    assert len(names) == len(set(names)) == 70

@@ -34,6 +34,7 @@ _SETTLED_S = 10.0  # a file that has not changed for so long is complete
 _LOOK_S = 1.0  # how often a folder is looked at
 _JOINED_S = 1.0  # files this close follow each other without a gap
 _PATIENCE_S = 60.0  # beyond twice a file's length, how long the next one of its series may take
+_HEADER_BYTES, _PROBE_BYTES = 1 << 12, 1 << 22
 _EDGE = SAMPLE_RATE // 2  # the last samples of a file change when it grows
 MEDIA_SUFFIXES = (
     *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".ts", ".flv", ".mpg"),
@@ -339,9 +340,10 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
         if chain is None:
             chain = _Chain(reader)
             chains.append(chain)
-        heard_s = max(chain.heard_s, _heard_s(reader, name, done.inode, is_new))
-        known_s = max(known_s, heard_s)
-        reader.tell(Recording(name, done.inode, of, round(at, 6), path))
+        heard_s = _heard_s(reader, path, name, done.inode, is_new)
+        known_s = max(known_s, chain.heard_s, heard_s)
+        probe = _probe(path, done.size)
+        reader.tell(Recording(name, done.inode, of, round(at, 6), done.size, probe, path))
         chain.begin(_Part(name, of, at, known_s))
         for block in stream_audio(path):
             digest.feed(block)
@@ -368,15 +370,32 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
     return done
 
 
-def _heard_s(reader: Reader, name: str, inode: int, is_new: bool) -> float:
-    """Seconds of a file that an earlier session has heard, in which it was not done with it."""
+def _heard_s(reader: Reader, path: Path, name: str, inode: int, is_new: bool) -> float:
+    """Seconds of a file that an earlier session has heard, in which it was not done with it. It may
+    have been touched, copied or renamed, or have grown since.
+    """
     begun = reader.folder.begun
-    found = begun.pop((name, inode), None)
-    if found is None:  # renamed or copied meanwhile
-        same = next((key for key in begun if inode == key[1] or name == key[0]), None)
-        found = begun.pop(same) if same is not None else 0.0
+    same = [key for key in begun if inode == key[1] or name == key[0]]
+    found = 0.0
+    for key in sorted(same, key=lambda key: key != (name, inode)):
+        heard_s, size, probe = begun[key]
+        if _probe(path, size) == probe:
+            del begun[key]
+            found = heard_s
+            break
     reach = reader.folder.into.pop(name, 0.0) if is_new else 0.0
     return max(found, reach)
+
+
+def _probe(path: Path, size: int) -> str:
+    """Digest of the first of `size` bytes; without the header, which is written again when a file
+    is closed.
+    """
+    with path.open("rb") as file:
+        file.seek(_HEADER_BYTES)
+        return hashlib.sha256(
+            file.read(max(0, min(_PROBE_BYTES, size - _HEADER_BYTES)))
+        ).hexdigest()[:16]
 
 
 def _state(path: Path) -> tuple[int, int, int]:

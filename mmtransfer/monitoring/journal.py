@@ -175,7 +175,7 @@ class Journal:
         are still in the spool, where a kill between journal and spool can leave them.
         """
         found = Heard({})
-        reading: dict[str, dict[str, tuple[str, int, float]]] = {}  # by camera and beginning of ids
+        reading: dict[str, dict[str, Mapping[str, Any]]] = {}  # by camera and beginning of ids
         # What a live source left in the spool was journalled last; months of it need not be read.
         for path in self.files if recordings else self.files[-2:]:
             for line in self._lines(path):
@@ -188,14 +188,14 @@ class Journal:
                         sounds.setdefault(of, []).append(line["start"])
                     elif of in reading.get(camera, {}):
                         # Segments come in order: what lies before the end of one has been heard.
-                        name, inode, at = reading[camera][of]
-                        found.folders[camera].begun[name, inode] = line["end"] - at
+                        file = reading[camera][of]
+                        heard = (line["end"] - file["at"], file["size"], file["probe"])
+                        found.folders[camera].begun[file["name"], file["inode"]] = heard
                 elif line.get("event") in ("end", "cut"):
                     found.ends[camera] = line
                 elif line.get("event") == "reading":
                     found.folders.setdefault(camera, FolderState())
-                    names = reading.setdefault(camera, {})
-                    names[line["of"]] = (line["name"], line["inode"], line["at"])
+                    reading.setdefault(camera, {})[line["of"]] = line
                 elif line.get("event") == "file":
                     done = FileDone.of_line(line)
                     state = found.folders.setdefault(camera, FolderState())

@@ -128,6 +128,9 @@ class Recording:
     """Beginning of the ids of what is in it."""
     at: float
     """When it began: seconds since 1970."""
+    size: int
+    probe: str
+    """Digest of its first bytes, behind what is written again at its end."""
     path: Path
 
     def line(self, camera: str) -> dict[str, Any]:
@@ -139,6 +142,8 @@ class Recording:
             "inode": self.inode,
             "of": self.of,
             "at": self.at,
+            "size": self.size,
+            "probe": self.probe,
         }
 
 
@@ -178,8 +183,8 @@ class FolderState:
 
     done: dict[tuple[str, int], FileDone] = field(default_factory=dict)
     """Files that are done with, by name and inode."""
-    begun: dict[tuple[str, int], float] = field(default_factory=dict)
-    """Of the others, seconds that were heard."""
+    begun: dict[tuple[str, int], tuple[float, int, str]] = field(default_factory=dict)
+    """Of the others, seconds that were heard, and size and probe."""
     into: dict[str, float] = field(default_factory=dict)
     """Seconds of a file into which a segment of the one before it reaches."""
 
