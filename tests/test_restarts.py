@@ -70,6 +70,26 @@ def test_a_cut_recording_is_read_on_once_it_is_whole(whisper_tiny, tmp_path, cap
     assert texts(folder) == after
 
 
+@pytest.mark.parametrize("container", ["wav", "mkv"])
+def test_a_recording_that_was_closed_and_is_longer_later_is_read_on(
+    whisper_tiny, tmp_path, container
+):
+    """Its header has changed as well."""
+    path, samples = tmp_path / f"gate.{container}", decode(VIDEO)[: 48 * SAMPLE_RATE]
+    command = ["monitor", str(whisper_tiny), str(path), "--journal", str(tmp_path / "j"), "--quiet"]
+    write_media(path, samples[: 24 * SAMPLE_RATE])
+    assert main(command) == 0
+    before = texts(tmp_path / "j")
+    write_media(path, samples)
+    assert main(command) == 0
+    after = texts(tmp_path / "j")
+    assert after[: len(before)] == before
+    assert len(after) > len(before)
+    assert all(line["start"] > before[-1]["end"] for line in after[len(before) :])
+    assert main(command) == 0
+    assert texts(tmp_path / "j") == after
+
+
 def test_a_picture_longer_than_its_sound_is_no_cut(whisper_tiny, tmp_path, speech):
     path = write_media(tmp_path / "gate.mkv", speech, video=True, offset_s=2.0)
     assert main(["monitor", str(whisper_tiny), str(path), "--quiet"]) == 0

@@ -27,7 +27,10 @@ from mmtransfer.monitoring.transcripts import FileDone, FolderState, recording_o
 _HEADER = "journal.json"
 _FORMAT = 2
 _ROTATE_BYTES = 64 << 20
-_SAMPLE_BYTES = 1 << 16  # of a recording, that tell it from another of the same name
+_HEADER_BYTES, _SAMPLE_BYTES = (
+    1 << 12,
+    1 << 16,
+)  # of a recording, that tell it from another of the same name
 
 
 @dataclass(frozen=True)
@@ -264,12 +267,13 @@ def _size(file: Any) -> int:
 
 
 def source_identity(source: str) -> str:
-    """What tells a source from another: its address, and for a recording how its bytes begin."""
+    """What tells a source from another: its address, and for a recording how it begins."""
     path = Path(source)
     if "://" in source:
         return public_address(source)
     if not path.is_file():
         return printable(str(path.resolve()) if path.is_dir() else source)
     with path.open("rb") as file:
+        file.seek(_HEADER_BYTES)  # what is before is written again when a recording is closed
         beginning = hashlib.sha256(file.read(_SAMPLE_BYTES)).hexdigest()[:16]
     return f"{printable(str(path.resolve()))} {beginning}"
