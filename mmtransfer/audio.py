@@ -7,6 +7,7 @@ Everything downstream is mono float32 at 16 kHz in [-1, 1].
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -27,6 +28,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus", ".aac")
 """Files that hold sound and no picture."""
 logger = logging.getLogger(__name__)
 
+_HEADER_BYTES = 1 << 12
 _GAP_S = 0.1  # smaller jumps in the timestamps are rounding, not missing audio
 
 
@@ -117,8 +119,22 @@ def length_s(container: Any) -> float | None:
         return None
     length = container.duration / 1e6
     # What Matroska says is the last time in it, which is no length where times do not begin at 0.
-    is_matroska = "matroska" in container.format.name
-    return length - max(0.0, (container.start_time or 0) / 1e6) if is_matroska else length
+    begins = max(0.0, (container.start_time or 0) / 1e6)
+    return length - begins if _is_matroska(container) else length
+
+
+def _is_matroska(container: Any) -> bool:
+    return "matroska" in container.format.name
+
+
+def beginning_digest(path: str | Path, most: int, size: int | None = None) -> str:
+    """Digest of a recording's first bytes behind its header, which is written again when it is
+    closed: `most` at most, and none behind the first `size` of the file.
+    """
+    end = _HEADER_BYTES + most if size is None else min(size, _HEADER_BYTES + most)
+    with open(path, "rb") as file:
+        file.seek(_HEADER_BYTES)
+        return hashlib.sha256(file.read(max(0, end - _HEADER_BYTES))).hexdigest()[:16]
 
 
 def is_standard_input(source: str) -> bool:
@@ -148,7 +164,7 @@ def _decoded_frames(container: Any, source: str | Path) -> Iterator[Any]:
     origin_s = (container.start_time or 0) / 1e6
     # Matroska says how long the whole is, not the sound in it: what shows a cut is that the picture
     # ends early as well.
-    is_matroska = stream.duration is None and "matroska" in container.format.name
+    is_matroska = stream.duration is None and _is_matroska(container)
     watched = [stream, *(container.streams.video[:1] if is_matroska else [])]
     packets = container.demux(watched)
     cut = None

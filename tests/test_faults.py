@@ -486,15 +486,33 @@ def write_at(path, samples, end):
     os.utime(path, (end, end))
 
 
+def write_pieces(folder, samples, seconds, began, name="{:03d}.wav"):
+    """Recordings of so many seconds that follow each other; returns when the last one ended."""
+    step, end = seconds * SAMPLE_RATE, began
+    for number, start in enumerate(range(0, len(samples), step)):
+        piece = samples[start : start + step]
+        end += len(piece) / SAMPLE_RATE
+        write_at(folder / name.format(number), piece, end)
+    return end
+
+
+def broken_off(journal, folder, stop_after):
+    """A session on a folder that ends after so many transcripts, as abruptly as by an exception."""
+    book = Journal(journal, model="m", model_digest="d", sources={"site": str(folder)})
+    monitor, count = Monitor(Recognizer(FakeEngine(workers=1))), 0
+    stream = monitor.watch([Camera("site", str(folder))], journal=book)
+    for item in stream:
+        count += isinstance(item, Transcript)
+        if count >= stop_after:
+            break
+    stream.close()
+    book.close()
+
+
 def test_a_folder_that_recordings_are_written_to(speech, spoken, tmp_path):
     """Pieces of 5 s that cut through words are read as one; each segment has the time of day."""
     folder, began = tmp_path / "recordings", time.time() - 3600
-    step = 5 * SAMPLE_RATE
-    pieces = [speech[start : start + step] for start in range(0, len(speech), step)]
-    at = began
-    for number, piece in enumerate(pieces):
-        at += len(piece) / SAMPLE_RATE
-        write_at(folder / "gate" / f"{number:03d}.wav", piece, at)
+    at = write_pieces(folder / "gate", speech, 5, began)
     (folder / "notes.txt").write_text("not a recording")
     (folder / "broken.wav").write_bytes(b"RIFF")
     os.utime(folder / "broken.wav", (at + 1, at + 1))
@@ -528,26 +546,13 @@ def test_a_folder_that_recordings_are_written_to(speech, spoken, tmp_path):
 
 def test_a_folder_is_read_on_where_the_process_was_killed(speech, tmp_path):
     """Stopped after any number of segments, the rest is read, and only that."""
-    folder, at = tmp_path / "recordings", time.time() - 3600
-    step = 5 * SAMPLE_RATE
-    for number, start in enumerate(range(0, len(speech), step)):
-        piece = speech[start : start + step]
-        at += len(piece) / SAMPLE_RATE
-        write_at(folder / f"{number:03d}.wav", piece, at)
+    folder = tmp_path / "recordings"
+    write_pieces(folder, speech, 5, time.time() - 3600)
     segmenter = Segmenter()
     alone = [*segmenter.feed(speech), *segmenter.finish()]
     for stop_after in range(1, len(alone)):
         journal = tmp_path / f"j{stop_after}"
         for wanted in (stop_after, len(alone) - stop_after):
-            book = Journal(journal, model="m", model_digest="d", sources={"s": str(folder)})
-            monitor = Monitor(Recognizer(FakeEngine(workers=1)))
-            count = 0
-            stream = monitor.watch([Camera(name="s", url=str(folder))], journal=book)
-            for item in stream:
-                count += isinstance(item, Transcript)
-                if count >= wanted:
-                    break
-            stream.close()  # as abrupt as an exception
-            book.close()
+            broken_off(journal, folder, wanted)
         found = sorted((t["start"], t["end"]) for t in lines_of(journal) if "text" in t)
         same_segments(found, [(s.start, s.end) for s in alone], tolerance=0.4)

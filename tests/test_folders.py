@@ -10,7 +10,7 @@ import pytest
 from conftest import write_media
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_faults import lines_of, same_segments, write_at
+from test_faults import broken_off, lines_of, same_segments, write_at, write_pieces
 from test_live import happened, said
 from test_monitoring import FakeEngine
 
@@ -130,13 +130,11 @@ def test_a_name_is_of_its_own_series(name):
 
 def test_two_cameras_in_one_folder_are_two_recordings(speech, spoken, tmp_path):
     """Pieces that cut through words, interleaved in time; each is joined to its own next one."""
-    folder, began, step = tmp_path / "in", time.time() - 3600, 5 * SAMPLE_RATE
+    folder, began = tmp_path / "in", time.time() - 3600
     silence = np.zeros(2 * SAMPLE_RATE, np.float32)
     voices = {"gate": speech, "yard": np.concatenate([silence, speech])}
     for name, samples in voices.items():
-        for number, start in enumerate(range(0, len(samples), step)):
-            end = began + min(start + step, len(samples)) / SAMPLE_RATE
-            write_at(folder / f"{name}_{number:03d}.wav", samples[start : start + step], end)
+        write_pieces(folder, samples, 5, began, name + "_{:03d}.wav")
     enough = lambda items: len(said(items)) >= 2 * len(spoken)  # noqa: E731
     _, lines = watch(folder, tmp_path / "j", enough)
     for name, samples in voices.items():
@@ -318,19 +316,6 @@ def test_clips_are_cut_from_the_recording_in_the_folder(speech, spoken, tmp_path
         assert len(cut) / SAMPLE_RATE == pytest.approx(length, abs=0.3)
 
 
-def drawn(journal, folder, stop_after):
-    """A session that is broken off, as by a kill, after so many transcripts."""
-    book = Journal(journal, model="m", model_digest="d", sources={"site": str(folder)})
-    monitor, count = Monitor(Recognizer(FakeEngine(workers=1))), 0
-    stream = monitor.watch([Camera("site", str(folder))], journal=book)
-    for item in stream:
-        count += isinstance(item, Transcript)
-        if count >= stop_after:
-            break
-    stream.close()
-    book.close()
-
-
 def test_cameras_with_like_names_do_not_swallow_each_other(speech, spoken, tmp_path):
     """The second one's recording is of the same time, and comes after a restart."""
     folder, journal, at = tmp_path / "in", tmp_path / "j", time.time() - 3600
@@ -350,7 +335,7 @@ def test_a_file_that_changes_after_a_kill_is_heard_on_from_there(
     path = folder / "gate.wav"
     samples = np.tile(speech, 3)
     write_at(path, samples, old)
-    drawn(journal, folder, 2)
+    broken_off(journal, folder, 2)
     expected = 3 * len(spoken)
     if change == "touch":
         os.utime(path, (old + 100, old + 100))
@@ -372,18 +357,15 @@ def test_speech_without_pauses_over_file_borders_survives_a_kill(speech, spoken,
     """Splits of long speech fall where they fell; after a kill nothing is lost or doubled."""
     voiced = speech[int(spoken[0][0] * SAMPLE_RATE) : int(spoken[0][1] * SAMPLE_RATE)]
     samples = np.concatenate([np.tile(voiced, 14), np.zeros(2 * SAMPLE_RATE, np.float32)])
-    folder, at, step = tmp_path / "in", time.time() - 3600, 15 * SAMPLE_RATE
-    for number, start in enumerate(range(0, len(samples), step)):
-        piece = samples[start : start + step]
-        at += len(piece) / SAMPLE_RATE
-        write_at(folder / f"{number:03d}.wav", piece, at)
+    folder = tmp_path / "in"
+    at = write_pieces(folder, samples, 15, time.time() - 3600)
     segmenter = Segmenter()
     alone = [*segmenter.feed(samples), *segmenter.finish()]
     assert len(alone) >= 3
     covered = sum(s.end - s.start for s in alone)
     for stop_after in range(1, len(alone)):
         journal = tmp_path / f"j{stop_after}"
-        drawn(journal, folder, stop_after)
+        broken_off(journal, folder, stop_after)
         # What follows the last border is heard as well, so that all is.
         last = alone[-1].end - 0.6 + (at - len(samples) / SAMPLE_RATE)
         _, lines = watch(

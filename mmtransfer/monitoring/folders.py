@@ -20,6 +20,7 @@ from mmtransfer.audio import (
     AUDIO_SUFFIXES,
     SAMPLE_RATE,
     MediaError,
+    beginning_digest,
     length_s,
     open_media,
     stream_audio,
@@ -34,7 +35,7 @@ _SETTLED_S = 10.0  # a file that has not changed for so long is complete
 _LOOK_S = 1.0  # how often a folder is looked at
 _JOINED_S = 1.0  # files this close follow each other without a gap
 _PATIENCE_S = 60.0  # beyond twice a file's length, how long the next one of its series may take
-_HEADER_BYTES, _PROBE_BYTES = 1 << 12, 1 << 22
+_PROBE_BYTES = 1 << 22  # that tell whether a file is still what it was
 _EDGE = SAMPLE_RATE // 2  # the last samples of a file change when it grows
 MEDIA_SUFFIXES = (
     *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".ts", ".flv", ".mpg"),
@@ -342,7 +343,7 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
             chains.append(chain)
         heard_s = _heard_s(reader, path, name, done.inode, is_new)
         known_s = max(known_s, chain.heard_s, heard_s)
-        probe = _probe(path, done.size)
+        probe = beginning_digest(path, _PROBE_BYTES, done.size)
         reader.tell(Recording(name, done.inode, of, round(at, 6), done.size, probe, path))
         chain.begin(_Part(name, of, at, known_s))
         for block in stream_audio(path):
@@ -379,23 +380,12 @@ def _heard_s(reader: Reader, path: Path, name: str, inode: int, is_new: bool) ->
     found = 0.0
     for key in sorted(same, key=lambda key: key != (name, inode)):
         heard_s, size, probe = begun[key]
-        if _probe(path, size) == probe:
+        if beginning_digest(path, _PROBE_BYTES, size) == probe:
             del begun[key]
             found = heard_s
             break
     reach = reader.folder.into.pop(name, 0.0) if is_new else 0.0
     return max(found, reach)
-
-
-def _probe(path: Path, size: int) -> str:
-    """Digest of the first of `size` bytes; without the header, which is written again when a file
-    is closed.
-    """
-    with path.open("rb") as file:
-        file.seek(_HEADER_BYTES)
-        return hashlib.sha256(
-            file.read(max(0, min(_PROBE_BYTES, size - _HEADER_BYTES)))
-        ).hexdigest()[:16]
 
 
 def _state(path: Path) -> tuple[int, int, int]:

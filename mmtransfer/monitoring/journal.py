@@ -8,7 +8,6 @@ monitor that was killed goes on where it stopped and says nothing twice.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import threading
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmtransfer.audio import beginning_digest
 from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.cameras import printable, public_address
@@ -273,7 +273,4 @@ def source_identity(source: str) -> str:
         return public_address(source)
     if not path.is_file():
         return printable(str(path.resolve()) if path.is_dir() else source)
-    with path.open("rb") as file:
-        file.seek(_HEADER_BYTES)  # what is before is written again when a recording is closed
-        beginning = hashlib.sha256(file.read(_SAMPLE_BYTES)).hexdigest()[:16]
-    return f"{printable(str(path.resolve()))} {beginning}"
+    return f"{printable(str(path.resolve()))} {beginning_digest(path, _SAMPLE_BYTES)}"

@@ -135,16 +135,9 @@ class Recording:
 
     def line(self, camera: str) -> dict[str, Any]:
         """The journal's line: by it, what was heard of a file is found again."""
-        return {
-            "camera": camera,
-            "event": "reading",
-            "name": self.name,
-            "inode": self.inode,
-            "of": self.of,
-            "at": self.at,
-            "size": self.size,
-            "probe": self.probe,
-        }
+        line = {"camera": camera, "event": "reading", **asdict(self)}
+        del line["path"]
+        return line
 
 
 @dataclass(frozen=True)
