@@ -671,7 +671,7 @@ def test_alerts_reach_an_mqtt_broker(broker):
 
 
 def test_answers_of_a_broker_do_not_hold_up_who_sends(broker):
-    """The client holds a lock while it tells of an answer, and wants it to send."""
+    """Also not those that come while the connection is being made."""
     port, start, _ = broker
     start()
     settled = []
@@ -690,8 +690,6 @@ def test_answers_of_a_broker_do_not_hold_up_who_sends(broker):
         time.sleep(0.05)
     channel.close()
     assert settled == [""] * 800
-    assert not channel._open
-    assert not channel._answered
 
 
 def test_a_broker_that_is_away_loses_nothing_untold():

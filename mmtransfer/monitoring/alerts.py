@@ -80,7 +80,46 @@ def _request(url: str) -> tuple[str, dict[str, str]]:
     return urlunsplit((parts.scheme, place, path, query, "")), headers
 
 
-class Webhook:
+class _Queued:
+    """Alerts that wait in line for `_deliver`, which is called in a thread of its own."""
+
+    def __init__(self, settled: Settled | None):
+        self._settled = settled or (lambda alert, why: None)
+        self._waiting: queue.Queue[Mapping[str, Any]] = queue.Queue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
+
+    def send(self, alert: Mapping[str, Any]) -> None:
+        """Put an alert in line; returns at once."""
+        self._waiting.put(alert)
+        while self._waiting.qsize() > _WAITING:
+            self._settled(self._waiting.get_nowait(), "too many alerts wait")
+            self._waiting.task_done()
+
+    def close(self, wait_s: float = 2.0) -> None:
+        """Give what waits a last chance; the rest has failed."""
+        deadline = time.monotonic() + wait_s
+        while self._waiting.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self._closing.set()
+        self._thread.join(_TIMEOUT_S + 1)
+        while not self._waiting.empty():
+            self._settled(self._waiting.get_nowait(), STOPPED)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                alert = self._waiting.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            self._deliver(alert)
+            self._waiting.task_done()
+
+    def _deliver(self, alert: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class Webhook(_Queued):
     """Posts alerts as JSON, one after the other, from a thread of its own.
 
     What was delivered is handed to `settled`, and what could not be within `give_up_s`, with the
@@ -100,40 +139,13 @@ class Webhook:
         first_retry_s: float = _FIRST_RETRY_S,
         give_up_s: float = _GIVE_UP_S,
     ):
+        super().__init__(settled)
         self._url, self._headers = _request(url)
-        self._secret, self._settled = secret, settled or (lambda alert, why: None)
+        self._secret = secret
         self._timeout_s, self._first_retry_s = timeout_s, first_retry_s
         self._give_up_s = give_up_s
         self._opener = urllib.request.build_opener(_NoRedirect)
-        self._waiting: queue.Queue[Mapping[str, Any]] = queue.Queue()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
         self._thread.start()
-
-    def send(self, alert: Mapping[str, Any]) -> None:
-        """Put an alert in line; returns at once."""
-        self._waiting.put(alert)
-        while self._waiting.qsize() > _WAITING:
-            self._settled(self._waiting.get_nowait(), "too many alerts wait")
-
-    def close(self, wait_s: float = 2.0) -> None:
-        """Give what waits a last chance; the rest has failed."""
-        deadline = time.monotonic() + wait_s
-        while self._waiting.unfinished_tasks and time.monotonic() < deadline:
-            time.sleep(0.02)
-        self._closing.set()
-        self._thread.join(self._timeout_s + 1)
-        while not self._waiting.empty():
-            self._settled(self._waiting.get_nowait(), STOPPED)
-
-    def _run(self) -> None:
-        while not self._closing.is_set():
-            try:
-                alert = self._waiting.get(timeout=0.1)
-            except queue.Empty:
-                continue
-            self._deliver(alert)
-            self._waiting.task_done()
 
     def _deliver(self, alert: Mapping[str, Any]) -> None:
         body = json.dumps(alert, ensure_ascii=False).encode()
@@ -166,9 +178,9 @@ class Webhook:
         self._settled(alert, reason)
 
 
-class Mqtt:
+class Mqtt(_Queued):
     """Publishes alerts as JSON to the topic in an address `mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC`
-    (`mqtts` for TLS), at least once each (quality of service 1).
+    (`mqtts` for TLS), one after the other, at least once each (quality of service 1).
 
     Needs paho-mqtt (`pip install 'mmtransfer[mqtt]'`), which connects by itself, and again after a
     failure. Alerts wait while the broker is away, a thousand of them at most.
@@ -198,52 +210,38 @@ class Mqtt:
             from paho.mqtt import client as paho
         except ImportError:
             raise UserError("mqtt: needs paho-mqtt. pip install 'mmtransfer[mqtt]'") from None
-        self._settled = settled or (lambda alert, why: None)
-        self._open: dict[int, Mapping[str, Any]] = {}  # by message, until the broker has it
-        self._answered: set[int] = set()  # messages that it had before they were noted
-        self._lock = threading.Lock()
+        super().__init__(settled)
+        self._answered = threading.Event()  # the broker has the one alert that is on its way
         self._client = paho.Client(paho.CallbackAPIVersion.VERSION2)
         if parts.username:
             password = unquote(parts.password) if parts.password else None
             self._client.username_pw_set(unquote(parts.username), password)
         if parts.scheme == "mqtts":
             self._client.tls_set()
-        self._client.max_queued_messages_set(_WAITING)
         self._client.reconnect_delay_set(1, int(_LAST_RETRY_S))
-        self._client.on_publish = self._published
+        self._client.on_publish = lambda *_: self._answered.set()
         self._client.connect_async(host, port)
         self._client.loop_start()
+        self._thread.start()
 
-    def send(self, alert: Mapping[str, Any]) -> None:
-        """Put an alert in line; returns at once."""
-        # Without our lock: the client holds one of its own here, and while it tells of an answer.
-        info = self._client.publish(self._topic, json.dumps(alert, ensure_ascii=False), qos=1)
-        why = ""
-        with self._lock:
-            if info.mid in self._answered:
-                self._answered.discard(info.mid)
-            elif info.rc in (0, 4):  # sent, or to be sent once connected
-                self._open[info.mid] = alert
+    def _deliver(self, alert: Mapping[str, Any]) -> None:
+        # Not before the broker has taken the connection: paho would send the alert ahead of its own
+        # greeting, and some brokers then neither answer nor hang up.
+        while not self._client.is_connected():
+            if self._closing.wait(0.05):
+                self._settled(alert, STOPPED)
                 return
-            else:
-                why = "too many alerts wait"
-        self._settled(alert, why)
-
-    def _published(self, client: Any, data: Any, message: int, *rest: Any) -> None:
-        with self._lock:
-            alert = self._open.pop(message, None)
-            if alert is None:
-                self._answered.add(message)
-        if alert is not None:
-            self._settled(alert, "")
+        self._answered.clear()
+        self._client.publish(self._topic, json.dumps(alert, ensure_ascii=False), qos=1)
+        while not self._answered.wait(0.05):  # paho sends it again on every new connection
+            if self._closing.is_set():
+                self._settled(alert, STOPPED)
+                return
+        self._settled(alert, "")
 
     def close(self, wait_s: float = 2.0) -> None:
         """Give what waits a last chance; the rest has failed."""
-        deadline = time.monotonic() + wait_s
-        while self._open and time.monotonic() < deadline:
-            time.sleep(0.02)
+        super().close(wait_s)
         with suppress(OSError):
             self._client.disconnect()
         self._client.loop_stop()
-        for alert in self._open.values():
-            self._settled(alert, STOPPED)
