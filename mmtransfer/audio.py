@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus", ".aac")
 logger = logging.getLogger(__name__)
 
 _HEADER_BYTES = 1 << 12
+_URL_TIMEOUT_S = 30.0  # to open an address, and for every read
 _GAP_S = 0.1  # smaller jumps in the timestamps are rounding, not missing audio
 
 
@@ -40,15 +43,35 @@ class TruncatedMediaError(MediaError):
     """A recording that ends before its container says it does."""
 
 
-def open_media(source: str | Path) -> Any:
+class _Piped:
+    """Standard input, a named pipe or a device file, which `stopped` ends.
+
+    Something else may never be written into it, and who waits inside the interpreter's own reader
+    when the process exits takes it down.
+    """
+
+    def __init__(self, file: Any, stopped: Callable[[], bool]):
+        self._file, self._stopped = file, stopped
+
+    def read(self, size: int) -> bytes:
+        """Bytes as they come; none at the end."""
+        number = self._file.fileno()
+        while not self._stopped():
+            with suppress(BlockingIOError):
+                if select.select([number], [], [], 0.1)[0]:
+                    return os.read(number, size)
+        return b""
+
+
+def open_media(source: str | Path, stopped: Callable[[], bool] = lambda: False) -> Any:
     """Open a recording with PyAV; `-` is standard input, `pcm:RATE` is raw audio there (16-bit
-    little-endian, one channel, so many samples a second).
+    little-endian, one channel, so many samples a second). What is piped in ends when `stopped`.
 
     Raises:
         MediaError: no such file, empty, no media FFmpeg knows, or no audio track.
     """
     path = Path(source)
-    is_stdin = is_standard_input(str(source))
+    is_stdin, is_once = is_standard_input(str(source)), is_piped(str(source))
     is_url = "://" in str(source) or is_stdin
     if not is_url:
         if not path.exists():
@@ -61,16 +84,18 @@ def open_media(source: str | Path) -> Any:
     reason: Any = "it holds no streams"
     container = None
     try:
-        opened = _standard_input() if is_stdin else media_file(source)
+        opened = _piped(source, stopped) if is_once else media_file(source)
         options: dict[str, Any] = {"metadata_errors": "replace"}
+        if "://" in str(source):
+            options["timeout"] = _URL_TIMEOUT_S
         if is_stdin and _is_pcm(source):
             raw = {"sample_rate": str(source).removeprefix(_PCM), "ch_layout": "mono"}
-            options = {"format": "s16le", "options": raw}
+            options |= {"format": "s16le", "options": raw}
         container = av.open(opened, **options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
     if container is None or not container.streams:
-        if not is_url and _is_mp4(path):
+        if not is_url and not is_once and _is_mp4(path):
             raise MediaError(
                 f"{source}: an mp4 file without its index, so nothing in it can be found: it is "
                 "cut, or still being written. Finish or repair the recording."
@@ -100,13 +125,20 @@ def media_file(source: str | Path) -> Any:
         path.encode()
     except UnicodeEncodeError:
         return open(path, "rb")
-    return open(path, "rb") if is_piped(path) else path
+    return path
 
 
-def _standard_input() -> Any:
+def _piped(source: str | Path, stopped: Callable[[], bool]) -> _Piped:
+    if not is_standard_input(str(source)):
+        # Without waiting for who writes into it.
+        return _Piped(open(source, "rb", 0, opener=_open_at_once), stopped)
     if sys.stdin is None:
         raise MediaError("standard input is closed.")
-    return sys.stdin.buffer
+    return _Piped(sys.stdin.buffer, stopped)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _is_pcm(source: str | Path) -> bool:
@@ -310,8 +342,11 @@ def decode_clip(source: str | Path, start: float = 0.0, end: float | None = None
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
-def stream_audio(source: str | Path) -> Iterator[np.ndarray]:
-    """A recording as consecutive float32 blocks at 16 kHz, in bounded memory.
+def stream_audio(
+    source: str | Path, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[np.ndarray]:
+    """A recording as consecutive float32 blocks at 16 kHz, in bounded memory. What is piped in ends
+    when `stopped`.
 
     Sample k of the stream lies at k / 16000 s of the recording's own timeline: audio that starts
     late or has gaps is filled with silence, so that times stay those a player shows.
@@ -320,7 +355,7 @@ def stream_audio(source: str | Path) -> Iterator[np.ndarray]:
         MediaError: at the start, if the recording cannot be used.
         TruncatedMediaError: at the end, after all there is, if it was cut.
     """
-    with open_media(source) as container:
+    with open_media(source, stopped) as container:
         origin_s = (container.start_time or 0) / 1e6
         total_s = length_s(container)
         convert = Resampler(SAMPLE_RATE)

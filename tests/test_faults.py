@@ -6,6 +6,7 @@ Each test compares the journal with what was said, segment by segment.
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import av
 import numpy as np
@@ -384,6 +386,31 @@ def test_a_full_disk_holds_up_what_is_piped_in(whisper_tiny, tmp_path):
     ]
     assert len(told[0]) > 5
     assert told[0] == told[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("source", ["named pipe", "-", "pcm:16000"])
+def test_sigterm_ends_a_wait_for_what_nobody_pipes_in(source, whisper_tiny, tmp_path):
+    if source == "named pipe":
+        source = tmp_path / "pipe"
+        os.mkfifo(source)
+    command = [sys.executable, "-m", "mmtransfer.cli", "monitor", str(whisper_tiny), str(source)]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=child_environment(), cwd=ROOT, **pipes) as process:
+        if source == "pcm:16000":
+            process.stdin.write("\0" * 64000)
+            process.stdin.flush()
+        status = Path(f"/proc/{process.pid}/status")
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            caught = int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16)
+            if caught >> (signal.SIGTERM - 1) & 1:
+                break
+            time.sleep(0.1)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 143
+        assert "error" not in process.stderr.read()
 
 
 class Site:

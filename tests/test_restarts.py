@@ -1,6 +1,5 @@
 """What the command makes of sources that changed, odd names, and sessions that went wrong."""
 
-import io
 import json
 import os
 import socket
@@ -99,10 +98,12 @@ def test_what_is_piped_in_is_told_from_what_was_before(whisper_tiny, tmp_path, s
     folder = tmp_path / "j"
 
     def pipe(samples):
-        data = (samples * 32767).astype("<i2").tobytes()
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        raw = tmp_path / "raw"
+        raw.write_bytes((samples * 32767).astype("<i2").tobytes())
         command = ["monitor", str(whisper_tiny), "pcm:16000", "--journal", str(folder), "--quiet"]
-        assert main(command) == 0
+        with raw.open("rb") as file:
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
+            assert main(command) == 0
         return len(texts(folder))
 
     assert pipe(speech) == 2

@@ -56,7 +56,7 @@ Judge = Callable[[list[str]], list[tuple[str, float]]]
 """Texts to their classes, each with its probability."""
 _WAITING_SEGMENTS = 48  # bounds memory when recognition is slower than reading
 _SPOOL_BYTES = 2 << 30  # audio that may wait on disk
-_READER_EXIT_S = 10.0  # a read of a failing disk may hang; do not wait for it for ever
+_READER_EXIT_S = 0.8  # a read of a failing disk or server may hang; who stops has 5 s in all
 _DRAIN_S = 4.0  # after a request to stop; what is not decoded by then stays in the spool
 _DRAFTS = 4  # provisional readings in a batch; a full batch would keep what is final waiting
 _DISK_RETRY_S = 1.0

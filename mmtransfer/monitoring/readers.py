@@ -86,10 +86,10 @@ class Reader:
             error: Exception | None = None
             try:
                 read(self)
-                if self.stopping.is_set():
-                    error = Stopped("stopped before the end")
             except Exception as problem:
                 error = problem
+            if self.stopping.is_set() and (error is None or is_piped(self.source)):
+                error = Stopped("stopped before the end")
             end = SourceEnd(self.source, self.name, error, self.size, round(self.read_s, 6))
             self.events.put((self.camera, end))
 
@@ -141,7 +141,7 @@ def read_recording(reader: Reader) -> None:
     if not is_once and "://" not in reader.source and Path(reader.source).is_file():
         reader.size = Path(reader.source).stat().st_size
     try:
-        for block in stream_audio(reader.source):
+        for block in stream_audio(reader.source, reader.stopping.is_set):
             at = reader.read_s
             reader.read_s += len(block) / SAMPLE_RATE
             fresh = round((reader.read_s - reader.known_s) * SAMPLE_RATE)
