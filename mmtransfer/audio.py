@@ -92,6 +92,8 @@ def open_media(source: str | Path, stopped: Callable[[], bool] = lambda: False) 
             raw = {"sample_rate": str(source).removeprefix(_PCM), "ch_layout": "mono"}
             options |= {"format": "s16le", "options": raw}
         container = av.open(opened, **options)
+    except av.error.ExitError:
+        reason = f"no answer in {_URL_TIMEOUT_S:g} s"
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
     if container is None or not container.streams:
