@@ -41,6 +41,18 @@ def mel_filters(bands: int) -> np.ndarray:
     return (np.clip(np.minimum(rising, falling), 0, None) * areas).astype(np.float32)
 
 
+@lru_cache(maxsize=4)
+def _sparse_filters(bands: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Frequencies that some filter lets through, one filter after the other; their weights
+    [frequency, 1]; and where each filter begins.
+    """
+    filters = mel_filters(bands)
+    heard = [np.flatnonzero(filter_) if filter_.any() else [0] for filter_ in filters.T]
+    weights = [filter_[places] for filter_, places in zip(filters.T, heard, strict=True)]
+    begins = np.cumsum([0, *(len(places) for places in heard[:-1])])
+    return np.concatenate(heard), np.concatenate(weights)[:, None], begins
+
+
 @lru_cache(maxsize=1)
 def _window() -> np.ndarray:
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW)).astype(np.float32)
@@ -63,9 +75,13 @@ def log_mel(clips: Sequence[np.ndarray], context_s: float, *, bands: int = 80) -
         count = min(frames, end // _HOP)
         pieces = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_HOP][:count]
         spectrum = np.fft.rfft(pieces * _window(), axis=-1)
-        power = spectrum.real**2 + spectrum.imag**2
+        power = np.ascontiguousarray((spectrum.real**2 + spectrum.imag**2).T)
+        # Summed here: the last bits of a matrix product depend on the number of BLAS's threads, and
+        # now and then a word does on them.
+        places, weights, begins = _sparse_filters(bands)
+        energy = np.add.reduceat(power[places] * weights, begins, axis=0)
         row[:, count:] = np.log10(_FLOOR)
-        row[:, :count] = np.log10(np.maximum(power @ mel_filters(bands), _FLOOR)).T
+        row[:, :count] = np.log10(np.maximum(energy, _FLOOR))
         np.maximum(row, row.max() - _RANGE, out=row)
         row += 4.0
         row /= 4.0

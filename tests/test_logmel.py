@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,3 +43,22 @@ def test_features_are_the_librarys(library, samples, context_s, bands, loudness,
 def test_silence_and_no_samples_at_all_have_the_lowest_value():
     for clip in (np.zeros(16_000, np.float32), np.zeros(0, np.float32)):
         np.testing.assert_allclose(log_mel([clip], 2.0), -1.5, atol=1e-6)
+
+
+def test_features_do_not_depend_on_threads():
+    """To the last bit, for a text may depend on it."""
+    program = (
+        "import hashlib, numpy as np; from mmtransfer.logmel import log_mel;"
+        "clip = np.random.default_rng(0).standard_normal(48_000).astype(np.float32);"
+        "print(hashlib.sha256(log_mel([clip], 3.0).tobytes()).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": threads},
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+        for threads in ("1", "2")
+    }
+    assert len(digests) == 1
