@@ -282,7 +282,7 @@ def _mono(frame: Any) -> np.ndarray:
     # The mean of the channels; FFmpeg's own mix of float audio would be louder than its input.
     # Packed, since PyAV does not reach the planes of eight channels and more.
     samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
-    return samples.mean(axis=1, dtype=np.float32)
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
 
 
 @lru_cache(maxsize=16)

@@ -48,10 +48,11 @@ def run(arguments: Namespace) -> int:
         UserError: something that cannot be used.
         OSError: an output that cannot be written.
     """
-    keep_steady()
     cameras = _cameras(arguments)
     outputs = [Path(path) for path in arguments.output]
     endless = [c.name for c in cameras if is_live(c.url) or is_folder(c.url)]
+    if endless:  # it costs a recording a fifth of its time
+        keep_steady()
     check_outputs(outputs, live=endless)
     _check_places(arguments, cameras, outputs)
     for camera in cameras:  # before the model is loaded, which takes seconds
