@@ -100,8 +100,8 @@ def expected(track: np.ndarray, seconds: float) -> list[tuple[float, float]]:
     return [(segment.start, segment.end) for segment in found]
 
 
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process and its children, in MiB."""
+def peak_mib(pid: int) -> float:
+    """The most memory that a process and its children have held so far, in MiB."""
     total = 0
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -111,7 +111,7 @@ def resident_mib(pid: int) -> float:
         except OSError:
             continue
         if int(fields["Pid"]) == pid or int(fields["PPid"]) == pid:
-            total += int(fields.get("VmRSS", "0 kB").split()[0])
+            total += int(fields.get("VmHWM", "0 kB").split()[0])
     return total / 1024
 
 
@@ -157,7 +157,7 @@ def run(
         while not began.value or time.time() < began.value + seconds / speed + 3:
             if process.poll() is not None:
                 sys.exit("".join(errors))
-            memory.append((time.time(), resident_mib(process.pid)))
+            memory.append((time.time(), peak_mib(process.pid)))
             time.sleep(0.5)
         process.terminate()
         process.wait(30)
@@ -241,7 +241,7 @@ def main() -> None:
     print(f"segments with text {len(texts)}, lost {lost}, doubled {doubled}")
     if arguments.what == "memory":
         ten = max(mib for at, mib in result["memory"] if at * speed <= 600)
-        end = max(mib for _, mib in result["memory"])
+        end = result["memory"][-1][1]
         print(f"peak after 10 minutes {ten:.0f} MiB, at the end {end:.0f} MiB: {end / ten:.3f}")
     else:
         p50, p95, most = np.quantile(delays, [0.5, 0.95, 1.0])
