@@ -23,7 +23,6 @@ FRAME = 512
 _CONTEXT = 64  # samples of the frame before that the network sees
 _STFT, _HOP = 256, 128
 _WIDTH = 128
-_HALF = np.float32(0.5)
 
 
 class _SileroNetwork:
@@ -37,12 +36,12 @@ class _SileroNetwork:
             matrix = kernel.transpose(2, 1, 0).reshape(-1, len(kernel)).copy()
             self._convs.append((matrix, weights[f"conv{index}.bias"], stride))
         # sigmoid(x) = (1 + tanh(x / 2)) / 2: with three gates halved, one tanh serves all four.
-        # The gates (input, forget, cell, output) with the cell's behind the others.
-        order = np.r_[: 2 * _WIDTH, 3 * _WIDTH : 4 * _WIDTH, 2 * _WIDTH : 3 * _WIDTH]
-        halves = np.repeat(np.array([0.5, 0.5, 0.5, 1.0], np.float32), _WIDTH)
-        self._input = (weights["lstm.weight_ih_l0"][order] * halves[:, None]).T.copy()
-        self._hidden = (weights["lstm.weight_hh_l0"][order] * halves[:, None]).T.copy()
-        self._bias = (weights["lstm.bias_ih_l0"] + weights["lstm.bias_hh_l0"])[order] * halves
+        halves = np.repeat(
+            np.array([0.5, 0.5, 1.0, 0.5], np.float32), _WIDTH
+        )  # input, forget, cell, output
+        self._input = (weights["lstm.weight_ih_l0"] * halves[:, None]).T.copy()
+        self._hidden = (weights["lstm.weight_hh_l0"] * halves[:, None]).T.copy()
+        self._bias = (weights["lstm.bias_ih_l0"] + weights["lstm.bias_hh_l0"]) * halves
         self._output = weights["final_conv.weight"].reshape(-1)
         self._output_bias = float(weights["final_conv.bias"][0])
 
@@ -61,25 +60,18 @@ class _SileroNetwork:
             covered = np.stack([padded[:, p : p + 3].reshape(len(x), -1) for p in places], 1)
             x = np.maximum(_rows_times(covered, matrix) + bias, 0)
         gates = x[:, 0] @ self._input + self._bias
-        hidden, cell = state[0], state[1].copy()
+        hidden, cell = state
         outputs = np.empty((len(frames), _WIDTH), np.float32)
-        # Nothing is allocated in this loop, which takes most of the time.
-        gate, lifted, weights = gates[0].copy(), np.empty(_WIDTH, np.float32), self._hidden
-        opened, candidate = gate[: 3 * _WIDTH], gate[3 * _WIDTH :]
-        enter, keep, leave = opened.reshape(3, _WIDTH)
-        for given, output in zip(gates, outputs, strict=True):
-            np.dot(hidden, weights, gate)
-            gate += given
-            np.tanh(gate, gate)
-            opened *= _HALF
-            opened += _HALF
-            cell *= keep
-            enter *= candidate
-            cell += enter
-            np.tanh(cell, lifted)
-            hidden = np.multiply(leave, lifted, output)
+        hidden_weights = self._hidden
+        for index, given in enumerate(gates):
+            gate = np.tanh(given + hidden @ hidden_weights)
+            opened = gate * 0.5 + 0.5
+            cell = opened[_WIDTH : 2 * _WIDTH] * cell
+            cell += opened[:_WIDTH] * gate[2 * _WIDTH : 3 * _WIDTH]
+            hidden = opened[3 * _WIDTH :] * np.tanh(cell)
+            outputs[index] = hidden
         logits = np.maximum(outputs, 0) @ self._output + self._output_bias
-        return (1 / (1 + np.exp(-logits))).astype(np.float32), (hidden.copy(), cell)
+        return (1 / (1 + np.exp(-logits))).astype(np.float32), (hidden, cell)
 
 
 def _rows_times(stacked: np.ndarray, matrix: np.ndarray) -> np.ndarray:

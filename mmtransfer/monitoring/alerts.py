@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -80,10 +81,11 @@ def _request(url: str) -> tuple[str, dict[str, str]]:
     return urlunsplit((parts.scheme, place, path, query, "")), headers
 
 
-class _Queued:
+class _Queued(ABC):
     """Alerts that wait in line for `_deliver`, which is called in a thread of its own."""
 
-    def __init__(self, settled: Settled | None):
+    def __init__(self, settled: Settled | None, timeout_s: float = _TIMEOUT_S):
+        self._timeout_s = timeout_s
         self._settled = settled or (lambda alert, why: None)
         self._waiting: queue.Queue[Mapping[str, Any]] = queue.Queue()
         self._closing = threading.Event()
@@ -102,7 +104,7 @@ class _Queued:
         while self._waiting.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.02)
         self._closing.set()
-        self._thread.join(_TIMEOUT_S + 1)
+        self._thread.join(self._timeout_s + 1)
         while not self._waiting.empty():
             self._settled(self._waiting.get_nowait(), STOPPED)
 
@@ -115,8 +117,9 @@ class _Queued:
             self._deliver(alert)
             self._waiting.task_done()
 
+    @abstractmethod
     def _deliver(self, alert: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+        """Bring an alert to the other side, or find that it cannot be; tells `_settled`."""
 
 
 class Webhook(_Queued):
@@ -139,11 +142,9 @@ class Webhook(_Queued):
         first_retry_s: float = _FIRST_RETRY_S,
         give_up_s: float = _GIVE_UP_S,
     ):
-        super().__init__(settled)
+        super().__init__(settled, timeout_s)
         self._url, self._headers = _request(url)
-        self._secret = secret
-        self._timeout_s, self._first_retry_s = timeout_s, first_retry_s
-        self._give_up_s = give_up_s
+        self._secret, self._first_retry_s, self._give_up_s = secret, first_retry_s, give_up_s
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._thread.start()
 

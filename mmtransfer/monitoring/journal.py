@@ -27,10 +27,7 @@ from mmtransfer.monitoring.transcripts import FileDone, FolderState, recording_o
 _HEADER = "journal.json"
 _FORMAT = 2
 _ROTATE_BYTES = 64 << 20
-_HEADER_BYTES, _SAMPLE_BYTES = (
-    1 << 12,
-    1 << 16,
-)  # of a recording, that tell it from another of the same name
+_SAMPLE_BYTES = 1 << 16  # of a recording, that tell it from another of the same name
 
 
 @dataclass(frozen=True)
