@@ -118,7 +118,7 @@ def open_media(source: str | Path, stopped: Callable[[], bool] = lambda: False) 
 
 def media_file(source: str | Path) -> Any:
     """What PyAV opens a recording by: an address as it is, a file by a path that cannot be taken
-    for an address (`12:30.wav`), or opened if its name is not UTF-8 or it cannot be searched.
+    for an address (`12:30.wav`), or opened if its name is not UTF-8.
     """
     if "://" in str(source):
         return str(source)
@@ -130,13 +130,15 @@ def media_file(source: str | Path) -> Any:
     return path
 
 
-def _piped(source: str | Path, stopped: Callable[[], bool]) -> _Piped:
+def _piped(source: str | Path, stopped: Callable[[], bool]) -> Any:
     if not is_standard_input(str(source)):
         # Without waiting for who writes into it.
         return _Piped(open(source, "rb", 0, opener=_open_at_once), stopped)
     if sys.stdin is None:
         raise MediaError("standard input is closed.")
-    return _Piped(sys.stdin.buffer, stopped)
+    file = sys.stdin.buffer
+    # A file in its place never keeps anybody waiting, and may have to be searched.
+    return file if file.seekable() else _Piped(file, stopped)
 
 
 def _open_at_once(path: str, flags: int) -> int:

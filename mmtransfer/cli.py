@@ -216,7 +216,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     monitor.add_argument(
         "--beam",
         type=_positive,
-        help="hypotheses kept in the search; 1 is greedy (default: 3 with ctranslate2, else 1)",
+        help="hypotheses kept in the search; 1 is greedy (default: 5 with ctranslate2, else 1)",
     )
     monitor.add_argument("--words", action="store_true", help="times of words, in .jsonl output")
     monitor.add_argument(

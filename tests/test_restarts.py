@@ -15,7 +15,7 @@ from test_alerts import receiver, wait_for  # noqa: F401 - a fixture
 from test_monitoring import decode
 from test_watching import remuxed
 
-from mmtransfer.audio import SAMPLE_RATE
+from mmtransfer.audio import SAMPLE_RATE, stream_audio
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring import Journal, Segment
@@ -121,6 +121,17 @@ def test_a_named_pipe_is_read_once_and_at_the_start(whisper_tiny, tmp_path, spee
     assert main(["monitor", str(whisper_tiny), str(pipe)]) == 0
     writer.join()
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_file_in_place_of_standard_input_is_searched(speech, tmp_path, monkeypatch):
+    """An mp4 whose index lies at its end."""
+    path = remuxed(write_media(tmp_path / "early.mp4", speech), tmp_path / "late.mp4")
+    data = path.read_bytes()
+    assert data.find(b"moov") > data.find(b"mdat")
+    with path.open("rb") as file:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
+        heard = sum(len(block) for block in stream_audio("-"))
+    assert heard == pytest.approx(len(speech), abs=4096)
 
 
 # --- names ----------------------------------------------------------------------------------------

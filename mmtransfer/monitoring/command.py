@@ -51,7 +51,7 @@ def run(arguments: Namespace) -> int:
     cameras = _cameras(arguments)
     outputs = [Path(path) for path in arguments.output]
     endless = [c.name for c in cameras if is_live(c.url) or is_folder(c.url)]
-    if endless:  # it costs a recording a fifth of its time
+    if endless or any(is_piped(c.url) for c in cameras):  # costs a recording a fifth of its time
         keep_steady()
     check_outputs(outputs, live=endless)
     _check_places(arguments, cameras, outputs)
