@@ -1,11 +1,13 @@
 """What the command makes of sources that changed, odd names, and sessions that went wrong."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,12 +15,12 @@ import pytest
 from conftest import EXAMPLE, ROOT, child_environment, write_media
 from test_alerts import receiver, wait_for  # noqa: F401 - a fixture
 from test_monitoring import decode
-from test_watching import remuxed
+from test_watching import fake_monitor, remuxed
 
 from mmtransfer.audio import SAMPLE_RATE, stream_audio
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring import Journal, Segment
+from mmtransfer.monitoring import Journal, Segment, Transcript
 from mmtransfer.monitoring.spool import Spool
 
 VIDEO = EXAMPLE / "monitor.mp4"
@@ -121,6 +123,26 @@ def test_a_named_pipe_is_read_once_and_at_the_start(whisper_tiny, tmp_path, spee
     assert main(["monitor", str(whisper_tiny), str(pipe)]) == 0
     writer.join()
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_what_is_being_said_in_a_pipe_that_flows_is_told_when_it_stops(speech, monkeypatch):
+    monitor, _ = fake_monitor(texts=lambda clip: "said")
+    ends = os.pipe()
+    data = (speech[:SAMPLE_RATE] * 32767).astype("<i2").tobytes() * 20  # no pause in it
+
+    def write():
+        with os.fdopen(ends[1], "wb", buffering=0) as file, contextlib.suppress(BrokenPipeError):
+            for start in range(0, len(data), 3200):
+                file.write(data[start : start + 3200])
+                time.sleep(0.02)
+
+    with os.fdopen(ends[0], "rb") as file:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
+        threading.Thread(target=write, daemon=True).start()
+        threading.Timer(1.5, monitor.stop).start()
+        told = [item for item in monitor.watch(["pcm:16000"]) if isinstance(item, Transcript)]
+    assert len(told) == 1
+    assert 2 < told[0].end < 12
 
 
 def test_a_file_in_place_of_standard_input_is_searched(speech, tmp_path, monkeypatch):

@@ -152,6 +152,8 @@ def read_recording(reader: Reader) -> None:
             for segment in segmenter.feed(block[-fresh:]):
                 put(segment)
             if reader.stopping.is_set():
+                if is_once:  # what is being said will not come again
+                    break
                 return
     except MediaError as error:
         cut = error  # what came before it is still transcribed
