@@ -8,7 +8,9 @@ the same threads. Nothing is selected on the test texts (--validation): our meth
 texts they train on. SetFit runs with its defaults, in a process of its own, so that it may live in
 another environment (--setfit-python). Seconds are those of training, without imports and loading
 of the model: for ours everything from the frozen layers' output to the last checkpoint, for SetFit
-`Trainer.train`. Each side trains once on a few texts first, which is not counted.
+`Trainer.train`. Each side trains once on a few texts first, which is not counted. "+labels" after
+a method: each label's name, alone and in a sentence, is learnt as two more texts (data.label_texts;
+SetFit gets them as rows).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -67,11 +70,16 @@ METHODS: dict[str, dict[str, Any]] = {
         "transfer": {"stages": [CONTRAST, PROBE]},
         "train": {"batch_tokens": 1536},
     },
-    "contrastive_long": {
+    "contrastive_long": {  # at half the rate
         "transfer": {"stages": [CONTRAST | {"epochs": 30, "learning_rate": 5e-5}, PROBE]},
         "train": {"batch_tokens": 1536},
     },
 }
+LABEL_TEXTS = ("{label}", "This sentence is {label}.")
+DEFAULT = (
+    "end_to_end,feature,combined,contrastive,feature+labels,contrastive+labels,"
+    "contrastive_long+labels,setfit,setfit+labels"
+)
 WARM_UP_SHOTS = 2
 
 
@@ -112,7 +120,19 @@ class Stopwatch:
             self.seconds += time.perf_counter() - started
 
 
-def ours(method: str, train: str, test: str, seed: int, threads: int) -> tuple[float, float]:
+def label_texts(labels: Iterable[str]) -> dict[str, list[str]]:
+    """What is learnt beside the examples of each label."""
+    return {label: [text.format(label=label) for text in LABEL_TEXTS] for label in labels}
+
+
+def ours(
+    method: str,
+    train: str,
+    test: str,
+    seed: int,
+    threads: int,
+    extra: dict[str, list[str]],
+) -> tuple[float, float]:
     """Test accuracy and training seconds of one of our methods."""
     # A rerun must not find the frozen layers' output of the run before.
     shutil.rmtree(cache_dir("features"))
@@ -121,7 +141,7 @@ def ours(method: str, train: str, test: str, seed: int, threads: int) -> tuple[f
         given = {
             "source": SOURCE,
             "run_dir": str(Path(folder, "run")),
-            "data": {"train": train, "validation": train},
+            "data": {"train": train, "validation": train, "label_texts": extra},
             "runtime": {"seed": seed, "threads": threads},
         }
         config = build_config(merge(merge(COMMON, METHODS[method]), given), origin=method)
@@ -221,14 +241,15 @@ def main() -> None:
     parser.add_argument("--validation", required=True, help="test texts")
     parser.add_argument("--shots", default="8,32,64", help="examples per class")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--methods", default=",".join([*METHODS, "setfit"]))
+    parser.add_argument("--methods", default=DEFAULT)
     parser.add_argument("--limit", type=int, help="use this many test texts only")
     parser.add_argument("--setfit-python", default=sys.executable)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     methods = arguments.methods.split(",")
-    unknown = set(methods) - {*METHODS, "setfit"}
+    known = {*METHODS, "setfit"}
+    unknown = set(methods) - known - {f"{name}+labels" for name in known}
     if unknown:
         parser.error(f"unknown methods: {', '.join(sorted(unknown))}")
     shots = [int(number) for number in arguments.shots.split(",")]
@@ -241,23 +262,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MMTRANSFER_CACHE"] = str(Path(folder, "cache"))
         test = write_texts(Path(folder, "test.csv"), tests)
-        jobs = [
-            {
-                "shots": count,
-                "seed": seed,
-                "train": write_texts(
-                    Path(folder, f"{count}-{seed}.csv"), draw(examples, count, seed)
-                ),
-            }
-            for count in [WARM_UP_SHOTS, *shots]
-            for seed in range(1 if count == WARM_UP_SHOTS else arguments.seeds)
-        ]
+        meanings = label_texts({example.label for example in examples})
+        meant = [TextExample(text, label) for label in sorted(meanings) for text in meanings[label]]
+        jobs = []
+        for count in [WARM_UP_SHOTS, *shots]:
+            for seed in range(1 if count == WARM_UP_SHOTS else arguments.seeds):
+                drawn, name = draw(examples, count, seed), f"{count}-{seed}"
+                plain = write_texts(Path(folder, f"{name}.csv"), drawn)
+                named = write_texts(Path(folder, f"{name}-labels.csv"), drawn + meant)
+                jobs.append({"shots": count, "seed": seed, "train": plain, "named": named})
         for method in methods:
-            if method == "setfit":
-                found = setfit(jobs, test, arguments.threads, arguments.setfit_python)
+            name, _, labelled = method.partition("+")
+            if name == "setfit":
+                given = [job | {"train": job["named" if labelled else "train"]} for job in jobs]
+                found = setfit(given, test, arguments.threads, arguments.setfit_python)
             else:
+                extra = meanings if labelled else {}
                 found = [
-                    ours(method, job["train"], test, job["seed"], arguments.threads) for job in jobs
+                    ours(name, job["train"], test, job["seed"], arguments.threads, extra)
+                    for job in jobs
                 ]
             for job, (accuracy, seconds) in list(zip(jobs, found, strict=True))[1:]:
                 results[method, job["shots"]].append((accuracy, seconds))

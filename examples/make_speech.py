@@ -131,6 +131,66 @@ def english_sentences(rng: np.random.Generator) -> list[str]:
     return [sentences[i][0].upper() + sentences[i][1:] + "." for i in order]
 
 
+ANNOUNCEMENTS = (
+    "{please} press {key} to {do}.",
+    "{please} press {key} {once}, then {key} again.",
+    "To {do}, {please} enter the {number} digit code followed by {key}.",
+    "The {thing} at {place} is {state}.",
+    "{please} wait {place} until the {thing} is {state}.",
+    "{attention}, the {thing} to {town} has been {state} at {place}.",
+    "{attention}, {who} {number}, {please} come to {place}.",
+    "{number} {things} have arrived at {place}, and {number} had to be returned.",
+    "You have {number} {things} and no {things}.",
+    "{attention}, the doors at {place} will close in {number} minutes.",
+    "If the {thing} is {state}, {please} hold the {key} key until you hear a tone.",
+    "Your call is now being passed on to {who} {number}, {please} hold.",
+)
+"""What loudspeakers, lifts, intercoms and telephones say where cameras hang."""
+ANNOUNCED = {
+    "please": ["please", "kindly", "you may", "you must", "now"],
+    "key": ["star", "pound", "hash", "zero", "one", "four", "seven", "nine", "the green button"],
+    "do": [
+        "call the porter",
+        "open the barrier",
+        "repeat the last part",
+        "be called back",
+        "report a fault",
+        "change the greeting",
+        "delete what was recorded",
+        "hear the opening hours",
+        "add another caller",
+    ],
+    "once": ["once", "twice", "after the beep", "after the tone", "within ten seconds"],
+    "thing": ["lift", "train", "parcel", "alarm", "queue", "ticket machine", "line", "conference"],
+    "things": ["visitors", "parcels", "callers", "new messages", "pallets", "keys", "seats"],
+    "place": [
+        "platform {number}",
+        "gate {number}",
+        "floor {number}",
+        "the loading bay",
+        "the front desk",
+        "the north exit",
+    ],
+    "state": ["out of order", "delayed", "unlocked", "full", "cancelled", "ready", "busy"],
+    "attention": ["Attention please", "Ladies and gentlemen", "Security", "Dear customers"],
+    "town": ["Oxford", "Lincoln", "Portland", "Bristol", "Denver", "Cardiff"],
+    "who": ["operator", "extension", "the driver of lorry", "agent", "the guard on post"],
+}
+
+
+def announcements(rng: np.random.Generator, count: int) -> list[str]:
+    """As the sentences above, filled in."""
+    made = []
+    for _ in range(count):
+        text = str(rng.choice(ANNOUNCEMENTS))
+        while found := re.search(r"{(\w+)}", text):
+            name = found[1]
+            word = str(rng.integers(2, 60) if name == "number" else rng.choice(ANNOUNCED[name]))
+            text = f"{text[: found.start()]}{word}{text[found.end() :]}"
+        made.append(text[0].upper() + text[1:])
+    return made
+
+
 def mandarin_sentences(rng: np.random.Generator, count: int) -> list[str]:
     """Who did what, when and where; and a few sentences as they stand."""
     made = [
@@ -253,7 +313,11 @@ def segment(rng: np.random.Generator, utterances: list[Audio], said: list[Audio]
     """Utterances as a monitor would cut them out of a recording."""
     parts: list[NDArray[np.float64]] = []
     for speech in utterances:
-        wet = reverberate(rng, speech) if rng.random() < 0.3 else unit(speech.astype(np.float64))
+        # A loudspeaker or a telephone, heard in the room's full-band noise.
+        spoken = narrow_band(speech) if rng.random() < 0.3 else speech.astype(np.float64)
+        wet = unit(spoken)
+        if rng.random() < 0.3:
+            wet = reverberate(rng, spoken.astype(np.float32))
         gap = np.zeros(int(rng.uniform(0.1, 0.5) * RATE))
         parts += [wet * 10 ** (rng.uniform(-3, 3) / 20), gap]
     edge = [np.zeros(int(rng.uniform(0.05, most) * RATE)) for most in (0.8, 0.35)]
@@ -295,6 +359,8 @@ def main() -> None:
         if args.language == "zh"
         else english_sentences(rng)[-count if args.held_out else 0 :][:count]
     )
+    if args.language == "en" and not args.held_out:
+        texts[::4] = announcements(rng, len(texts[::4]))
     lines: list[tuple[Audio, str, str]] = []
     for number, text in enumerate(texts):
         simple = FORMANT_VOICES + DIPHONE_VOICES

@@ -44,6 +44,9 @@ class DataConfig(_Section):
     said) or the text to classify (by default `text`)."""
     label_column: str = "label"
     """Column with the class of a text."""
+    label_texts: dict[str, list[str]] = Field(default_factory=dict)
+    """Texts that say what a label means, e.g. {positive: [This sentence is positive.]}: learnt as
+    examples of it, never validated on. With few examples per class nothing else gains as much."""
     target_column: str = "target"
     """Column with what the sentiment is about (a person, a body); without it texts stand alone."""
     group_column: str = "group"
@@ -65,6 +68,25 @@ class DataConfig(_Section):
     """Tokens that neighbouring windows share."""
     max_windows: int = Field(16, ge=1)
     """Windows read of one text; what lies behind them is not read."""
+
+    @field_validator("label_texts", mode="before")
+    @classmethod
+    def _labels_are_text(cls, value: Any) -> Any:
+        """YAML reads the labels 0 and true as a number and a truth value; see `read_texts`."""
+        if not isinstance(value, dict):
+            return value
+        return {
+            str(label).lower() if isinstance(label, bool) else str(label): texts
+            for label, texts in value.items()
+        }
+
+    @field_validator("label_texts")
+    @classmethod
+    def _texts_say_something(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
+        for label, texts in value.items():
+            if not texts or not all(text.strip() for text in texts):
+                raise ValueError(f"expected texts for the label '{label}', found {texts}")
+        return value
 
 
 class AugmentConfig(_Section):

@@ -40,6 +40,7 @@ from mmtransfer.tasks.speech import SpeechTask, evaluate_clips
 from mmtransfer.text_models import TextModel, new_text_model
 from mmtransfer.texts import (
     TextSet,
+    add_label_texts,
     check_labels,
     hold_out_texts,
     label_names,
@@ -133,6 +134,7 @@ def load_text_splits(config: Config) -> tuple[Splits[TextSet], list[str]]:
         train = TextSet("train", [train.examples[i] for i in chosen], train.skipped)
     else:
         validation = read_texts(data.validation, data, name="validation", split="validation")
+    train = add_label_texts(train, data.label_texts)
     refuse_text_leaks(train, validation, data.allow_leaks)
     sources = {
         name: read_texts(path, data, name=name, split="validation")

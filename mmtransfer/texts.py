@@ -11,7 +11,7 @@ import random
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -381,6 +381,22 @@ def check_labels(examples: TextSet, labels: Sequence[str], *, where: str) -> Non
             f"{named}{', ...' if len(unseen) > 5 else ''}. First: {next(iter(unseen.values()))}. "
             "Rename the labels or remove the rows."
         )
+
+
+def add_label_texts(train: TextSet, texts: Mapping[str, Sequence[str]]) -> TextSet:
+    """The training examples, and those that say what a label means (`data.label_texts`).
+
+    Raises:
+        UserError: a label that the training data does not have.
+    """
+    where = "data.label_texts"
+    added = [
+        TextExample(_plain(text, where, label), label, name=f"{where}.{label}")
+        for label, meaning in texts.items()
+        for text in meaning
+    ]
+    check_labels(TextSet(train.name, added), label_names(train), where=where)
+    return TextSet(train.name, [*train.examples, *added], train.skipped)
 
 
 def _shorten(labels: Sequence[str], most: int = 20) -> str:
