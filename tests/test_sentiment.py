@@ -183,6 +183,32 @@ def test_rehearsal_is_mixed_into_the_epochs(texts, text_backbone, tmp_path):
     )
 
 
+def test_what_a_label_means_is_learnt_from_its_texts(text_backbone, tmp_path):
+    with (tmp_path / "few.csv").open("w", newline="", encoding="utf-8") as file:
+        columns = csv.writer(file)
+        columns.writerow(["text", "label"])
+        for word in ("port", "mayor", "crane", "gate", "news", "rain"):
+            columns.writerows([[f"good {word}", "1"], [f"the bad {word}", "0"]])
+    config = values(tmp_path, text_backbone, tmp_path / "run", steps=60)
+    config["data"] = {
+        "train": str(tmp_path / "few.csv"),
+        "validation_fraction": 0.3,
+        "label_texts": {0: ["awful", " awful\n news "], "1": ["fine"]},
+    }
+    config = build_config(config)
+    splits, _ = runs.load_text_splits(config)
+    assert [(one.text, one.label) for one in splits.train.examples[-3:]] == [
+        ("awful", "0"),
+        ("awful news", "0"),
+        ("fine", "1"),
+    ]
+    assert len(splits.train) + len(splits.validation) == 12 + 3
+    assert not {"awful", "awful news", "fine"} & {one.text for one in splits.validation.examples}
+    runs.train(config)
+    found = load(str(tmp_path / "run")).predict(["fine crane", "the awful crane"])
+    assert [one.label for one in found] == ["1", "0"]
+
+
 def test_label_smoothing_and_class_weights_change_the_loss_as_computed(
     texts, text_backbone, tmp_path
 ):
@@ -347,6 +373,12 @@ def test_bad_text_data_is_one_line(texts, text_backbone, tmp_path, capsys):
     assert "not UTF-8" in with_train("text,label\ncafé,x\n".encode("latin-1"))
     assert "no such file" in with_train("text,label\na,x\nb,y\n", validation="nothing.csv")
     assert "found none" in with_train("text,label\n,x\n , y\n")
+    good = (texts / "train.csv").read_text(encoding="utf-8")
+    line = with_train(good, label_texts={"positiv": ["good"]})
+    assert "data.label_texts: expected labels of the training data (negative, positive)" in line
+    assert "found 'positiv'" in line
+    line = with_train(good, label_texts={"positive": [" "]})
+    assert "expected texts for the label 'positive', found [' ']" in line
     leak = (texts / "validation.csv").read_bytes()
     assert "are also in 'train' (same-text)" in with_train(leak)
 
