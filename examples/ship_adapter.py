@@ -26,19 +26,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished short-context run")
     parser.add_argument("name", help="bundled source it belongs to, without bundled:")
+    parser.add_argument("--margin", type=float, help="s; the run's own was judged on few clips")
     arguments = parser.parse_args()
 
     model, target = arguments.run / "model", PACKAGE / arguments.name
-    metadata = json.loads((model / "mmtransfer.json").read_text(encoding="utf-8"))
-    if metadata["form"] != "adapter" or "short_reader" not in metadata:
-        parser.error(f"{arguments.run}: expected a run of configs/.../short_context.yaml")
+    described = model / "mmtransfer.json"
+    metadata = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    if metadata.get("form") != "adapter" or "short_reader" not in metadata:
+        parser.error(f"{arguments.run}: expected a finished run of configs/.../short_context.yaml")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     weights = load_file(model / "adapter_model.safetensors")
     half = {name: value.to(torch.float16).contiguous() for name, value in weights.items()}
     save_file(half, target / "adapter_model.safetensors", {"format": "pt"})
-    for name in ("adapter_config.json", "mmtransfer.json"):
-        shutil.copyfile(model / name, target / name)
+    shutil.copyfile(model / "adapter_config.json", target / "adapter_config.json")
+    if arguments.margin is not None:
+        metadata["short_reader"]["margin_s"] = arguments.margin
+    described = target / "mmtransfer.json"
+    described.write_text(
+        json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     size = (target / "adapter_model.safetensors").stat().st_size
     print(f"{target}: {size / 2**20:.2f} MiB")
 
