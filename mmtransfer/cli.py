@@ -342,7 +342,12 @@ def _refuse_unknown(unknown: list[str], arguments: argparse.Namespace) -> None:
 
 def _add_fields(parser: argparse.ArgumentParser) -> Any:
     """Add an option for every configuration field; returns what reads them back, nested."""
-    from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+    from pydantic_settings import (
+        BaseSettings,
+        CliSettingsSource,
+        SettingsConfigDict,
+        SettingsError,
+    )
 
     from mmtransfer.config import Config
 
@@ -362,7 +367,15 @@ def _add_fields(parser: argparse.ArgumentParser) -> Any:
             for name, value in vars(arguments).items()
             if value is not None and name not in own and name not in ("verb", "run", "overrides")
         }
-        return dict(source(parsed_args=given)())
+        try:
+            return dict(source(parsed_args=given)())
+        except SettingsError as error:
+            field = next((name for name in given if f" {name}: " in str(error)), "")
+            found = given[field][-1] if isinstance(given.get(field), list) else given.get(field)
+            raise UserError(
+                f"--{field}: expected JSON (a list or an object, names in double quotes), "
+                f"found {found!r}."
+            ) from error
 
     return read
 

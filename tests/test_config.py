@@ -94,6 +94,23 @@ def test_command_line_names_the_nearest_option(tmp_path, capsys):
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--data.sources", "foo"),
+        ("--data.label_texts", "{positive: [good]}"),
+        ("--head.layers", "[1"),
+    ],
+)
+def test_lists_and_objects_that_are_no_json_are_one_line(tmp_path, capsys, option, value):
+    path = write(tmp_path, "train: {steps: 1}")
+    assert main(["train", str(path), option, value]) == 2
+    error = capsys.readouterr().err
+    assert f"{option}: expected JSON" in error
+    assert repr(value) in error
+    assert len(error.strip().splitlines()) == 1
+
+
 def test_every_shipped_configuration_is_valid_and_names_its_command():
     paths = sorted((ROOT / "configs").rglob("*.yaml"))
     assert paths
