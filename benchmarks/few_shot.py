@@ -42,6 +42,7 @@ from mmtransfer import runs
 from mmtransfer.bundled import materialize
 from mmtransfer.cache import cache_dir
 from mmtransfer.config import DataConfig, build_config, merge
+from mmtransfer.errors import UserError
 from mmtransfer.texts import TextExample, read_texts
 
 SOURCE = "bundled:minilm-l6"
@@ -254,8 +255,11 @@ def main() -> None:
         parser.error(f"unknown methods: {', '.join(sorted(unknown))}")
     shots = [int(number) for number in arguments.shots.split(",")]
 
-    examples = read_texts(arguments.train, DataConfig(), name="train").examples
-    tests = read_texts(arguments.validation, DataConfig(), name="test").examples
+    try:
+        examples = read_texts(arguments.train, DataConfig(), name="train").examples
+        tests = read_texts(arguments.validation, DataConfig(), name="test").examples
+    except UserError as error:
+        parser.error(str(error))
     if arguments.limit:
         tests = random.Random(0).sample(tests, min(arguments.limit, len(tests)))
     results: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)

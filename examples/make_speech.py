@@ -3,8 +3,8 @@
 Segments of 1 to 15 s as a monitor cuts them: one to three utterances with short gaps, many voices,
 rooms, loudness, noise, telephone band; a few of noise alone.  The audio is synthesised here or, if
 named, cut from a corpus with a licence that allows it (GRID, CC BY 4.0).  Texts are the usage
-examples of WordNet 3.0 (its licence permits any use), numbers and times, and Mandarin sentences
-from templates.
+examples of WordNet 3.0 (its licence permits any use), numbers and times, and from templates
+announcements and Mandarin sentences.
 
 Install and fetch (see ``make_site.py`` for the model's archives)::
 
