@@ -16,6 +16,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -370,11 +371,11 @@ def _add_fields(parser: argparse.ArgumentParser) -> Any:
         try:
             return dict(source(parsed_args=given)())
         except SettingsError as error:
-            field = next((name for name in given if f" {name}: " in str(error)), "")
-            found = given[field][-1] if isinstance(given.get(field), list) else given.get(field)
+            named = re.search(r' for (?:field ")?([\w.]+)', str(error))
+            field = named[1] if named else ""
             raise UserError(
                 f"--{field}: expected JSON (a list or an object, names in double quotes), "
-                f"found {found!r}."
+                f"found {given.get(field)!r}."
             ) from error
 
     return read

@@ -97,6 +97,7 @@ def test_command_line_names_the_nearest_option(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
+        ("--data", "foo"),
         ("--data.sources", "foo"),
         ("--data.label_texts", "{positive: [good]}"),
         ("--head.layers", "[1"),
