@@ -29,7 +29,6 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -43,7 +42,7 @@ from mmtransfer.bundled import materialize
 from mmtransfer.cache import cache_dir
 from mmtransfer.config import DataConfig, build_config, merge
 from mmtransfer.errors import UserError
-from mmtransfer.texts import TextExample, read_texts
+from mmtransfer.texts import TextExample, TextSet, add_label_texts, read_texts
 
 SOURCE = "bundled:minilm-l6"
 COMMON: dict[str, Any] = {
@@ -119,11 +118,6 @@ class Stopwatch:
             return self.function(*arguments, **options)
         finally:
             self.seconds += time.perf_counter() - started
-
-
-def label_texts(labels: Iterable[str]) -> dict[str, list[str]]:
-    """What is learnt beside the examples of each label."""
-    return {label: [text.format(label=label) for text in LABEL_TEXTS] for label in labels}
 
 
 def ours(
@@ -266,14 +260,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MMTRANSFER_CACHE"] = str(Path(folder, "cache"))
         test = write_texts(Path(folder, "test.csv"), tests)
-        meanings = label_texts({example.label for example in examples})
-        meant = [TextExample(text, label) for label in sorted(meanings) for text in meanings[label]]
+        meanings = {
+            label: [text.format(label=label) for text in LABEL_TEXTS]
+            for label in sorted({example.label for example in examples})
+        }
         jobs = []
         for count in [WARM_UP_SHOTS, *shots]:
             for seed in range(1 if count == WARM_UP_SHOTS else arguments.seeds):
-                drawn, name = draw(examples, count, seed), f"{count}-{seed}"
-                plain = write_texts(Path(folder, f"{name}.csv"), drawn)
-                named = write_texts(Path(folder, f"{name}-labels.csv"), drawn + meant)
+                drawn, name = TextSet("train", draw(examples, count, seed)), f"{count}-{seed}"
+                meant = add_label_texts(drawn, meanings)
+                plain = write_texts(Path(folder, f"{name}.csv"), drawn.examples)
+                named = write_texts(Path(folder, f"{name}-labels.csv"), meant.examples)
                 jobs.append({"shots": count, "seed": seed, "train": plain, "named": named})
         for method in methods:
             name, _, labelled = method.partition("+")
