@@ -315,9 +315,8 @@ def segment(rng: np.random.Generator, utterances: list[Audio], said: list[Audio]
     for speech in utterances:
         # A loudspeaker or a telephone, heard in the room's full-band noise.
         spoken = narrow_band(speech) if rng.random() < 0.3 else speech.astype(np.float64)
-        wet = unit(spoken)
-        if rng.random() < 0.3:
-            wet = reverberate(rng, spoken.astype(np.float32))
+        in_room = rng.random() < 0.3
+        wet = reverberate(rng, spoken.astype(np.float32)) if in_room else unit(spoken)
         gap = np.zeros(int(rng.uniform(0.1, 0.5) * RATE))
         parts += [wet * 10 ** (rng.uniform(-3, 3) / 20), gap]
     edge = [np.zeros(int(rng.uniform(0.05, most) * RATE)) for most in (0.8, 0.35)]

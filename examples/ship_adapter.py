@@ -42,10 +42,8 @@ def main() -> None:
     shutil.copyfile(model / "adapter_config.json", target / "adapter_config.json")
     if arguments.margin is not None:
         metadata["short_reader"]["margin_s"] = arguments.margin
-    described = target / "mmtransfer.json"
-    described.write_text(
-        json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
+    (target / "mmtransfer.json").write_text(text, encoding="utf-8")
     size = (target / "adapter_model.safetensors").stat().st_size
     print(f"{target}: {size / 2**20:.2f} MiB")
 

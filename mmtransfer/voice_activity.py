@@ -36,9 +36,8 @@ class _SileroNetwork:
             matrix = kernel.transpose(2, 1, 0).reshape(-1, len(kernel)).copy()
             self._convs.append((matrix, weights[f"conv{index}.bias"], stride))
         # sigmoid(x) = (1 + tanh(x / 2)) / 2: with three gates halved, one tanh serves all four.
-        halves = np.repeat(
-            np.array([0.5, 0.5, 1.0, 0.5], np.float32), _WIDTH
-        )  # input, forget, cell, output
+        # In turn: input, forget, cell, output.
+        halves = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], np.float32), _WIDTH)
         self._input = (weights["lstm.weight_ih_l0"] * halves[:, None]).T.copy()
         self._hidden = (weights["lstm.weight_hh_l0"] * halves[:, None]).T.copy()
         self._bias = (weights["lstm.bias_ih_l0"] + weights["lstm.bias_hh_l0"]) * halves
