@@ -46,7 +46,7 @@ class DataConfig(_Section):
     """Column with the class of a text."""
     label_texts: dict[str, list[str]] = Field(default_factory=dict)
     """Texts that say what a label means, e.g. {positive: [This sentence is positive.]}: learnt as
-    examples of it, never validated on. With few examples per class nothing else gains as much."""
+    examples of it, never validated on. With a handful of examples per class they gain most."""
     target_column: str = "target"
     """Column with what the sentiment is about (a person, a body); without it texts stand alone."""
     group_column: str = "group"
