@@ -1,10 +1,11 @@
 """Make the speech from which the short-context adapters in ``mmtransfer/short_context`` learn.
 
 Segments of 1 to 15 s as a monitor cuts them: one to three utterances with short gaps, many voices,
-rooms, loudness, noise, telephone band; a few of noise alone.  The audio is synthesised here or, if
-named, cut from a corpus with a licence that allows it (GRID, CC BY 4.0).  Texts are the usage
-examples of WordNet 3.0 (its licence permits any use), numbers and times, and from templates
-announcements and Mandarin sentences.
+rooms, loudness, telephone band; a few of noise alone.  They are quiet, so that the source reads
+them well; the noises that the adapter hears them in are written to a folder of their own.  The
+audio is synthesised here or, if named, cut from a corpus with a licence that allows it (GRID, CC BY
+4.0).  Texts are the usage examples of WordNet 3.0 (its licence permits any use), numbers and times,
+and from templates announcements and Mandarin sentences.
 
 Install and fetch (see ``make_site.py`` for the model's archives)::
 
@@ -14,7 +15,7 @@ Install and fetch (see ``make_site.py`` for the model's archives)::
 Run::
 
     python examples/make_speech.py --shards shards/package --voices kokoro-js/package/voices \
-        --work tts-work --clips grid_s1/train --out speech --language en
+        --work tts-work --clips grid_s1/train --out speech --noise noise --language en
     python examples/make_speech.py ... --out speech-zh --language zh
 
 With ``--single`` the clips are single utterances with transcripts: general speech to rehearse while
@@ -52,6 +53,8 @@ Audio = NDArray[np.float32]
 
 SEED = 555
 LONGEST_S = 15
+NOISES = 240
+NOISE_LEVEL = 0.02  # RMS; the rest is for the peaks of knocks
 HELD_OUT_VOICES = {"bm_daniel", "af_sarah", "am_liam", "bf_lily", "zf_xiaoyi", "zm_yunyang"}
 """Never heard in training, so that a model can be judged on them."""
 FORMANT_VOICES = [
@@ -309,11 +312,11 @@ def background(rng: np.random.Generator, n: int, said: list[Audio]) -> NDArray[n
     return knocks(rng, n) if kind == "knocks" else babble(rng, n, said)
 
 
-def segment(rng: np.random.Generator, utterances: list[Audio], said: list[Audio]) -> Audio:
-    """Utterances as a monitor would cut them out of a recording."""
+def segment(rng: np.random.Generator, utterances: list[Audio]) -> Audio:
+    """Utterances as a monitor would cut them out of a quiet recording."""
     parts: list[NDArray[np.float64]] = []
     for speech in utterances:
-        # A loudspeaker or a telephone, heard in the room's full-band noise.
+        # A loudspeaker or a telephone, heard in the room.
         spoken = narrow_band(speech) if rng.random() < 0.3 else speech.astype(np.float64)
         in_room = rng.random() < 0.3
         wet = reverberate(rng, spoken.astype(np.float32)) if in_room else unit(spoken)
@@ -321,10 +324,6 @@ def segment(rng: np.random.Generator, utterances: list[Audio], said: list[Audio]
         parts += [wet * 10 ** (rng.uniform(-3, 3) / 20), gap]
     edge = [np.zeros(int(rng.uniform(0.05, most) * RATE)) for most in (0.8, 0.35)]
     track = np.concatenate([edge[0], *parts[:-1], edge[1]])[: LONGEST_S * RATE]
-    if rng.random() < 0.7:
-        track = track + background(rng, len(track), said) * 10 ** (-rng.uniform(0, 30) / 20)
-    if rng.random() < 0.3:
-        track = narrow_band(track)
     return (track * rng.uniform(0.05, 0.9) / (np.abs(track).max() + 1e-9)).astype(np.float32)
 
 
@@ -340,6 +339,9 @@ def main() -> None:
     parser.add_argument("--neural", type=int, default=240, help="sentences of neural voices")
     parser.add_argument("--other", type=int, default=240, help="sentences of simpler voices")
     parser.add_argument("--segments", type=int, default=500)
+    parser.add_argument(
+        "--noise", type=Path, help="folder to write noises to, for augment.noise_dir"
+    )
     parser.add_argument(
         "--single", action="store_true", help="one quiet utterance a clip, with its transcript"
     )
@@ -377,6 +379,12 @@ def main() -> None:
             text = re.sub(r"\b[b-z]\b", lambda letter: letter[0].upper(), spoken[path.name])
             lines.append((loud, f"{text[0].upper()}{text[1:]}.", "clip"))
     said = [speech for speech, _, _ in lines]
+    if args.noise:
+        args.noise.mkdir(parents=True)
+        for number in range(NOISES):
+            own = np.random.default_rng([SEED, 1, number])
+            noise = NOISE_LEVEL * background(own, LONGEST_S * RATE, said)
+            write_audio(args.noise / f"{number:03d}.ogg", noise.clip(-1, 1).astype(np.float32))
     args.out.mkdir(parents=True)
     with (args.out / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
@@ -397,7 +405,7 @@ def main() -> None:
                 drawn = [int(i) for i in own.integers(0, len(lines), wanted)]
                 lengths = np.cumsum([len(lines[i][0]) / RATE + 0.5 for i in drawn])
                 chosen = drawn[: max(1, int((lengths < LONGEST_S - 1).sum()))]
-                audio = segment(own, [lines[i][0] for i in chosen], said)
+                audio = segment(own, [lines[i][0] for i in chosen])
             name = f"{number:04d}.ogg"
             write_audio(args.out / name, audio)
             text = ("" if args.language == "zh" else " ").join(lines[i][1] for i in chosen)

@@ -4,11 +4,12 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from conftest import EXAMPLE, ROOT, write_texts
+from conftest import EXAMPLE, ROOT, write_media, write_texts
 
-from mmtransfer.audio import decode_clip
+from mmtransfer.audio import SAMPLE_RATE, decode_clip
 from mmtransfer.backbones import load_speech_model
 from mmtransfer.cli import main
 from mmtransfer.config import build_config, load_config
@@ -55,7 +56,6 @@ def settings(source, folder, judged, run_dir, **train_settings):
             "train": str(folder),
             "validation": str(judged),
         },
-        "transfer": {"cached_views": 0},
         "augment": {"speed": None},
         "train": {
             "steps": 12,
@@ -197,6 +197,43 @@ def test_the_loss_is_the_divergence_from_the_source(speech_folder, judged, whisp
         tuple(text)
         == Recognizer(speech).transcribe([clips.clips[0].samples()], context_s=30.0)[0].tokens
     )
+
+
+def test_the_source_hears_what_was_recorded_and_the_adapter_hears_it_augmented_anew(
+    speech_folder, judged, whisper_tiny, tmp_path, monkeypatch
+):
+    noises = tmp_path / "noises"
+    noises.mkdir()
+    noise = np.random.default_rng(0).normal(0, 0.1, 2 * SAMPLE_RATE).astype(np.float32)
+    write_media(noises / "noise.wav", noise)
+    values = settings(whisper_tiny, speech_folder, judged, tmp_path / "run")
+    loud = {"noise_dir": str(noises), "noise_probability": 1, "noise_snr_db": [0, 0]}
+    masked = {"spec_time_masks": 2, "spec_time_width_s": 1.0}
+    monkeypatch.setenv("MMTRANSFER_CACHE", str(tmp_path / "cache"))
+    speech = load_speech_model(str(whisper_tiny))
+    tasks = {}
+    for name, augment in (("quiet", {}), ("noisy", loud), ("masked", masked)):
+        config = load_config(CONFIG, {**values, "augment": {**values["augment"], **augment}})
+        clips = load_clips(speech_folder, config.data, name="train", labelled=False)
+        tasks[name] = ShortContextTask(speech, clips, clips, config)
+        with torch.random.fork_rng():
+            tasks[name].begin(tasks[name].stages[0], torch.device("cpu"))
+        if name == "quiet":  # what it reads is kept, and serves whatever the adapter hears
+            monkeypatch.setattr(ShortContextTask, "_source_output", None)
+
+    def heard(name, epoch):
+        (micro, *_) = tasks[name].prepare(range(1), slice(None), epoch)
+        return micro
+
+    quiet, noisy = heard("quiet", 0), heard("noisy", 0)
+    assert torch.equal(quiet.ids, noisy.ids)
+    assert torch.equal(quiet.logprobs, noisy.logprobs)
+    assert torch.equal(quiet.features, heard("quiet", 1).features)
+    for name in ("noisy", "masked"):
+        first = heard(name, 0).features
+        assert not torch.equal(first, quiet.features)
+        assert torch.equal(first, heard(name, 0).features)  # a resumed run hears the same
+        assert not torch.equal(first, heard(name, 1).features)
 
 
 def _encode(task, micro):

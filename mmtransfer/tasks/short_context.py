@@ -3,8 +3,11 @@
 The source reads every clip once in its full window: its greedy tokens and its most probable tokens
 at each place are kept. An adapter in a copy of the source then learns to give the same from a
 context that ends where the clip does (Hinton et al. 2015: distillation, here of a model into
-itself). Of a clip with a transcript the source reads that, instead of what it would have said
-itself, so that its mistakes are not learnt. It keeps reading full contexts, with its own weights.
+itself). The source hears the clip as it was recorded, the adapter hears it augmented and anew in
+every epoch, so that it learns to read in noise what the source reads without (Xie et al. 2020:
+noisy student). Of a clip with a transcript the source reads that, instead of what it would have
+said itself, so that its mistakes are not learnt. It keeps reading full contexts, with its own
+weights.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from mmtransfer.evaluation import ClipScore, SpeechScore, score_clip, speech_met
 from mmtransfer.features import FeatureStore, cache_key, cached_features, weights_digest
 from mmtransfer.guards import rejection
 from mmtransfer.recognition import Recognizer
-from mmtransfer.tasks.speech import SpeechTask, check_views
+from mmtransfer.tasks.speech import SpeechTask
 from mmtransfer.torch_engines import TorchWhisper
 from mmtransfer.transfer import Stage, resolve_stages
 
@@ -91,7 +94,6 @@ class ShortContextTask(SpeechTask):
         self._told: FeatureStore | None = None
         self._unlabelled: set[str] = set()  # clips whose text is what the source reads
         self._usable = list(range(len(train)))
-        self._views = check_views(self._augmenter, config)
 
     # --- what the source reads ----------------------------------------------------------------
 
@@ -105,15 +107,13 @@ class ShortContextTask(SpeechTask):
         """Let the source read all clips, or find that in the cache."""
         self.speech.model.to(device).requires_grad_(False)
         texts = [clip.text.strip() for clip in self.train.clips]
-        read = self._read_by_source(self.train, "the training clips", self._views, texts)
+        read = self._read_by_source(self.train, "the training clips", texts)
         self._told = read
-        kept = len(self.train) * self._views
-        doubtful = {row // self._views for row in range(kept) if read[row][2, 0, 0] > 0}
-        self._usable = [index for index in range(len(self.train)) if index not in doubtful]
+        self._usable = [index for index in range(len(self.train)) if not read[index][2, 0, 0] > 0]
         if not self._usable:
             raise UserError("The source reads none of the training clips without doubt.")
         unsaid = [""] * len(self.validation)
-        told = self._read_by_source(self.validation, "the validation clips", 1, unsaid)
+        told = self._read_by_source(self.validation, "the validation clips", unsaid)
         end = self.model.config.eos_token_id
         clips = []
         for row, clip in enumerate(self.validation.clips):
@@ -125,48 +125,34 @@ class ShortContextTask(SpeechTask):
         self.validation = replace(self.validation, clips=clips)
         super().begin(stage, device)
 
-    def _read_by_source(
-        self, clips: ClipSet, name: str, views: int, texts: list[str]
-    ) -> FeatureStore:
-        """[3, token, kept] of each view of each clip: ids, log-probabilities, whether in doubt."""
-        augmented = views > 1 or (clips is self.train and self._augmenter.is_active)
-        items = [(index, view) for index in range(len(clips)) for view in range(views)]
+    def _read_by_source(self, clips: ClipSet, name: str, texts: list[str]) -> FeatureStore:
+        """[3, token, kept] of each clip: ids, log-probabilities, whether in doubt."""
         estimates = [
-            3 * _KEPT * (8 + round(_TOKENS_PER_SECOND * clips.clips[index].seconds))
-            for index, _ in items
+            3 * _KEPT * (8 + round(_TOKENS_PER_SECOND * clip.seconds)) for clip in clips.clips
         ]
-        config = self._config
         key = cache_key(
             kind="short_context",
             kept=_KEPT,
             weights=weights_digest([self.speech.model], self.speech.model.config),
             generation=json.loads(self.speech.model.generation_config.to_json_string()),
-            augment=config.augment.model_dump(mode="json") if augmented else None,
-            seed=config.runtime.seed if augmented else None,
             items=[
-                [clips.clips[i].identity, clips.clips[i].language, view, texts[i]]
-                for i, view in items
+                [clip.identity, clip.language, text]
+                for clip, text in zip(clips.clips, texts, strict=True)
             ],
         )
 
         def compute(rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
             full = self.speech.max_context_s
-            size = max(1, int(config.evaluation.batch_seconds / full))
+            size = max(1, int(self._config.evaluation.batch_seconds / full))
             by_language: dict[str | None, list[int]] = defaultdict(list)
             for row in rows:
-                by_language[clips.clips[items[row][0]].language].append(row)
+                by_language[clips.clips[row].language].append(row)
             for chosen in by_language.values():
-                engine = self._engine(clips.clips[items[chosen[0]][0]])
+                engine = self._engine(clips.clips[chosen[0]])
                 for start in range(0, len(chosen), size):
                     part = chosen[start : start + size]
-                    waves = []
-                    for row in part:
-                        index, view = items[row]
-                        wave = clips.clips[index].samples()
-                        if augmented:
-                            wave, _ = self._augmenter.waveform(wave, self._view_rng(index, view))
-                        waves.append(wave)
-                    said = [texts[items[row][0]] for row in part]
+                    waves = [clips.clips[row].samples() for row in part]
+                    said = [texts[row] for row in part]
                     yield from zip(part, self._source_output(engine, waves, said), strict=True)
 
         return cached_features(name, key, estimates, compute, dtype="float32")
@@ -236,32 +222,30 @@ class ShortContextTask(SpeechTask):
     ) -> list[ShortBatch]:
         """Micro-batches of one context and language each."""
         assert self._told is not None
-        groups: dict[tuple[float, str | None], list[tuple[np.ndarray, np.ndarray]]]
+        groups: dict[tuple[float, str | None], list[tuple[torch.Tensor, np.ndarray]]]
         groups = defaultdict(list)
-        view = epoch % self._views
         for index in batch[share]:
-            clip = self.train.clips[index]
-            wave = clip.samples()
-            if self._augmenter.is_active:
-                wave, _ = self._augmenter.waveform(wave, self._view_rng(index, view))
+            clip, heard = self.train.clips[index], self._view_rng(index, epoch)
+            wave, _ = self._augmenter.waveform(clip.samples(), heard)
             context = self.speech.context_s(len(wave) / SAMPLE_RATE, shortest=0)
             rng = np.random.default_rng([self._config.runtime.seed, epoch, index])
             full = self.speech.max_context_s
             wider = longer_context_s(context, full) or full
             if rng.random() < _LONGER and wider < full:
                 context = wider
-            told = self._told[index * self._views + view]
-            groups[context, clip.language].append((wave, told))
+            features = self.speech.features([wave], context)
+            self._augmenter.features(features[0], len(wave) / SAMPLE_RATE, heard)
+            groups[context, clip.language].append((features, self._told[index]))
         batches = []
         for (context, language), examples in sorted(groups.items(), key=lambda g: str(g[0])):
             prompt = self.speech.prompt(timestamps=False, language=language)
             size = max(1, int(self._config.train.batch_seconds / context + 1e-6))
             for start in range(0, len(examples), size):
-                batches.append(self._short_batch(examples[start : start + size], context, prompt))
+                batches.append(self._short_batch(examples[start : start + size], prompt))
         return batches
 
     def _short_batch(
-        self, examples: list[tuple[np.ndarray, np.ndarray]], context: float, prompt: list[int]
+        self, examples: list[tuple[torch.Tensor, np.ndarray]], prompt: list[int]
     ) -> ShortBatch:
         length = max(told.shape[1] for _, told in examples)
         shape = (len(examples), length, _KEPT)
@@ -274,7 +258,7 @@ class ShortContextTask(SpeechTask):
             ids[row, :places] = torch.from_numpy(told[0].astype(np.int64))
             logprobs[row, :places] = torch.from_numpy(told[1].copy())
             inputs[row, len(prompt) : len(prompt) + places - 1] = ids[row, : places - 1, 0]
-        features = self.speech.features([wave for wave, _ in examples], context)
+        features = torch.cat([features for features, _ in examples])
         return ShortBatch(features, inputs, len(prompt) - 1, ids, logprobs)
 
     def weight(self, micro: ShortBatch) -> float:  # type: ignore[override]
