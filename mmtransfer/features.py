@@ -137,7 +137,7 @@ def _write(name: str, folder: Path, values: Sequence[int], compute: Compute, dty
             "transfer.cache: none."
         )
     logger.info(
-        "computing the frozen layers' output of %s once: %d examples, %.1f MiB",
+        "computing the cache of %s once: %d examples, %.1f MiB",
         name,
         sum(len(rows) for _, rows in todo),
         needed / 2**20,

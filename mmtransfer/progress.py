@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, nothing elsewhere."""
+"""Progress on standard error: a bar on a terminal, a log line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+_LOG_EVERY_S = 10.0
 
 
 def console() -> Any:
@@ -34,26 +35,26 @@ def no_library_bars() -> Iterator[None]:
 
 
 def track(items: Iterable[T], description: str, *, total: int | None = None) -> Iterator[T]:
-    """Iterate with a bar that shows count, speed and time left."""
+    """Iterate with a bar that shows count, speed and time left; off a terminal, log the count."""
     from rich.progress import track as rich_track
 
     screen = console()
-    yield from rich_track(
-        items,
-        description,
-        total=total,
-        console=screen,
-        transient=True,
-        disable=not screen.is_terminal,
-    )
+    if screen.is_terminal:
+        yield from rich_track(items, description, total=total, console=screen, transient=True)
+        return
+    last_log = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last_log > _LOG_EVERY_S:
+            last_log = now
+            logger.info("%s: %d%s", description, done, f"/{total}" if total else "")
 
 
 class TrainingProgress:
     """Step, loss, validation metric, speed and time left: a bar on a terminal, a log line every
     few seconds elsewhere.
     """
-
-    _LOG_EVERY_S = 10.0
 
     def __init__(self, total: int, done: int, *, unit: str, enabled: bool = True):
         from rich.progress import (
@@ -102,7 +103,7 @@ class TrainingProgress:
         status = f"loss {loss:.4f}  {self._score}  {units_per_second:.0f} {self._unit}"
         self._bar.update(self._task, advance=1, status=status)
         now = time.monotonic()
-        if self._enabled and self._bar.disable and now - self._last_log > self._LOG_EVERY_S:
+        if self._enabled and self._bar.disable and now - self._last_log > _LOG_EVERY_S:
             self._last_log = now
             per_step = (now - self._started) / max(1, self._done - self._started_at)
             left = per_step * (self._total - self._done)
