@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import EXAMPLE, ROOT, write_media, write_texts
+from conftest import EXAMPLE, ROOT, tone, write_media, write_texts
 
 from mmtransfer.audio import SAMPLE_RATE, decode_clip
 from mmtransfer.backbones import load_speech_model
@@ -234,6 +234,23 @@ def test_the_source_hears_what_was_recorded_and_the_adapter_hears_it_augmented_a
         assert not torch.equal(first, quiet.features)
         assert torch.equal(first, heard(name, 0).features)  # a resumed run hears the same
         assert not torch.equal(first, heard(name, 1).features)
+
+
+def test_slowing_down_cuts_no_words_off(judged, whisper_tiny, tmp_path):
+    folder = tmp_path / "long"
+    folder.mkdir()
+    write_media(folder / "clip.wav", tone(29.5))
+    (folder / "metadata.csv").write_text("file_name,transcription\nclip.wav,a long tone\n")
+    values = settings(whisper_tiny, folder, judged, tmp_path / "run")
+    slow = load_config(CONFIG, {**values, "augment": {"speed": [0.9, 0.9]}})
+    plain = load_config(CONFIG, values)
+    heard = []
+    for config in (slow, plain):
+        clips = load_clips(folder, config.data, name="train", labelled=False)
+        task = ShortContextTask(load_speech_model(str(whisper_tiny)), clips, clips, config)
+        task._told = [np.zeros((3, 4, 64), np.float32)]  # whatever the source reads in it
+        heard.append(task.prepare([0], slice(None), 0)[0].features)
+    assert torch.equal(*heard)
 
 
 def _encode(task, micro):
