@@ -6,6 +6,7 @@ on the seed, the epoch and the clip alone, and a resumed run repeats it exactly.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import torchaudio.functional as audio_functional
 
-from mmtransfer.audio import AUDIO_SUFFIXES, MediaError, decode_clip
+from mmtransfer.audio import AUDIO_SUFFIXES, SAMPLE_RATE, MediaError, decode_clip
 from mmtransfer.config import AugmentConfig
 from mmtransfer.errors import UserError
 
@@ -50,10 +51,16 @@ class Augmenter:
             _recordings(config.reverb_dir, "augment.reverb_dir") if config.reverb_dir else []
         )
 
-    def waveform(self, samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-        """Augmented float32 samples at 16 kHz, and the speed factor that was applied."""
+    def waveform(
+        self, samples: np.ndarray, rng: np.random.Generator, longest_s: float = math.inf
+    ) -> tuple[np.ndarray, float]:
+        """Augmented float32 samples at 16 kHz, and the speed factor that was applied.
+
+        A clip that its speed would stretch beyond `longest_s` keeps its own, since its last words
+        would be cut off.
+        """
         config = self._config
-        speed = self.draw_speed(rng)
+        speed = self.draw_speed(rng, len(samples) / SAMPLE_RATE, longest_s)
         if speed != 1.0:
             wave = torch.from_numpy(samples)
             samples = audio_functional.resample(wave, round(speed * 100), 100).numpy()
@@ -65,12 +72,13 @@ class Augmenter:
             samples = _add_noise(samples, noise, rng.uniform(*config.noise_snr_db), rng)
         return samples, speed
 
-    def draw_speed(self, rng: np.random.Generator) -> float:
-        """The speed factor that `waveform` would apply with this generator."""
+    def draw_speed(self, rng: np.random.Generator, clip_s: float, longest_s: float) -> float:
+        """The speed factor that `waveform` would apply with this generator to a clip so long."""
         if self._config.speed is None:
             return 1.0
         # Steps of 0.05, since each distinct ratio needs a resampling kernel of its own.
-        return round(rng.uniform(*self._config.speed) * 20) / 20
+        speed = round(rng.uniform(*self._config.speed) * 20) / 20
+        return speed if clip_s / speed <= longest_s else 1.0
 
     @property
     def slowest(self) -> float:

@@ -191,7 +191,8 @@ class CtcTask(StagedTask):
     def _view(self, index: int, view: int, context_s: float) -> dict[str, torch.Tensor]:
         """Encoder inputs of an augmented version of a training clip."""
         rng = self._view_rng(index, view)
-        samples, _ = self._augmenter.waveform(self.train.clips[index].samples(), rng)
+        longest_s = self.speech.max_context_s
+        samples, _ = self._augmenter.waveform(self.train.clips[index].samples(), rng, longest_s)
         inputs = self.speech.inputs([samples], context_s)
         if "features" in inputs:
             self._augmenter.features(inputs["features"][0], len(samples) / SAMPLE_RATE, rng)
@@ -202,8 +203,8 @@ class CtcTask(StagedTask):
 
     def _seconds(self, index: int, view: int) -> float:
         """Length of an augmented version of a training clip."""
-        speed = self._augmenter.draw_speed(self._view_rng(index, view))
-        return self.train.clips[index].seconds / speed
+        seconds, longest_s = self.train.clips[index].seconds, self.speech.max_context_s
+        return seconds / self._augmenter.draw_speed(self._view_rng(index, view), seconds, longest_s)
 
     def prepare(self, batch: Sequence[int], share: slice, epoch: int) -> list[CtcBatch]:
         """Micro-batches of this process's share, one context each."""

@@ -226,10 +226,8 @@ class ShortContextTask(SpeechTask):
         groups = defaultdict(list)
         for index in batch[share]:
             clip, heard = self.train.clips[index], self._view_rng(index, epoch)
-            wave, _ = self._augmenter.waveform(clip.samples(), heard)
             full = self.speech.max_context_s
-            if len(wave) > full * SAMPLE_RATE:  # slowed down, its last words would be cut off
-                wave = clip.samples()
+            wave, _ = self._augmenter.waveform(clip.samples(), heard, full)
             context = self.speech.context_s(len(wave) / SAMPLE_RATE, shortest=0)
             rng = np.random.default_rng([self._config.runtime.seed, epoch, index])
             wider = longer_context_s(context, full) or full
