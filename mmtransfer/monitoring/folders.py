@@ -102,7 +102,7 @@ def recorded_at(path: Path) -> float:
 
 def series(name: str) -> str:
     """What the names of recordings have in common that may follow each other: all but digits."""
-    return re.sub(r"\d+", "#", name)
+    return re.sub(r"\d+", "\0", name)  # which is in no file's name
 
 
 def follows(name: str, last: str) -> int:
@@ -110,9 +110,11 @@ def follows(name: str, last: str) -> int:
     greater, and those behind it begin again (a counter, a date, a time). Returns how many numbers
     differ, 0 if it does not come after.
     """
+    if series(name) != series(last):
+        return 0
     pairs = zip(re.findall(r"\d+", name), re.findall(r"\d+", last), strict=True)
     differ = [(int(new), int(old)) for new, old in pairs if int(new) != int(old)]
-    if series(name) != series(last) or not differ:
+    if not differ:
         return 0
     (new, old), *behind = differ
     return len(differ) if new > old and all(a < b for a, b in behind) else 0
