@@ -347,6 +347,9 @@ def main() -> None:
     )
     parser.add_argument("--held-out", action="store_true", help="voices and texts never trained on")
     args = parser.parse_args()
+    for folder in filter(None, (args.out, args.noise)):
+        if folder.exists():  # said now, not after all is synthesised
+            parser.error(f"{folder}: expected a folder that does not exist yet")
 
     rng = np.random.default_rng([SEED, args.language == "zh", args.held_out])
     voices = Voices(args.shards, args.voices, args.work, args.language)
