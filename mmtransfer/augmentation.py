@@ -38,12 +38,16 @@ def _recordings(folder: str, setting: str) -> list[Path]:
 class Augmenter:
     """Applies what the configuration names.
 
+    A clip that its speed would stretch beyond `longest_s` keeps its own, since its last words would
+    be cut off.
+
     Raises:
         UserError: a noise or reverberation folder without audio files.
     """
 
-    def __init__(self, config: AugmentConfig):
+    def __init__(self, config: AugmentConfig, longest_s: float = math.inf):
         self._config = config
+        self._longest_s = longest_s
         self._noises = (
             _recordings(config.noise_dir, "augment.noise_dir") if config.noise_dir else []
         )
@@ -51,16 +55,10 @@ class Augmenter:
             _recordings(config.reverb_dir, "augment.reverb_dir") if config.reverb_dir else []
         )
 
-    def waveform(
-        self, samples: np.ndarray, rng: np.random.Generator, longest_s: float = math.inf
-    ) -> tuple[np.ndarray, float]:
-        """Augmented float32 samples at 16 kHz, and the speed factor that was applied.
-
-        A clip that its speed would stretch beyond `longest_s` keeps its own, since its last words
-        would be cut off.
-        """
+    def waveform(self, samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """Augmented float32 samples at 16 kHz, and the speed factor that was applied."""
         config = self._config
-        speed = self.draw_speed(rng, len(samples) / SAMPLE_RATE, longest_s)
+        speed = self.draw_speed(rng, len(samples) / SAMPLE_RATE)
         if speed != 1.0:
             wave = torch.from_numpy(samples)
             samples = audio_functional.resample(wave, round(speed * 100), 100).numpy()
@@ -72,13 +70,13 @@ class Augmenter:
             samples = _add_noise(samples, noise, rng.uniform(*config.noise_snr_db), rng)
         return samples, speed
 
-    def draw_speed(self, rng: np.random.Generator, clip_s: float, longest_s: float) -> float:
+    def draw_speed(self, rng: np.random.Generator, clip_s: float) -> float:
         """The speed factor that `waveform` would apply with this generator to a clip so long."""
         if self._config.speed is None:
             return 1.0
         # Steps of 0.05, since each distinct ratio needs a resampling kernel of its own.
         speed = round(rng.uniform(*self._config.speed) * 20) / 20
-        return speed if clip_s / speed <= longest_s else 1.0
+        return speed if clip_s / speed <= self._longest_s else 1.0
 
     @property
     def slowest(self) -> float:

@@ -73,7 +73,7 @@ class CtcTask(StagedTask):
             raise TypeError("a CTC task stands on a speech encoder")
         super().__init__(speech, network, network_layout(network), encoder.model, stages, config)
         self.speech, self._network, self._encoder = speech, network, encoder
-        self._augmenter = Augmenter(config.augment)
+        self._augmenter = Augmenter(config.augment, speech.max_context_s)
         fitting = [clip for clip in train.clips if self._fits(clip)]
         if not fitting:
             raise UserError("Every training transcript is longer than its clip has frames.")
@@ -191,8 +191,7 @@ class CtcTask(StagedTask):
     def _view(self, index: int, view: int, context_s: float) -> dict[str, torch.Tensor]:
         """Encoder inputs of an augmented version of a training clip."""
         rng = self._view_rng(index, view)
-        longest_s = self.speech.max_context_s
-        samples, _ = self._augmenter.waveform(self.train.clips[index].samples(), rng, longest_s)
+        samples, _ = self._augmenter.waveform(self.train.clips[index].samples(), rng)
         inputs = self.speech.inputs([samples], context_s)
         if "features" in inputs:
             self._augmenter.features(inputs["features"][0], len(samples) / SAMPLE_RATE, rng)
@@ -203,8 +202,8 @@ class CtcTask(StagedTask):
 
     def _seconds(self, index: int, view: int) -> float:
         """Length of an augmented version of a training clip."""
-        seconds, longest_s = self.train.clips[index].seconds, self.speech.max_context_s
-        return seconds / self._augmenter.draw_speed(self._view_rng(index, view), seconds, longest_s)
+        seconds = self.train.clips[index].seconds
+        return seconds / self._augmenter.draw_speed(self._view_rng(index, view), seconds)
 
     def prepare(self, batch: Sequence[int], share: slice, epoch: int) -> list[CtcBatch]:
         """Micro-batches of this process's share, one context each."""

@@ -226,10 +226,10 @@ class ShortContextTask(SpeechTask):
         groups = defaultdict(list)
         for index in batch[share]:
             clip, heard = self.train.clips[index], self._view_rng(index, epoch)
-            full = self.speech.max_context_s
-            wave, _ = self._augmenter.waveform(clip.samples(), heard, full)
+            wave, _ = self._augmenter.waveform(clip.samples(), heard)
             context = self.speech.context_s(len(wave) / SAMPLE_RATE, shortest=0)
             rng = np.random.default_rng([self._config.runtime.seed, epoch, index])
+            full = self.speech.max_context_s
             wider = longer_context_s(context, full) or full
             if rng.random() < _LONGER and wider < full:
                 context = wider

@@ -86,7 +86,7 @@ class SpeechTask(StagedTask):
         self._config = config
         self._normalizer_name = config.evaluation.normalizer or default_normalizer(speech.language)
         self._normalize = get_normalizer(self._normalizer_name)
-        self._augmenter = Augmenter(config.augment)
+        self._augmenter = Augmenter(config.augment, speech.max_context_s)
         self._bounds: dict[int, tuple[float, float] | None] = {}
         tokenizer = speech.processor.tokenizer
         spaced = self.metric == "wer"
@@ -185,8 +185,7 @@ class SpeechTask(StagedTask):
     def _view(self, index: int, view: int, context_s: float) -> torch.Tensor:
         """Log-mel [1, mel, frame] of an augmented version of a clip."""
         rng = self._view_rng(index, view)
-        longest_s = self.speech.max_context_s
-        samples, _ = self._augmenter.waveform(self.train.clips[index].samples(), rng, longest_s)
+        samples, _ = self._augmenter.waveform(self.train.clips[index].samples(), rng)
         features = self.speech.features([samples], context_s)
         self._augmenter.features(features[0], len(samples) / SAMPLE_RATE, rng)
         return features
@@ -213,11 +212,8 @@ class SpeechTask(StagedTask):
             is_padded = self._pads(index) and rng.random() < 0.5
             stamped = rng.random() < config.timestamps
             view = epoch % views
-            speed = self._augmenter.draw_speed(
-                self._view_rng(index, view),
-                self.train.clips[index].seconds,
-                self.speech.max_context_s,
-            )
+            seconds = self.train.clips[index].seconds
+            speed = self._augmenter.draw_speed(self._view_rng(index, view), seconds)
             hidden = store[self._items[index, view, is_padded]][0]  # type: ignore[index]
             target = self._target(index, speed, timestamps=stamped)
             groups[len(hidden)].append((hidden, target))
@@ -248,7 +244,7 @@ class SpeechTask(StagedTask):
             rng = np.random.default_rng([self._config.runtime.seed, epoch, index])
             is_padded = rng.random() < config.full_context
             stamped = rng.random() < config.timestamps
-            samples, speed = self._augmenter.waveform(self.train.clips[index].samples(), rng, full)
+            samples, speed = self._augmenter.waveform(self.train.clips[index].samples(), rng)
             example = (samples, self._target(index, speed, timestamps=stamped))
             (padded if is_padded else short).append(example)
             (padded_rngs if is_padded else rngs).append(rng)
