@@ -1,4 +1,4 @@
-"""Changes to training clips: speed, reverberation, noise, SpecAugment.
+"""Changes to training clips: speed, reverberation, noise, telephone band, SpecAugment.
 
 Every random choice comes from the generator that is passed in, so a clip's augmentation depends
 on the seed, the epoch and the clip alone, and a resumed run repeats it exactly.
@@ -17,6 +17,9 @@ import torchaudio.functional as audio_functional
 from mmtransfer.audio import AUDIO_SUFFIXES, SAMPLE_RATE, MediaError, decode_clip
 from mmtransfer.config import AugmentConfig
 from mmtransfer.errors import UserError
+
+_NARROW_RATE = 8_000  # Hz
+_NARROW_LEVELS = 256
 
 
 @lru_cache(maxsize=512)
@@ -68,6 +71,11 @@ class Augmenter:
         if self._noises and rng.random() < config.noise_probability:
             noise = _recording(self._noises[rng.integers(len(self._noises))])
             samples = _add_noise(samples, noise, rng.uniform(*config.noise_snr_db), rng)
+        # Last, since the line carries what the microphone heard. No draw where it is off, so that
+        # runs without it stay as they were.
+        narrow = config.narrow_band_probability
+        if narrow and rng.random() < narrow:
+            samples = _narrow_band(samples)
         return samples, speed
 
     def draw_speed(self, rng: np.random.Generator, clip_s: float) -> float:
@@ -88,7 +96,9 @@ class Augmenter:
         """Whether clips are changed at all."""
         config = self._config
         masks = config.spec_time_masks + config.spec_frequency_masks
-        return bool(config.speed or self._noises or self._rooms or masks)
+        return bool(
+            config.speed or self._noises or self._rooms or config.narrow_band_probability or masks
+        )
 
     def features(self, features: torch.Tensor, seconds: float, rng: np.random.Generator) -> None:
         """Mask bands and stretches of one clip's log-mel [mel, frame] in place (SpecAugment).
@@ -128,3 +138,12 @@ def _add_noise(
     return audio_functional.add_noise(
         torch.from_numpy(samples), torch.from_numpy(looped), torch.tensor(snr_db).float()
     ).numpy()
+
+
+def _narrow_band(samples: np.ndarray) -> np.ndarray:
+    """What a telephone or a camera with G.711 sound passes on: 8 kHz in 8 bits, mu-law."""
+    wave = torch.from_numpy(samples)
+    line = audio_functional.resample(wave, SAMPLE_RATE, _NARROW_RATE).clamp(-1, 1)
+    coded = audio_functional.mu_law_encoding(line, _NARROW_LEVELS)
+    heard = audio_functional.mu_law_decoding(coded, _NARROW_LEVELS)
+    return audio_functional.resample(heard, _NARROW_RATE, SAMPLE_RATE)[: len(wave)].numpy()

@@ -104,6 +104,9 @@ class AugmentConfig(_Section):
     """Folder of room impulse responses to convolve with."""
     reverb_probability: float = Field(0.3, ge=0, le=1)
     """Share of clips that get reverberation."""
+    narrow_band_probability: float = Field(0.0, ge=0, le=1)
+    """Share of clips that pass through an 8-kHz mu-law line (ITU-T G.711), as telephones and the
+    sound of many cameras do."""
     spec_time_masks: int = Field(0, ge=0)
     """SpecAugment: number of time masks (Park et al. 2019)."""
     spec_time_width_s: float = Field(0.3, gt=0)

@@ -64,6 +64,24 @@ def test_reverberation_keeps_length_and_loudness(tmp_path):
     assert np.abs(out - samples).max() > 0.01
 
 
+def test_narrow_band_keeps_the_telephone_band_alone():
+    """What lies below 3.4 kHz stays at 30 dB and more, what lies above 4 kHz goes."""
+    low, high = tone(1.01, hertz=1_000), tone(1.01, hertz=6_000)
+    samples = low + high
+    config = AugmentConfig(narrow_band_probability=1.0)
+    assert Augmenter(config).is_active
+    out, _ = Augmenter(config).waveform(samples, np.random.default_rng(0))
+    assert out.shape == samples.shape
+    assert out.dtype == np.float32
+    inner = slice(200, -200)  # the ends lack neighbours to resample from
+    error = ((out - low)[inner] ** 2).mean() / (low**2).mean()
+    assert 10 * np.log10(error) < -30
+    loud, _ = Augmenter(config).waveform(4 * low, np.random.default_rng(0))
+    assert np.abs(loud).max() < 1.3  # a line clips
+    silence, _ = Augmenter(config).waveform(np.zeros(160, np.float32), np.random.default_rng(0))
+    assert np.abs(silence).max() < 1e-3
+
+
 def test_spec_augment_masks_within_the_clip():
     config = AugmentConfig(spec_time_masks=2, spec_time_width_s=0.2, spec_frequency_masks=1)
     features = torch.rand(80, 500) + 1
