@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import math
-import os
 import random
 import re
 from collections import defaultdict
@@ -28,6 +27,7 @@ from mmtransfer.progress import track
 from mmtransfer.segments import Segmenter
 
 logger = logging.getLogger(__name__)
+_READERS = 2  # more wait for each other: decoding returns to the interpreter with every packet
 _CACHE_VERSION = "1"  # raise it when decoding changes
 _SUBTITLES = (".srt", ".vtt")
 _TEXT_FILES = {".csv", ".json", ".jsonl", ".txt", ".md", ".srt", ".vtt", ".tsv", ".yaml", ".yml"}
@@ -332,7 +332,7 @@ def load_clips(
         except MediaError as error:
             return str(error)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(_READERS) as pool:
         results = list(track(pool.map(attempt, clips), f"reading {name}", total=len(clips)))
     failed = [result for result in results if isinstance(result, str)]
     for line in failed:
