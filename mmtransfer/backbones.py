@@ -16,7 +16,12 @@ import numpy as np
 import torch
 
 from mmtransfer.adapters import load_merged, save_adapter
-from mmtransfer.contexts import context_step_s
+from mmtransfer.contexts import (
+    UNADAPTED_CLIP_S,
+    UNADAPTED_CONTEXT_S,
+    WINDOW_S,
+    clip_context_s,
+)
 from mmtransfer.encoders import SpeechEncoder
 from mmtransfer.logmel import log_mel
 from mmtransfer.networks import check_base
@@ -31,9 +36,7 @@ from mmtransfer.sources import (
     write_metadata,
 )
 
-UNADAPTED_CONTEXT_S = 20.0
-"""Shortest context at which a Whisper that never saw short ones keeps its accuracy."""
-_CONTEXT_KEY = "shortest_context_s"  # in the model's config.json
+_CONTEXT_KEY, _WINDOW_KEY = "shortest_context_s", "window_s"  # in the model's config.json
 
 
 @dataclass
@@ -46,7 +49,9 @@ class ShortReader:
     margin_s: float
     """Context beyond a clip's own length."""
     languages: list[str]
-    """Languages that it was taught in; others are read in full."""
+    """Languages that it was taught in; others are decoded in the full window."""
+    longest_s: float = UNADAPTED_CLIP_S
+    """Longest clip that it was taught."""
 
 
 @dataclass
@@ -89,15 +94,41 @@ class SpeechModel:
         """Context beyond a clip's own length."""
         return self.short.margin_s if self.short is not None else 0.0
 
+    @property
+    def short_s(self) -> float:
+        """Longest clip that is decoded in a context shorter than the full window."""
+        if self.short is not None:
+            return self.short.longest_s
+        is_trained = getattr(self.model.config, _CONTEXT_KEY, None) is not None
+        return float("inf") if is_trained else UNADAPTED_CLIP_S
+
+    @property
+    def window_s(self) -> float:
+        """How much speech it takes in at a time, joined over pauses; stored with the model by
+        training, and 0 where that has not measured it.
+        """
+        stored = getattr(self.model.config, _WINDOW_KEY, None)
+        if stored is None and getattr(self.model.config, _CONTEXT_KEY, None) is not None:
+            return 0.0
+        return min(WINDOW_S, self.max_context_s) if stored is None else float(stored)
+
+    @window_s.setter
+    def window_s(self, seconds: float) -> None:
+        setattr(self.model.config, _WINDOW_KEY, float(seconds))
+
+    def is_unadapted(self, context_s: float) -> bool:
+        """Whether the source's own weights decode contexts of that length."""
+        return self.short is None or context_s >= self.max_context_s
+
     def model_for(self, context_s: float) -> Any:
-        """The model that reads contexts of that length."""
-        if self.short is None or context_s >= self.max_context_s:
+        """The model that decodes contexts of that length."""
+        if self.short is None or self.is_unadapted(context_s):
             return self.model
         return self.short.model
 
     def untaught(self, languages: Sequence[str | None], context_s: float) -> list[int]:
         """Which of some clips are in a language that short contexts were not taught in."""
-        if self.short is None or context_s >= self.max_context_s:
+        if self.short is None or self.is_unadapted(context_s):
             return []
         taught = (None, *self.short.languages)
         return [index for index, language in enumerate(languages) if language not in taught]
@@ -105,7 +136,13 @@ class SpeechModel:
     def context_s(self, seconds: float, *, shortest: float | None = None) -> float:
         """Context in which a clip of that length is read: the next step (see `contexts`)."""
         floor = self.shortest_context_s if shortest is None else shortest
-        return context_step_s(max(seconds + self.margin_s, floor), self.max_context_s)
+        return clip_context_s(
+            seconds,
+            shortest_s=floor,
+            longest_s=self.max_context_s,
+            margin_s=self.margin_s,
+            short_s=self.short_s if shortest is None else float("inf"),
+        )
 
     def features(self, clips: Sequence[np.ndarray], context_s: float) -> torch.Tensor:
         """Log-mel of 16-kHz clips, each padded with silence to the context: [clip, mel, frame].

@@ -221,6 +221,21 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     )
     monitor.add_argument("--words", action="store_true", help="times of words, in .jsonl output")
     monitor.add_argument(
+        "--line-seconds",
+        type=_seconds,
+        default=7.0,
+        metavar="N",
+        help="longest line of text in seconds (default 7)",
+    )
+    monitor.add_argument(
+        "--line-characters",
+        type=_positive,
+        default=84,
+        metavar="N",
+        help="longest line of text in characters; subtitles put half on each of two rows "
+        "(default 84)",
+    )
+    monitor.add_argument(
         "--prompt", default="", metavar="TEXT", help="names and words to expect in the speech"
     )
     monitor.add_argument(
@@ -318,6 +333,16 @@ def _decibels(text: str) -> float:
     if not 0 < level < 100:
         raise argparse.ArgumentTypeError(f"expected decibels above the usual, found {text!r}")
     return level
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, found {text!r}")
+    return seconds
 
 
 def _context(text: str) -> float:

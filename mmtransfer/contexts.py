@@ -3,7 +3,30 @@
 from __future__ import annotations
 
 SHORTEST_S = 0.5
-_DOUBTFUL_S = 8.0  # what a doubtful short clip is read with, before the full window
+UNADAPTED_CONTEXT_S = 20.0
+"""Shortest context at which a Whisper that never saw short ones keeps its accuracy,"""
+UNADAPTED_CLIP_S = 15.0
+"""on clips of at most this length: it needs silence at the end, or it loops."""
+WINDOW_S = 28.0
+"""Speech that a Whisper takes in at a time: it was pretrained on windows of 30 s, and needs silence
+at the end."""
+_DOUBTFUL_S = 8.0  # the context of a doubtful short clip, before the full window
+
+
+def clip_context_s(
+    seconds: float,
+    *,
+    shortest_s: float,
+    longest_s: float,
+    margin_s: float = 0.0,
+    short_s: float = float("inf"),
+) -> float:
+    """The context of a clip: its own length and a margin, and the longest for clips over `short_s`,
+    which a shorter one does not do justice to.
+    """
+    if seconds > short_s:
+        return longest_s
+    return context_step_s(max(seconds + margin_s, shortest_s), longest_s)
 
 
 def context_step_s(seconds: float, longest_s: float) -> float:

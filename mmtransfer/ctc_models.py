@@ -55,6 +55,9 @@ class CtcModel:
     shortest_context_s: float = 0.0
     """A clip is read at its own length: that is how the head was trained."""
     margin_s: float = 0.0
+    short_s: float = float("inf")
+    window_s: float = 0.0
+    """Characters are decoded frame by frame: what was spoken before a pause does not help."""
 
     @property
     def model(self) -> Network:

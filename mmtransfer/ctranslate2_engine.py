@@ -1,8 +1,8 @@
 """Whisper on CTranslate2: the fast engine on CPU, int8, started without torch.
 
 A model is converted once, by CTranslate2's own converter, and kept in the cache folder under the
-digest of every file that it depends on. A source that reads short contexts with an adapter becomes
-two models: the adapted one for short contexts, the source itself for the full one.
+digest of every file that it depends on. A source that decodes short contexts with an adapter
+becomes two models: the adapted one for short contexts, the source itself for longer ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mmtransfer.progress import no_library_bars
 from mmtransfer.sources import choose_language, files_digest, speech_parts
 
 logger = logging.getLogger(__name__)
-_CONVERTER_VERSION = "1"  # raise it when what is written changes
+_CONVERTER_VERSION = "2"  # raise it when what is written changes
 _SETTINGS = "settings.json"
 _FRAME_S = 0.02
 _BEAMS = 5  # fewer wrong words than greedy search, and than three, for little time
@@ -89,6 +89,7 @@ def _convert(source: str, revision: str | None, compute_type: str, folder: Path)
     tokenizer = speech.processor.tokenizer
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     kept = ("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id", "language")
+    alone = replace(speech, short=None)
     values = {
         "generation": {name: generation.get(name) for name in kept},
         "start": speech.model.config.decoder_start_token_id,
@@ -98,8 +99,11 @@ def _convert(source: str, revision: str | None, compute_type: str, folder: Path)
         "max_context_s": speech.max_context_s,
         "shortest_context_s": speech.shortest_context_s,
         "margin_s": speech.margin_s,
+        "short_s": speech.short_s,
+        "window_s": speech.window_s,
         # What the model does alone, where the adapter does not know a language.
-        "shortest_alone_s": replace(speech, short=None).shortest_context_s,
+        "shortest_alone_s": alone.shortest_context_s,
+        "short_alone_s": alone.short_s,
         "languages": speech.short.languages if speech.short is not None else None,
     }
     (folder / _SETTINGS).write_text(json.dumps(values), encoding="utf-8")
@@ -135,10 +139,13 @@ class CTranslate2Whisper:
         if self._taught and (self.language or "en") not in [*self._taught, "auto"]:
             self._taught = None
         adapted = self._settings["languages"] is None or self._taught is not None
-        self.shortest_context_s = float(
-            self._settings["shortest_context_s" if adapted else "shortest_alone_s"]
+        shortest, longest = (
+            ("shortest_context_s", "short_s") if adapted else ("shortest_alone_s", "short_alone_s")
         )
+        self.shortest_context_s = float(self._settings[shortest])
+        self.short_s = float(self._settings[longest])
         self.margin_s = float(self._settings["margin_s"]) if adapted else 0.0
+        self.window_s = float(self._settings["window_s"])
         self.workers = max(1, min(threads, _WORKERS))
         self._model_options = {
             "device": device,
@@ -159,9 +166,13 @@ class CTranslate2Whisper:
             self._before = [self._settings["before"], *ids[-room:]]
         self._model(self.shortest_context_s)  # loaded now, not when the first words are spoken
 
+    def _is_adapted(self, context_s: float) -> bool:
+        """Whether an adapter decodes contexts of that length."""
+        return bool(self._taught) and context_s < self.max_context_s
+
     def _model(self, context_s: float) -> Any:
-        """The model that reads contexts of that length, loaded when it is first needed."""
-        name = "short" if self._taught and context_s < self.max_context_s else "full"
+        """The model that decodes contexts of that length, loaded when it is first needed."""
+        name = "short" if self._is_adapted(context_s) else "full"
         with self._lock:
             if name not in self._models:
                 import ctranslate2
@@ -184,8 +195,10 @@ class CTranslate2Whisper:
 
         model = self._model(context_s)
         features = StorageView.from_array(log_mel(clips, context_s, bands=self._settings["bands"]))
-        if self.language == "auto" or self.options.word_timestamps:
-            features = model.encode(features)  # once, for all that is read from it
+        seconds = [min(len(clip) / SAMPLE_RATE, context_s) for clip in clips]
+        timed = [index for index, long in enumerate(seconds) if long >= self.options.words_from_s]
+        if self.language == "auto" or timed:
+            features = model.encode(features)  # once, for all that is decoded from it
         languages: list[str | None] = [self.language] * len(clips)
         if self.language == "auto":
             languages = [found[0][0].strip("<|>") for found in model.detect_language(features)]
@@ -201,14 +214,12 @@ class CTranslate2Whisper:
             return_scores=True,
             return_no_speech_prob=True,
         )
+        timed = [index for index in timed if results[index].sequences_ids[0]]
+        words = self._words(model, features, prompts, results, seconds, timed) if timed else {}
         hypotheses = []
         for index, result in enumerate(results):
             tokens, names = tuple(result.sequences_ids[0]), result.sequences[0]
             finished = len(tokens) < limit
-            words: tuple[Word, ...] = ()
-            if self.options.word_timestamps and tokens:
-                seconds = min(len(clips[index]) / SAMPLE_RATE, context_s)
-                words = self._words(model, features, index, prompts[index], tokens, names, seconds)
             hypotheses.append(
                 Hypothesis(
                     decode_tokens(names).strip(),
@@ -219,12 +230,12 @@ class CTranslate2Whisper:
                     context_s,
                     finished,
                     languages[index],
-                    words,
+                    words.get(index, ()),
                 )
             )
-        if self._taught and context_s < self.max_context_s and self.language == "auto":
+        if self._is_adapted(context_s) and self.language == "auto":
             for index, language in enumerate(languages):
-                if language not in self._taught:
+                if language not in self._taught:  # the adapter has not learnt it
                     hypotheses[index] = self.decode([clips[index]], self.max_context_s)[0]
         return hypotheses
 
@@ -232,20 +243,29 @@ class CTranslate2Whisper:
         self,
         model: Any,
         encoded: Any,
-        index: int,
-        prompt: list[int],
-        tokens: tuple[int, ...],
-        names: Sequence[str],
-        seconds: float,
-    ) -> tuple[Word, ...]:
+        prompts: Sequence[list[int]],
+        results: Sequence[Any],
+        seconds: Sequence[float],
+        chosen: Sequence[int],
+    ) -> dict[int, tuple[Word, ...]]:
+        """Words with times of the chosen clips; clips of one prompt are aligned together."""
         from ctranslate2 import StorageView
 
-        one = StorageView.from_array(np.asarray(encoded)[index : index + 1].copy())
-        frames = max(2, round(seconds * FRAMES_PER_SECOND))
-        aligned = model.align(one, prompt, [list(tokens)], frames)[0]
-        starts: dict[int, float] = {}
-        for token, frame in aligned.alignments:
-            starts.setdefault(token, frame * _FRAME_S)
-        end = _FRAME_S * (1 + max((frame for _, frame in aligned.alignments), default=0))
-        times = [starts.get(number, end) for number in range(len(tokens))]
-        return align_words(names, times, aligned.text_token_probs, end)
+        states, words = np.asarray(encoded), {}
+        for prompt in {tuple(prompts[index]): None for index in chosen}:
+            own = [index for index in chosen if tuple(prompts[index]) == prompt]
+            aligned = model.align(
+                StorageView.from_array(states[own]),
+                list(prompt),
+                [results[index].sequences_ids[0] for index in own],
+                [max(2, round(seconds[index] * FRAMES_PER_SECOND)) for index in own],
+            )
+            for index, found in zip(own, aligned, strict=True):
+                names = results[index].sequences[0]
+                starts: dict[int, float] = {}
+                for token, frame in found.alignments:
+                    starts.setdefault(token, frame * _FRAME_S)
+                end = _FRAME_S * (1 + max((frame for _, frame in found.alignments), default=0))
+                times = [starts.get(number, end) for number in range(len(names))]
+                words[index] = align_words(names, times, found.text_token_probs, end)
+        return words

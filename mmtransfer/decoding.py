@@ -64,8 +64,8 @@ class DecodingOptions:
     beam_size: int | None = None
     """Hypotheses kept at each token; 1 is greedy. None leaves it to the engine: CTranslate2 keeps
     some, which costs it little; torch none."""
-    word_timestamps: bool = False
-    """Whether words get times, from the attention to the audio."""
+    words_from_s: float = math.inf
+    """Words of clips at least this long get times, from the attention to the audio."""
     prompt: str = ""
     """What the model believes was said before: names and words to expect, a style."""
 
@@ -94,6 +94,18 @@ class Engine(Protocol):
     @property
     def margin_s(self) -> float:
         """Context beyond a clip's own length."""
+        ...
+
+    @property
+    def short_s(self) -> float:
+        """Longest clip that is decoded in a context shorter than `max_context_s`."""
+        ...
+
+    @property
+    def window_s(self) -> float:
+        """How much speech the model takes in at a time, joined over pauses; 0 where pieces between
+        two pauses are better decoded alone.
+        """
         ...
 
     def decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:

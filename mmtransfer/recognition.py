@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmtransfer.audio import SAMPLE_RATE
-from mmtransfer.contexts import context_step_s, longer_context_s
+from mmtransfer.contexts import clip_context_s, longer_context_s
 from mmtransfer.decoding import DecodingOptions, Engine, Hypothesis
 from mmtransfer.guards import rejection
 from mmtransfer.progress import track
@@ -49,11 +49,20 @@ class Recognizer:
         self._full_window = threading.Lock()
 
     def context_s(self, clip: np.ndarray) -> float:
-        """Context in which a clip is read; depends on its own length only."""
+        """Context in which a clip is decoded; depends on its own length only."""
         engine, shortest = self.engine, self.shortest_context_s
-        floor = engine.shortest_context_s if shortest is None else shortest
-        wanted = max(len(clip) / SAMPLE_RATE + engine.margin_s, floor)
-        return context_step_s(wanted, engine.max_context_s)
+        return clip_context_s(
+            len(clip) / SAMPLE_RATE,
+            shortest_s=engine.shortest_context_s if shortest is None else shortest,
+            longest_s=engine.max_context_s,
+            margin_s=engine.margin_s,
+            short_s=engine.short_s,
+        )
+
+    @property
+    def window_s(self) -> float:
+        """How much speech of a recording is decoded at a time; see `Engine.window_s`."""
+        return self.engine.window_s
 
     def batch_size(self, context_s: float) -> int:
         """Clips of that context in a batch."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -33,6 +34,26 @@ class SegmenterSettings:
     """Audio kept after the speech."""
     pad_before_s: float = 0.8
     """Audio kept before the speech; in noise its beginning is noticed late."""
+    piece_pause_s: float = 0.3
+    """A pause this long ends a piece of a window; a window is cut between pieces alone."""
+    join_s: float = 3.0
+    """Pieces with a longer pause between them are not joined: a turn is over."""
+    kept_pause_s: float = 0.6
+    """What a window keeps of a longer pause between its pieces."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a window, between two pauses."""
+
+    offset_s: float
+    """Where its audio begins in the window's samples, in seconds."""
+    samples_start: float
+    """Seconds in the stream: where its audio begins."""
+    start: float
+    """Seconds in the stream: where its speech starts."""
+    end: float
+    """Seconds in the stream: where its speech ends."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +68,60 @@ class Segment:
     """Float32 at 16 kHz, with padding on both sides."""
     samples_start: float = 0.0
     """Seconds: where the samples start."""
+    pieces: tuple[Piece, ...] = ()
+    """The parts that a window was joined from; none for a segment that is one stretch of audio."""
+
+    def time_at(self, seconds: float) -> float:
+        """The stream's time of a moment in the samples."""
+        at = self.samples_start + seconds
+        for piece in self.pieces:
+            if piece.offset_s > seconds:
+                break
+            at = piece.samples_start + seconds - piece.offset_s
+        return at
+
+    def moved(self, seconds: float) -> Segment:
+        """The same on a time line that begins so much earlier."""
+        pieces = tuple(
+            replace(
+                piece,
+                samples_start=seconds + piece.samples_start,
+                start=seconds + piece.start,
+                end=seconds + piece.end,
+            )
+            for piece in self.pieces
+        )
+        return replace(
+            self,
+            start=seconds + self.start,
+            end=seconds + self.end,
+            samples_start=seconds + self.samples_start,
+            pieces=pieces,
+        )
+
+    def halves(self) -> tuple[Segment, Segment] | None:
+        """A window as two, cut at the widest pause of its middle; None if it is one piece."""
+        if len(self.pieces) < 2:
+            return None
+        middle = len(self.samples) / SAMPLE_RATE / 2
+
+        def worth(number: int) -> float:
+            before, behind = self.pieces[number - 1 : number + 1]
+            return behind.start - before.end - abs(behind.offset_s - middle)
+
+        cut = max(range(1, len(self.pieces)), key=worth)
+        at = round(self.pieces[cut].offset_s * SAMPLE_RATE)
+        return (
+            _window(self.pieces[:cut], self.samples[:at]),
+            _window(self.pieces[cut:], self.samples[at:]),
+        )
+
+
+def _window(pieces: Sequence[Piece], samples: np.ndarray) -> Segment:
+    """Pieces and their audio, one behind the other, as a segment."""
+    first = pieces[0].offset_s
+    own = tuple(replace(piece, offset_s=piece.offset_s - first) for piece in pieces)
+    return Segment(own[0].start, own[-1].end, samples, own[0].samples_start, own)
 
 
 class Segmenter:
@@ -88,6 +163,12 @@ class Segmenter:
     def scored_s(self) -> float:
         """Seconds that have been looked at; less than a block of what was fed waits for more."""
         return (self._first + len(self._frames)) * _FRAME_S
+
+    @property
+    def running_s(self) -> float | None:
+        """Where the running segment starts, in seconds; None if nobody speaks."""
+        running = self.running()
+        return running[0].start if running else None
 
     def running(self) -> tuple[Segment, bool] | None:
         """What is being said, as the segment that it would be if it ended here, and whether its
@@ -174,3 +255,89 @@ class Segmenter:
         drop = keep - self._first
         self._frames, self._scores = self._frames[drop:].copy(), self._scores[drop:].copy()
         self._first = keep
+
+
+class WindowSegmenter:
+    """Turns audio blocks of any size into windows: speech joined over the pauses of a turn.
+
+    A model that hears what was spoken around a word makes fewer errors than one that is given
+    sentence by sentence, so pieces between two pauses are put together up to `window_s`. Of a long
+    pause only a part is kept, as it would take room that speech can use. A window that is full is
+    cut at the widest pause of its second half.
+    """
+
+    def __init__(self, settings: SegmenterSettings, window_s: float):
+        self._settings, self._window_s = settings, window_s
+        self._segmenter = Segmenter(
+            replace(settings, pause_s=settings.piece_pause_s, max_segment_s=window_s)
+        )
+        self._pieces: list[Segment] = []
+
+    def feed(self, samples: np.ndarray) -> Iterator[Segment]:
+        """Take the next samples of the stream; yields windows that ended in them."""
+        for piece in self._segmenter.feed(samples):
+            yield from self._add(piece)
+        if self._pieces and self._segmenter.is_idle and not self._may_go_on():
+            yield self._close(len(self._pieces))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody speaks, and no window waits for what follows."""
+        return self._segmenter.is_idle and not self._pieces
+
+    @property
+    def scored_s(self) -> float:
+        """See `Segmenter.scored_s`."""
+        return self._segmenter.scored_s
+
+    @property
+    def running_s(self) -> float | None:
+        """Where the speech starts that is in no window yet, in seconds; None if nobody speaks."""
+        return self._pieces[0].start if self._pieces else self._segmenter.running_s
+
+    def finish(self) -> Iterator[Segment]:
+        """The stream is over; yields what was still running."""
+        for piece in self._segmenter.finish():
+            yield from self._add(piece)
+        if self._pieces:
+            yield self._close(len(self._pieces))
+
+    def _may_go_on(self) -> bool:
+        return self._segmenter.scored_s - self._pieces[-1].end <= self._settings.join_s
+
+    def _add(self, piece: Segment) -> Iterator[Segment]:
+        if self._pieces and piece.start - self._pieces[-1].end > self._settings.join_s:
+            yield self._close(len(self._pieces))
+        self._pieces.append(piece)
+        while self._length_s(self._pieces) > self._window_s and len(self._pieces) > 1:
+            yield self._close(self._best_cut())
+
+    def _best_cut(self) -> int:
+        """How many pieces the window takes of more than it has room for."""
+        pieces = self._pieces
+        fits = [n for n in range(1, len(pieces)) if self._length_s(pieces[:n]) <= self._window_s]
+        full = [n for n in fits if self._length_s(pieces[:n]) > self._window_s / 2] or fits[-1:]
+        return max(full, key=lambda n: (pieces[n].start - pieces[n - 1].end, n))
+
+    def _length_s(self, pieces: Sequence[Segment]) -> float:
+        return sum(len(samples) for samples in self._audio(pieces)) / SAMPLE_RATE
+
+    def _audio(self, pieces: Sequence[Segment]) -> list[np.ndarray]:
+        """The samples of each piece, without what is left out of the pauses before them."""
+        audio = [pieces[0].samples]
+        for before, piece in pairwise(pieces):
+            behind = before.samples_start + len(before.samples) / SAMPLE_RATE - before.end
+            lead = piece.start - piece.samples_start
+            left_out = min(lead, max(0.0, behind + lead - self._settings.kept_pause_s))
+            audio.append(piece.samples[round(left_out * SAMPLE_RATE) :])
+        return audio
+
+    def _close(self, count: int) -> Segment:
+        chosen, self._pieces = self._pieces[:count], self._pieces[count:]
+        audio, pieces, offset = self._audio(chosen), [], 0
+        for piece, samples in zip(chosen, audio, strict=True):
+            left_out = (len(piece.samples) - len(samples)) / SAMPLE_RATE
+            begins = piece.samples_start + left_out
+            pieces.append(Piece(offset / SAMPLE_RATE, begins, piece.start, piece.end))
+            offset += len(samples)
+        return _window(pieces, np.concatenate(audio))

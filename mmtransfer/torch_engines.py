@@ -41,7 +41,7 @@ def torch_engine(
     options = options or DecodingOptions()
     if isinstance(speech, SpeechModel):
         return TorchWhisper(speech, torch.device(device), options, threads)
-    if (options.beam_size or 1) > 1 or options.word_timestamps or options.prompt:
+    if (options.beam_size or 1) > 1 or options.words_from_s <= 0 or options.prompt:
         raise UserError(
             f"{speech.source}: beams, word times and prompts are for Whisper models; this one "
             "reads characters frame by frame (CTC)."
@@ -83,6 +83,14 @@ class _TorchEngine(ABC):
     @property
     def margin_s(self) -> float:
         return self.speech.margin_s
+
+    @property
+    def short_s(self) -> float:
+        return self.speech.short_s
+
+    @property
+    def window_s(self) -> float:
+        return self.speech.window_s
 
 
 class TorchCtc(_TorchEngine):
@@ -166,8 +174,8 @@ class TorchWhisper(_TorchEngine):
         hypotheses = []
         for index, (tokens, logprob, silent, finished) in enumerate(rows):
             words: tuple[Word, ...] = ()
-            if self.options.word_timestamps and tokens:
-                seconds = min(len(clips[index]) / SAMPLE_RATE, context_s)
+            seconds = min(len(clips[index]) / SAMPLE_RATE, context_s)
+            if seconds >= self.options.words_from_s and tokens:
                 words = self._words(model, hidden[index], prompts[index], tokens, seconds)
             text = speech.processor.tokenizer.decode(tokens, skip_special_tokens=True)
             language = languages[index]

@@ -110,6 +110,7 @@ class FakeEngine:
 
     language = None
     max_context_s, shortest_context_s, margin_s = 30.0, 0.5, 0.0
+    short_s, window_s = float("inf"), 0.0
 
     def __init__(self, texts=None, delay=0.0, workers=2):
         self.calls: list[tuple[int, float]] = []

@@ -73,6 +73,7 @@ class Threaded:
     """An engine of two workers that notes what it decodes, and how much of it at once."""
 
     workers, max_context_s, shortest_context_s, margin_s = 2, 30.0, 0.5, 0.0
+    short_s, window_s = float("inf"), 0.0
 
     def __init__(self):
         self.batches, self.now, self.most = [], Counter(), Counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from mmtransfer.monitoring.cameras import Camera, load_cameras, named_cameras, p
 from mmtransfer.monitoring.dashboard import dashboard, host_and_port, metrics_server
 from mmtransfer.monitoring.folders import is_folder
 from mmtransfer.monitoring.journal import Journal
+from mmtransfer.monitoring.lines import LineSettings
 from mmtransfer.monitoring.live import SourceEvent, is_live
 from mmtransfer.monitoring.memory import keep_steady
 from mmtransfer.monitoring.pipeline import Monitor, load_monitor
@@ -77,7 +79,10 @@ def run(arguments: Namespace) -> int:
             engine=arguments.engine,
             compute_type=arguments.compute,
             threads=arguments.threads,
-            options=DecodingOptions(arguments.beam, arguments.words, arguments.prompt),
+            options=DecodingOptions(
+                arguments.beam, 0.0 if arguments.words else math.inf, arguments.prompt
+            ),
+            lines=LineSettings(arguments.line_seconds, arguments.line_characters),
             cameras=cameras,
             sentiment=arguments.sentiment,
             clips=Path(arguments.clips) if arguments.clips else None,

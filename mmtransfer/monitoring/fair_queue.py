@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from mmtransfer.segments import Segment
 
@@ -32,7 +33,11 @@ class Job:
     is_whole: bool = False
     """Of a draft: whether it is the segment, unless more is said."""
     final: Job | None = None
-    """What a draft that is being read turned out to be."""
+    """What a draft that is being decoded turned out to be."""
+    half_of: Job | None = None
+    """The job whose window was cut in two because a guard objected to the text of the whole."""
+    halves: dict[float, Any] = field(default_factory=dict)
+    """Of such a job: what became of its halves, by where they start."""
 
 
 class FairQueue:

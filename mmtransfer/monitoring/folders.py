@@ -27,9 +27,9 @@ from mmtransfer.audio import (
 )
 from mmtransfer.monitoring.cameras import printable
 from mmtransfer.monitoring.live import SourceEvent
-from mmtransfer.monitoring.readers import Reader, moved
+from mmtransfer.monitoring.readers import Reader
 from mmtransfer.monitoring.transcripts import FileDone, Recording
-from mmtransfer.segments import Segment, Segmenter
+from mmtransfer.segments import Segment
 
 _SETTLED_S = 10.0  # a file that has not changed for so long is complete
 _LOOK_S = 1.0  # how often a folder is looked at
@@ -202,7 +202,7 @@ class _Chain:
     """
 
     def __init__(self, reader: Reader):
-        self._reader, self._segmenter = reader, Segmenter(reader.settings)
+        self._reader, self._segmenter = reader, reader.segmenter()
         self._sound = reader.sound_level()
         self._parts: deque[_Part] = deque()  # whose segments have not all been handed on
         self._length = self._handed_on = 0.0  # seconds of all that was fed; end of the last segment
@@ -249,9 +249,9 @@ class _Chain:
         part.done, self._read_at = done, time.monotonic()
         self.heard_s = max(0.0, part.known_s - done.seconds)
         self._file_s, self.end_at = done.seconds, part.at + done.seconds
-        running = self._segmenter.running()
-        if running is not None:
-            self._tell_done(running[0].start)
+        running_s = self._segmenter.running_s
+        if running_s is not None:
+            self._tell_done(running_s)
         elif self._segmenter.is_idle:
             self._tell_done(self._segmenter.scored_s)
 
@@ -263,7 +263,7 @@ class _Chain:
 
     def _put(self, segment: Segment) -> None:
         part = next((p for p in reversed(self._parts) if p.begins <= segment.start), self._parts[0])
-        self._reader.put(moved(segment, part.at + part.known_s - part.begins), part.of)
+        self._reader.put(segment.moved(part.at + part.known_s - part.begins), part.of)
         self._handed_on = segment.end
 
     def _tell_done(self, until: float) -> None:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mmtransfer.monitoring.clips import AROUND_S, Recorder, clip_path, cut_recor
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, FairQueue, Job
 from mmtransfer.monitoring.folders import is_folder, read_folder
 from mmtransfer.monitoring.journal import Heard, Journal
+from mmtransfer.monitoring.lines import Line, LineSettings, split_lines
 from mmtransfer.monitoring.live import LiveSettings, SourceEvent, SteadyClock, is_live
 from mmtransfer.monitoring.memory import give_back
 from mmtransfer.monitoring.readers import Cut, Draft, Reader, read_camera, read_recording
@@ -41,9 +42,10 @@ from mmtransfer.monitoring.transcripts import (
     Transcript,
     agreed_beginning,
     alerts,
+    line_id,
     recording_of,
     segment_id,
-    transcript,
+    transcripts,
 )
 from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.recognition import Recognizer
@@ -86,9 +88,12 @@ class Monitor:
         others: Mapping[str, Recognizer] | None = None,
         judge: Judge | None = None,
         clips: Path | None = None,
+        lines: LineSettings | None = None,
+        with_words: bool = False,
     ):
         self._recognizer, self._others = recognizer, others or {}
         self._settings = settings or SegmenterSettings()
+        self._lines, self._with_words = lines or LineSettings(), with_words
         self._live = live or LiveSettings()
         self._spool_bytes, self._judge, self._clips = spool_bytes, judge, clips
         self._stopping = threading.Event()
@@ -140,7 +145,16 @@ class Monitor:
             )
             for camera in cameras
         ]
-        run = _Run(outputs, journal, clock, self._judge, self._clips, self._spool_bytes)
+        run = _Run(
+            outputs,
+            journal,
+            clock,
+            self._judge,
+            self._clips,
+            self._spool_bytes,
+            self._lines,
+            self._with_words,
+        )
         started = time.monotonic()
         try:
             run.restore()
@@ -162,6 +176,7 @@ class Monitor:
                     settings=self._settings,
                     live=self._live,
                     clock=clock,
+                    window_s=output.recognizer.window_s,
                     loud_db=camera.loud_db,
                     recorder=output.recorder,
                     folder=output.folder,
@@ -186,12 +201,27 @@ def _kind(recognizer: Recognizer, context_s: float) -> tuple[tuple[int, float], 
     return (id(recognizer), context_s), most
 
 
+def _joined(
+    identity: str, halves: Sequence[list[Transcript] | NoText]
+) -> list[Transcript] | NoText:
+    """What became of a window that was decoded in halves."""
+    lines = [line for half in halves if isinstance(half, list) for line in half]
+    if not lines:
+        first, last = halves[0], halves[-1]
+        assert isinstance(first, NoText)
+        assert isinstance(last, NoText)
+        return replace(first, end=last.end)
+    return [replace(line, id=line_id(identity, number)) for number, line in enumerate(lines)]
+
+
 @dataclass
 class _Result:
     """What a worker made of a job."""
 
     hypothesis: Hypothesis
-    judged: tuple[str, float] | None
+    lines: list[Line]
+    judged: list[tuple[str, float]] = field(default_factory=list)
+    """Class and probability of each line's text."""
 
 
 class _Output:
@@ -216,7 +246,7 @@ class _Output:
         self.count = self.emitted = 0
         self.in_memory = 0  # segments of a live source whose samples are held
         # By place; None for one that the journal has already.
-        self.done: dict[int, Transcript | NoText | FileDone | Recording | None] = {}
+        self.done: dict[int, list[Transcript] | NoText | FileDone | Recording | None] = {}
         self.end: SourceEnd | None = None
         self.draft: tuple[Job, _Result] | None = None  # the last that was read
         self.said = ("", "")  # its segment, and its text
@@ -257,7 +287,10 @@ class _Run:
         judge: Judge | None,
         clips: Path | None,
         spool_bytes: int,
+        lines: LineSettings,
+        with_words: bool,
     ):
+        self._lines, self._with_words = lines, with_words
         self.outputs, self._journal, self._clock = outputs, journal, clock
         self._judge, self._clips, self._spool_bytes = judge, clips, spool_bytes
         # Everything that happens, in one queue: segments, events, ends, and decoded batches.
@@ -507,12 +540,17 @@ class _Run:
         started = time.perf_counter()
         recognizer = self.outputs[batch[0].camera].recognizer
         clips = [job.segment.samples for job in batch]
-        results = [_Result(h, None) for h in recognizer.decode(clips, batch[0].kind[1])]
+        found = recognizer.decode(clips, batch[0].kind[1])
+        results = [
+            _Result(hypothesis, split_lines(hypothesis, job.segment, self._lines))
+            for job, hypothesis in zip(batch, found, strict=True)
+        ]
         if self._judge is not None:
-            said = [r for r in results if r.hypothesis.text.strip()]
-            judged = self._judge([result.hypothesis.text for result in said])
-            for result, verdict in zip(said, judged, strict=True):
-                result.judged = verdict
+            judged = [result for result in results if result.hypothesis.text.strip()]
+            texts = [line.text for result in judged for line in result.lines]
+            verdicts = iter(self._judge(texts) if texts else [])
+            for result in judged:
+                result.judged = [next(verdicts) for _ in result.lines]
         each = (time.perf_counter() - started) / len(batch)
         for job in batch:
             self.outputs[job.camera].stats.decode_s += each
@@ -521,7 +559,9 @@ class _Run:
         return results
 
     def _settle(self, job: Job, result: _Result) -> None:
-        """Keep the text, drop it, or decode the segment again in a longer context."""
+        """Keep the text, reject it, or decode the segment again: in a longer context, and when
+        there is none, in two halves.
+        """
         segment, output, hypothesis = job.segment, self.outputs[job.camera], result.hypothesis
         reason = rejection(hypothesis, segment.end - segment.start)
         longer = output.recognizer.longer_context_s(hypothesis.context_s)
@@ -530,20 +570,41 @@ class _Run:
             kind, most = _kind(output.recognizer, longer)
             self._waiting.add(replace(job, kind=kind, most=most, is_repeat=True))
             return
+        halves = segment.halves() if reason is not None else None
+        if halves is not None:
+            for half in halves:
+                kind, most = _kind(output.recognizer, output.recognizer.context_s(half.samples))
+                part = replace(job, segment=half, kind=kind, most=most, is_repeat=True, halves={})
+                part.half_of = job
+                self._waiting.add(part)
+            return
+        if reason is not None:
+            logger.debug("%.1f s: rejected (%s): %s", segment.start, reason, hypothesis.text)
+            times = (round(segment.start, 3), round(segment.end, 3))
+            self._finish(job, NoText(output.name, job.id, *times, reason))
+            return
         recording = output.recordings.get(recording_of(job.id))
         source = printable(str(recording.path)) if recording else output.source
-        found: Transcript | NoText = transcript(source, output.name, job.id, segment, hypothesis)
-        if reason is not None:
-            output.stats.rejected[reason] += 1
-            logger.debug("%.1f s: rejected (%s): %s", segment.start, reason, hypothesis.text)
-            found = NoText(found.camera, found.id, found.start, found.end, reason)
-        elif result.judged is not None and isinstance(found, Transcript):
-            label, share = result.judged
-            found = replace(found, sentiment=label, sentiment_prob=round(share, 4))
+        found = transcripts(
+            source, output.name, job.id, hypothesis, result.lines, with_words=self._with_words
+        )
+        if result.judged:
+            found = [
+                replace(line, sentiment=label, sentiment_prob=round(share, 4))
+                for line, (label, share) in zip(found, result.judged, strict=True)
+            ]
         self._finish(job, found)
 
-    def _finish(self, job: Job, found: Transcript | NoText | None) -> None:
+    def _finish(self, job: Job, found: list[Transcript] | NoText | None) -> None:
         output = self.outputs[job.camera]
+        if job.half_of is not None:
+            whole, halves = job.half_of, job.half_of.halves
+            halves[job.segment.start] = found
+            if len(halves) == 2:
+                self._finish(whole, _joined(whole.id, [halves[at] for at in sorted(halves)]))
+            return
+        if isinstance(found, NoText) and found.event == NoText.event:
+            output.stats.rejected[found.reason] += 1
         output.done[job.number] = found
         output.stats.waiting -= 1
         if output.is_live and not job.is_spooled:
@@ -584,15 +645,17 @@ class _Run:
             while output.emitted in output.done:
                 found = output.done[output.emitted]
                 raised: list[Alert] = []
-                if isinstance(found, Transcript):
+                written: list[Any] = [] if found is None else [found]
+                if isinstance(found, list):
                     if output.is_live:
-                        found = replace(found, delay_s=round(self._clock() - found.end, 3))
+                        now = self._clock()
+                        found = [replace(line, delay_s=round(now - line.end, 3)) for line in found]
                     raised = alerts(found, output.watched)
                     raised = [replace(a, clip=self._clip_name(output, a.segment)) for a in raised]
-                line: Any = found
-                if isinstance(found, FileDone | Recording):
-                    line = found.line(output.name)
-                if found is not None and not self._write(line, *raised):
+                    written = [*found, *raised]
+                elif isinstance(found, FileDone | Recording):
+                    written = [found.line(output.name)]
+                if written and not self._write(*written):
                     return
                 del output.done[output.emitted]
                 output.emitted += 1
@@ -603,16 +666,16 @@ class _Run:
                 if found is None:
                     continue
                 if self._spool is not None:
-                    self._spool.remove(found.id)
-                if isinstance(found, Transcript):
+                    self._spool.remove(found[0].id if isinstance(found, list) else found.id)
+                if isinstance(found, list):
                     output.stats.segments += 1
-                    output.stats.last_text = found.text
-                    if found.delay_s is not None:
-                        output.stats.delays_s.append(found.delay_s)
+                    output.stats.last_text = found[-1].text
+                    if found[-1].delay_s is not None:
+                        output.stats.delays_s.append(found[-1].delay_s)
                     output.stats.alerts += len(raised)
-                    if raised:
-                        self._clip(output, raised[0])
-                    yield found
+                    for alert in {a.segment: a for a in reversed(raised)}.values():
+                        self._clip(output, alert)
+                    yield from found
                     yield from raised
             if output.end is not None and output.emitted == output.count:
                 end = output.end
@@ -678,15 +741,21 @@ def load_monitor(
     cameras: Sequence[Camera] = (),
     sentiment: str | None = None,
     clips: Path | None = None,
+    lines: LineSettings | None = None,
 ) -> Monitor:
     """A monitor with a run folder's, checkpoint's, Hub or bundled model; see `open_recognizer`.
 
     `cameras` may name models and languages of their own; if one is live, all memory that
-    recognition needs is taken at once. `sentiment` is a model that judges every text.
+    recognition needs is taken at once. `sentiment` is a model that classifies every line. `lines`
+    says how long a line of text may be.
 
     Raises:
         UserError: a model that cannot be used.
     """
+    options, lines = options or DecodingOptions(), lines or LineSettings()
+    with_words = options.words_from_s <= 0
+    # What may have to be split into lines needs the times of its words.
+    options = replace(options, words_from_s=min(options.words_from_s, lines.longest_s))
     opened: dict[tuple[str, str | None], Recognizer] = {}
 
     def recognizer_for(name: str, spoken: str | None) -> Recognizer:
@@ -713,7 +782,15 @@ def load_monitor(
     if any(is_live(camera.url) for camera in cameras):
         for recognizer in opened.values():
             recognizer.warm_up(BATCH_SEGMENTS)
-    return Monitor(own, settings, others=others, judge=judge, clips=clips)
+    return Monitor(
+        own,
+        settings,
+        others=others,
+        judge=judge,
+        clips=clips,
+        lines=lines,
+        with_words=with_words,
+    )
 
 
 def text_judge(source: str) -> Judge:

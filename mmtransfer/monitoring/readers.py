@@ -30,7 +30,7 @@ from mmtransfer.monitoring.transcripts import (
     Stopped,
     segment_id,
 )
-from mmtransfer.segments import Segment, Segmenter, SegmenterSettings
+from mmtransfer.segments import Segment, Segmenter, SegmenterSettings, WindowSegmenter
 
 _LIVE_BLOCK_FRAMES = 3  # scored at once: a tenth of a second
 
@@ -68,6 +68,8 @@ class Reader:
     settings: SegmenterSettings
     live: LiveSettings
     clock: SteadyClock
+    window_s: float = 0.0
+    """Seconds of speech of a recording that are joined over pauses; see `Engine.window_s`."""
     loud_db: float | None = None
     recorder: Recorder | None = None
     folder: FolderState = field(default_factory=FolderState)
@@ -110,6 +112,12 @@ class Reader:
         """Hand on something that needs no room."""
         self.events.put((self.camera, item))
 
+    def segmenter(self) -> Segmenter | WindowSegmenter:
+        """What cuts the speech of a recording."""
+        if self.window_s:
+            return WindowSegmenter(self.settings, self.window_s)
+        return Segmenter(self.settings)
+
     def sound_level(self) -> SoundLevel | None:
         """What watches for loud sounds, if they are asked for."""
         return None if self.loud_db is None else SoundLevel(self.loud_db)
@@ -130,13 +138,13 @@ class Reader:
 
 def read_recording(reader: Reader) -> None:
     """Read to the end; a cut recording is read to the cut, and then raises."""
-    segmenter, sound = Segmenter(reader.settings), reader.sound_level()
+    segmenter, sound = reader.segmenter(), reader.sound_level()
     is_once = is_piped(reader.source)
     cut: MediaError | None = None
 
     def put(segment: Segment) -> None:
         of = reader.name + (_of_its_own(segment.samples) if is_once else "")
-        reader.put(moved(segment, reader.known_s), of)
+        reader.put(segment.moved(reader.known_s), of)
 
     if not is_once and "://" not in reader.source and Path(reader.source).is_file():
         reader.size = Path(reader.source).stat().st_size
@@ -168,16 +176,6 @@ def _of_its_own(samples: np.ndarray) -> str:
     return f"~{hashlib.sha256(samples.tobytes()).hexdigest()[:8]}"
 
 
-def moved(segment: Segment, base: float) -> Segment:
-    """A segment on another time line."""
-    return replace(
-        segment,
-        start=base + segment.start,
-        end=base + segment.end,
-        samples_start=base + segment.samples_start,
-    )
-
-
 def read_camera(reader: Reader) -> None:
     """Read until told to stop; what is being said then is handed on as well."""
     settings = replace(reader.settings, pause_s=min(reader.settings.pause_s, reader.live.pause_s))
@@ -189,7 +187,7 @@ def read_camera(reader: Reader) -> None:
     def finish() -> None:
         if segmenter is not None:
             for segment in segmenter.finish():
-                reader.tell(moved(segment, base))
+                reader.tell(segment.moved(base))
 
     for item in read_live(
         reader.name,
@@ -215,7 +213,7 @@ def read_camera(reader: Reader) -> None:
         fed_s += len(item.samples) / SAMPLE_RATE
         reader.hear(item.samples, item.at, sound, reader.name)
         for segment in segmenter.feed(item.samples):
-            reader.tell(moved(segment, base))
+            reader.tell(segment.moved(base))
         running = segmenter.running()
         if running is None:
             continue
@@ -225,5 +223,5 @@ def read_camera(reader: Reader) -> None:
         is_new_pause = running[1] and not (is_whole and segment.end == drafted_to)
         if has_grown or is_new_pause:
             drafted_to, is_whole = segment.end, running[1]
-            reader.tell(Draft(moved(segment, base), is_whole))
+            reader.tell(Draft(segment.moved(base), is_whole))
     finish()

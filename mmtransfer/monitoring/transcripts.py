@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.decoding import Hypothesis
+from mmtransfer.decoding import Hypothesis, Word
+from mmtransfer.monitoring.lines import Line
 from mmtransfer.monitoring.watch import WatchList
-from mmtransfer.segments import Segment
 
 # With the space before it; a character where words are not separated.
 _WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+)")
@@ -20,13 +21,14 @@ _DELAYS = 1000  # segments whose delays are kept, for their quantiles
 
 @dataclass(frozen=True)
 class Transcript:
-    """A segment's text with its scores; the fields of a JSON line."""
+    """A line of a segment's text with the segment's scores; the fields of a JSON line."""
 
     source: str
     camera: str
     """Name of the source, short and unique."""
     id: str
-    """Name of the segment: the same whenever the same recording is read."""
+    """Name of the segment, with a number for each line behind the first: the same whenever the same
+    recording is decoded."""
     start: float
     """Where speech starts: seconds into the recording, or since 1970 for a live source."""
     end: float
@@ -325,48 +327,67 @@ def agreed_beginning(one: str, other: str) -> str:
     return "".join(words[1][:count]).strip()
 
 
-def transcript(
-    source: str, camera: str, identity: str, segment: Segment, hypothesis: Hypothesis
-) -> Transcript:
-    """A segment with what it was recognised as."""
-    offset = segment.samples_start
-    words = [
-        {
-            "text": word.text,
-            "start": round(offset + word.start_s, 2),
-            "end": round(offset + word.end_s, 2),
-            "probability": word.probability,
-        }
-        for word in hypothesis.words
+def line_id(identity: str, number: int) -> str:
+    """Name of a line of a segment: the first has the segment's own."""
+    return f"{identity}#{number}" if number else identity
+
+
+def transcripts(
+    source: str,
+    camera: str,
+    identity: str,
+    hypothesis: Hypothesis,
+    lines: Sequence[Line],
+    *,
+    with_words: bool = False,
+) -> list[Transcript]:
+    """A segment's lines of text, with the scores of the whole."""
+    return [
+        Transcript(
+            source=source,
+            camera=camera,
+            id=line_id(identity, number),
+            start=round(line.start, 3),
+            end=round(line.end, 3),
+            text=line.text,
+            avg_logprob=round(hypothesis.avg_logprob, 4),
+            no_speech_prob=round(hypothesis.no_speech_prob, 4),
+            compression_ratio=round(hypothesis.compression_ratio, 3),
+            context_s=hypothesis.context_s,
+            language=hypothesis.language,
+            words=[_word(word) for word in line.words] if with_words and line.words else None,
+        )
+        for number, line in enumerate(lines)
     ]
-    return Transcript(
-        source=source,
-        camera=camera,
-        id=identity,
-        start=round(segment.start, 3),
-        end=round(segment.end, 3),
-        text=hypothesis.text,
-        avg_logprob=round(hypothesis.avg_logprob, 4),
-        no_speech_prob=round(hypothesis.no_speech_prob, 4),
-        compression_ratio=round(hypothesis.compression_ratio, 3),
-        context_s=hypothesis.context_s,
-        language=hypothesis.language,
-        words=words or None,
-    )
 
 
-def alerts(found: Transcript, watched: WatchList) -> list[Alert]:
-    """The watch words in a segment."""
+def _word(word: Word) -> dict[str, Any]:
+    return {
+        "text": word.text,
+        "start": word.start_s,
+        "end": word.end_s,
+        "probability": word.probability,
+    }
+
+
+def alerts(lines: Sequence[Transcript], watched: WatchList) -> list[Alert]:
+    """The keywords in a segment's lines, and those that begin in one line and end in the next."""
+    own = [watched.find(line.text) for line in lines]
+    for number, (line, after) in enumerate(pairwise(lines)):
+        known = {match.phrase for match in (*own[number], *own[number + 1])}
+        both = watched.find(f"{line.text} {after.text}")
+        own[number] += [match for match in both if match.phrase not in known]
     return [
         Alert(
-            found.camera,
+            line.camera,
             match.phrase,
             match.said,
             match.score,
-            found.id,
-            found.start,
-            found.end,
-            found.text,
+            line.id,
+            line.start,
+            line.end,
+            line.text,
         )
-        for match in watched.find(found.text)
+        for line, matches in zip(lines, own, strict=True)
+        for match in matches
     ]

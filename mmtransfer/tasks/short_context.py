@@ -26,9 +26,9 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
 from mmtransfer.audio import SAMPLE_RATE
-from mmtransfer.backbones import UNADAPTED_CONTEXT_S, ShortReader, SpeechModel, encode_whisper
+from mmtransfer.backbones import ShortReader, SpeechModel, encode_whisper
 from mmtransfer.config import Config
-from mmtransfer.contexts import longer_context_s
+from mmtransfer.contexts import UNADAPTED_CONTEXT_S, longer_context_s
 from mmtransfer.data import Clip, ClipSet
 from mmtransfer.decoding import DecodingOptions, Hypothesis
 from mmtransfer.errors import UserError

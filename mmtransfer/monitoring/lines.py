@@ -1,0 +1,134 @@
+"""A window's text as lines that can be followed while the recording plays.
+
+Subtitling practice puts one sentence or clause on the screen at a time, on at most two lines of 42
+characters, for at most seven seconds (BBC subtitle guidelines; Netflix timed text style guide).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from mmtransfer.decoding import Hypothesis, Word
+from mmtransfer.segments import Segment
+
+_SENTENCE_END = (".", "?", "!", "…", "。", "？", "！")
+_CLAUSE_END = (",", ";", ":", "、", "，", "；", "：")
+_CLOSING = "\"'”’)]»」』"
+_CLAUSE_WORTH = 0.3  # of a line's length, by which it may be cut off its middle
+
+
+@dataclass(frozen=True)
+class LineSettings:
+    """How long a line may be."""
+
+    longest_s: float = 7.0
+    """Seconds from its first word to the end of its last."""
+    characters: int = 84
+    """Two lines of 42 characters on the screen."""
+    pause_s: float = 0.8
+    """A pause this long between two words ends a line."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of text and when it is spoken."""
+
+    start: float
+    """Seconds in the stream."""
+    end: float
+    text: str
+    words: tuple[Word, ...] = ()
+    """Its words with the stream's times, where they are known."""
+
+
+def split_lines(
+    hypothesis: Hypothesis, segment: Segment, settings: LineSettings | None = None
+) -> list[Line]:
+    """The lines of a segment's text, in order; one where the times of its words are not known.
+
+    The first begins where the segment's speech starts, the last ends where it ends.
+    """
+    settings = settings or LineSettings()
+    words = _in_stream(hypothesis.words, segment)
+    texts = _spans(hypothesis.text, [word.text for word in words])
+    if not texts:
+        return [Line(segment.start, segment.end, hypothesis.text, words)]
+    bounds = [0]
+    for number, word in enumerate(words):
+        is_last = number + 1 == len(words)
+        pause = 0.0 if is_last else words[number + 1].start_s - word.end_s
+        ends = word.text.rstrip(_CLOSING).endswith(_SENTENCE_END)
+        if is_last or ends or pause >= settings.pause_s:
+            bounds += _breaks(words, texts, bounds[-1], number + 1, settings)
+    lines = [
+        Line(
+            words[first].start_s,
+            words[stop - 1].end_s,
+            "".join(texts[first:stop]).strip(),
+            words[first:stop],
+        )
+        for first, stop in pairwise(bounds)
+    ]
+    lines[0] = replace(lines[0], start=segment.start)
+    lines[-1] = replace(lines[-1], end=segment.end)
+    return lines
+
+
+def _breaks(
+    words: Sequence[Word], texts: Sequence[str], first: int, stop: int, settings: LineSettings
+) -> list[int]:
+    """Numbers of the words behind the lines of a sentence: as few lines as it takes, each cut near
+    the middle of what is left, rather behind a clause or at a pause.
+    """
+    length = len("".join(texts[first:stop]).strip())
+    seconds = words[stop - 1].end_s - words[first].start_s
+    if stop - first < 2 or (length <= settings.characters and seconds <= settings.longest_s):
+        return [stop]
+
+    def badness(place: int) -> float:
+        uneven = abs(2 * len("".join(texts[first:place])) - length) / length
+        pause = words[place].start_s - words[place - 1].end_s
+        clause = words[place - 1].text.endswith(_CLAUSE_END)
+        return uneven - _CLAUSE_WORTH * clause - min(pause, 1.0)
+
+    place = min(range(first + 1, stop), key=badness)
+    return [
+        *_breaks(words, texts, first, place, settings),
+        *_breaks(words, texts, place, stop, settings),
+    ]
+
+
+def _in_stream(words: Sequence[Word], segment: Segment) -> tuple[Word, ...]:
+    """Words on the stream's time line, in order. A word ends where the next begins, unless the
+    speech of its piece ends before.
+    """
+    found: list[Word] = []
+    latest = segment.start
+    for word in words:
+        start = max(latest, min(segment.time_at(word.start_s), segment.end))
+        end = max(start, min(segment.time_at(word.end_s), segment.end))
+        for piece in segment.pieces:
+            if piece.start <= start < piece.end:
+                end = min(end, piece.end)
+        found.append(Word(word.text, round(start, 2), round(end, 2), word.probability))
+        latest = start
+    return tuple(found)
+
+
+def _spans(text: str, words: Sequence[str]) -> list[str]:
+    """The text in as many parts as there are words, each up to where the next word begins; nothing
+    where the words are not those of the text.
+    """
+    starts, at = [], 0
+    for word in words:
+        at = text.find(word, at)
+        if at < 0:
+            return []
+        starts.append(at)
+        at += len(word)
+    if not starts:
+        return []
+    bounds = [0, *starts[1:], len(text)]
+    return [text[a:b] for a, b in pairwise(bounds)]
