@@ -9,7 +9,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,6 @@ from mmtransfer.contexts import clip_context_s, longer_context_s
 from mmtransfer.decoding import DecodingOptions, Engine, Hypothesis
 from mmtransfer.guards import rejection
 from mmtransfer.progress import track
-
-_SILENCE = np.zeros(SAMPLE_RATE, np.float32)
 
 
 class Recognizer:
@@ -46,7 +43,6 @@ class Recognizer:
             self.engine = torch_engine(model, device, options)
         self.batch_seconds = batch_seconds
         self.shortest_context_s = shortest_context_s
-        self._full_window = threading.Lock()
 
     def context_s(self, clip: np.ndarray) -> float:
         """Context in which a clip is decoded; depends on its own length only."""
@@ -83,7 +79,7 @@ class Recognizer:
             clip = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
             context = self.context_s(clip)
             together.wait()
-            self._decode([clip] * min(most, self.batch_size(context)), context)
+            self.decode([clip] * min(most, self.batch_size(context)), context)
 
         with ThreadPoolExecutor(workers) as pool:
             # Several full windows side by side take more than `decode` ever does.
@@ -133,16 +129,7 @@ class Recognizer:
         return batches
 
     def decode(self, clips: list[np.ndarray], context_s: float) -> list[Hypothesis]:
-        """Decode a batch of one context; if memory does not hold it, as two halves.
-
-        Where short contexts are the rule, full windows, which take several times the memory, are
-        read one batch at a time, whichever thread asks.
-        """
-        is_exception = context_s >= self.engine.max_context_s > self.context_s(_SILENCE)
-        with self._full_window if is_exception else nullcontext():
-            return self._decode(clips, context_s)
-
-    def _decode(self, clips: list[np.ndarray], context_s: float) -> list[Hypothesis]:
+        """Decode a batch of one context; if memory does not hold it, as two halves."""
         try:
             return self.engine.decode(clips, context_s)
         except (RuntimeError, MemoryError) as error:
@@ -153,4 +140,4 @@ class Recognizer:
         half = len(clips) // 2
         self.batch_seconds = half * context_s  # later calls start with what fits
         parts = (clips[:half], clips[half:])
-        return [found for part in parts for found in self._decode(part, context_s)]
+        return [found for part in parts for found in self.decode(part, context_s)]
