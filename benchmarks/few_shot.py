@@ -173,7 +173,9 @@ def setfit_worker() -> None:
     for job in given["jobs"]:
         texts, names = read(job["train"])
         classes = [labels.index(name) for name in names]
-        model = SetFitModel.from_pretrained(given["model"], local_files_only=True)
+        model = SetFitModel.from_pretrained(
+            given["model"], local_files_only=True, trust_remote_code=False
+        )
         # transformers prints its log on standard output.
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
             arguments = TrainingArguments(

@@ -87,7 +87,7 @@ class Bench:
         self.epochs, self.seed = arguments.epochs, arguments.seed
         self.threads, self.learning_rate = arguments.threads, arguments.learning_rate
         self.folder, self.model = folder, str(materialize(SOURCE))
-        self.tokenizer = AutoTokenizer.from_pretrained(self.model)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
         self.rows: list[tuple[str, str, str, str]] = []
         self.train = self._read(arguments.train, arguments.limit)
         self.validation = self._read(arguments.validation, arguments.limit)
@@ -189,7 +189,10 @@ class Bench:
 
         set_seed(self.seed)
         model = AutoModelForSequenceClassification.from_pretrained(
-            self.model, num_labels=len(self.labels), dtype=torch.float32
+            self.model,
+            num_labels=len(self.labels),
+            dtype=torch.float32,
+            trust_remote_code=False,
         )
         arguments = TrainingArguments(
             output_dir=str(self.folder / "trainer"),
@@ -262,7 +265,9 @@ class Bench:
 
     def pooled(self, examples: list[TextExample]) -> np.ndarray:
         """Means of the source's last hidden states over tokens [text, width]."""
-        model = AutoModel.from_pretrained(self.model, dtype=torch.float32).eval()
+        model = AutoModel.from_pretrained(
+            self.model, dtype=torch.float32, trust_remote_code=False
+        ).eval()
         texts = [example.text for example in examples]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         result = np.zeros((len(texts), model.config.hidden_size), np.float32)

@@ -26,7 +26,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     clips = load_clips(arguments.data, DataConfig(), name="data").clips
-    recognize = pipeline("automatic-speech-recognition", model=arguments.model)
+    recognize = pipeline(
+        "automatic-speech-recognition", model=arguments.model, trust_remote_code=False
+    )
     results = recognize([clip.samples() for clip in clips], batch_size=16, return_timestamps=True)
     normalize = get_normalizer("english-v1")
     pairs = list(zip(clips, results, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import warnings
@@ -11,12 +12,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mmtransfer.errors import UserError
+from mmtransfer.loading import check_finite
 
 # Methods that add tokens instead of layers, or that need calls of their own between steps.
 _UNFIT = {"ADALORA", "PREFIX_TUNING", "P_TUNING", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING"}
 _UNFIT |= {"ADAPTION_PROMPT", "XLORA", "CPT", "TRAINABLE_TOKENS"}
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
+_FAILURES = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError)
 
 
 def add_adapter(model: Any, settings: dict[str, Any], *, model_id: str | None = None) -> Any:
@@ -79,18 +82,25 @@ def load_merged(model: Any, folder: Path, *, prefix: str = "") -> Any:
     """A model with the adapter of a folder merged into it; `prefix` as for `save_adapter`.
 
     Raises:
-        UserError: a folder without a usable adapter.
+        UserError: a folder without a usable adapter, or with a part of one.
     """
     from peft import PeftModel
 
     try:
-        with tempfile.TemporaryDirectory() as plain:
+        with tempfile.TemporaryDirectory() as plain, warnings.catch_warnings():
+            # peft fills them at random and only warns.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            settings = json.loads((folder / f"{prefix}{_FILES[0]}").read_text(encoding="utf-8"))
+            if settings.get("megatron_config"):  # with it, peft imports a module that it names
+                raise ValueError("megatron_config: expected null")
             if prefix:
                 for name in _FILES:
                     shutil.copyfile(folder / f"{prefix}{name}", Path(plain, name))
-            return PeftModel.from_pretrained(
-                model, plain if prefix else str(folder)
+            merged = PeftModel.from_pretrained(
+                model, plain if prefix else str(folder), trust_remote_code=False
             ).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+    except (*_FAILURES, SafetensorError, UserWarning) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: cannot be loaded as an adapter ({reason}).") from None
+    check_finite(merged, folder)
+    return merged

@@ -23,6 +23,7 @@ from mmtransfer.contexts import (
     clip_context_s,
 )
 from mmtransfer.encoders import SpeechEncoder
+from mmtransfer.loading import load_weights, loading
 from mmtransfer.logmel import log_mel
 from mmtransfer.networks import check_base
 from mmtransfer.progress import no_library_bars
@@ -30,7 +31,6 @@ from mmtransfer.sources import (
     SHORT_PREFIX,
     Base,
     choose_language,
-    load_errors,
     make_base,
     speech_parts,
     write_metadata,
@@ -215,18 +215,26 @@ def load_speech_model(
     Raises:
         UserError: not found, not a Whisper, or a language it does not have.
     """
-    from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperProcessor
+    from transformers import (
+        GenerationConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
 
     parts = speech_parts(source, revision)
-    with load_errors(source, "a speech model"), no_library_bars():
+    with loading(source, "a speech model", parts.folder):
 
         def weights() -> Any:
-            return WhisperForConditionalGeneration.from_pretrained(
-                parts.weights, dtype=torch.float32, use_safetensors=True
-            )
+            return load_weights(WhisperForConditionalGeneration, parts.weights)
 
         model = weights()
-        processor = WhisperProcessor.from_pretrained(parts.folder)
+        # By its parts: as a whole it may name another model, which it would load.
+        processor = WhisperProcessor(
+            WhisperFeatureExtractor.from_pretrained(parts.folder, trust_remote_code=False),
+            WhisperTokenizer.from_pretrained(parts.folder, trust_remote_code=False),
+        )
         if parts.recorded is not None:
             check_base(model, parts.recorded)
         if parts.adapter is not None:

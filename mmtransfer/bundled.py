@@ -306,6 +306,7 @@ def convert_whisper(parts: list[Path], package_folder: Path, target: Path) -> No
     token_ids = {token["content"]: token["id"] for token in vocabulary["added_tokens"]}
     tokenizer = WhisperTokenizer.from_pretrained(
         str(package_folder),
+        trust_remote_code=False,
         pad_token="<|endoftext|>",
         extra_special_tokens=[token for token in special if token != "<|endoftext|>"],
         model_max_length=1024,

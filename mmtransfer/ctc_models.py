@@ -19,12 +19,12 @@ from mmtransfer.contexts import context_step_s
 from mmtransfer.encoders import WAVE_ENCODERS, SpeechEncoder
 from mmtransfer.errors import UserError
 from mmtransfer.heads import CtcHead
+from mmtransfer.loading import load_weights, loading
 from mmtransfer.networks import Network, build_head, check_base, read_head, write_head
 from mmtransfer.progress import no_library_bars
 from mmtransfer.sources import (
     Base,
     fetch,
-    load_errors,
     make_base,
     model_type,
     read_metadata,
@@ -168,7 +168,7 @@ class CtcModel:
         config = encoder.model.config
         config.vocab_size, config.pad_token_id = len(self.symbols), self.blank
         config.final_dropout = self.network.config.dropout
-        model = AutoModelForCTC.from_config(config)
+        model = AutoModelForCTC.from_config(config, trust_remote_code=False)
         model.base_model.load_state_dict(encoder.model.state_dict())
         if isinstance(head, CtcHead):
             model.lm_head.load_state_dict(head.output.state_dict())
@@ -279,8 +279,8 @@ def _load_library_model(
 ) -> CtcModel:
     from transformers import AutoModelForCTC
 
-    with load_errors(source, "a CTC model"), no_library_bars():
-        model = AutoModelForCTC.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    with loading(source, "a CTC model", folder):
+        model = load_weights(AutoModelForCTC, folder)
         vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     symbols = sorted(vocabulary, key=lambda symbol: vocabulary[symbol])
     blank = model.config.pad_token_id
@@ -307,18 +307,18 @@ def _load_encoder(source: str, folder: Path) -> Any:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     kind, architectures = model_type(source, folder)
-    with load_errors(source, "a speech encoder"), no_library_bars():
+    with loading(source, "a speech encoder", folder):
         if kind == "whisper" and architectures == ["WhisperEncoder"]:
-            return WhisperEncoder.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+            return load_weights(WhisperEncoder, folder)
+        model = load_weights(AutoModel, folder)
     return model.get_encoder() if kind == "whisper" else model
 
 
 def _load_extractor(source: str, folder: Path) -> Any:
     from transformers import AutoFeatureExtractor
 
-    with load_errors(source, "a speech model"):
-        extractor = AutoFeatureExtractor.from_pretrained(folder)
+    with loading(source, "a speech model", folder):
+        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     if extractor.sampling_rate != SAMPLE_RATE:
         raise UserError(f"{source}: expected a model for 16 kHz, found {extractor.sampling_rate}.")
     return extractor

@@ -19,6 +19,7 @@ from mmtransfer.encoders import SpeechEncoder, TextEncoder
 from mmtransfer.errors import UserError
 from mmtransfer.features import weights_digest
 from mmtransfer.heads import ClassifierHead, CtcHead, level, pool, pools_before_cache
+from mmtransfer.loading import check_finite
 from mmtransfer.sources import Base
 
 _HEAD = "head.safetensors"
@@ -154,7 +155,7 @@ def read_head(folder: Path, head: nn.Module) -> None:
     """Put the weights that `write_head` wrote into a head of the same shape.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: missing, damaged or not finite.
     """
     path = folder / _HEAD
     try:
@@ -162,6 +163,7 @@ def read_head(folder: Path, head: nn.Module) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be loaded as the model's head ({reason}).") from None
+    check_finite(head, path)
 
 
 def check_base(model: nn.Module, base: Base) -> None:

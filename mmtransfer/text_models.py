@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,19 +15,21 @@ from mmtransfer.adapters import load_merged, save_adapter
 from mmtransfer.config import DataConfig, HeadConfig
 from mmtransfer.encoders import TextEncoder
 from mmtransfer.errors import UserError
+from mmtransfer.loading import load_weights, loading
 from mmtransfer.networks import Network, build_head, check_base, read_head, write_head
 from mmtransfer.progress import no_library_bars
 from mmtransfer.runtime import is_out_of_memory
 from mmtransfer.sources import (
+    METADATA,
     Base,
     fetch,
-    load_errors,
     make_base,
     model_type,
     read_metadata,
     write_metadata,
 )
 
+_TEMPERATURES = 0.001, 1000.0  # those of a file; beyond what training fits
 _LONGEST = 512  # tokens; longer contexts cost more than windows do
 _CHARACTERS_PER_TOKEN = 16  # above what any language's tokens hold on average
 
@@ -301,28 +304,26 @@ def new_text_model(
         return _continued(load_text_model(source, revision=revision), labels, data, head, seed)
     tokenizer = _load_tokenizer(source, folder)
     _, architectures = model_type(source, folder)
-    with load_errors(source, "a text encoder"), no_library_bars():
+    with loading(source, "a text encoder", folder):
         from transformers import AutoModel, AutoModelForSequenceClassification
 
-        known = _plain_labels(folder)
+        known = _plain_labels(source, folder)
         is_classifier = any(name.endswith("SequenceClassification") for name in architectures)
         same = False
         if head.type == "native":
             same = is_classifier and sorted(known) == sorted(labels)
             labels = known if same else labels
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    folder,
-                    dtype=torch.float32,
-                    use_safetensors=True,
-                    num_labels=len(labels),
-                    id2label=dict(enumerate(labels)),
-                    label2id={name: i for i, name in enumerate(labels)},
-                    ignore_mismatched_sizes=True,
-                )
+            model = load_weights(
+                AutoModelForSequenceClassification,
+                folder,
+                head_seed=seed,
+                num_labels=len(labels),
+                id2label=dict(enumerate(labels)),
+                label2id={name: i for i, name in enumerate(labels)},
+                ignore_mismatched_sizes=True,
+            )
         else:
-            model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+            model = load_weights(AutoModel, folder)
     encoder = TextEncoder(model)
     module = None
     if head.type != "native":
@@ -380,7 +381,7 @@ def load_text_model(source: str, *, revision: str | None = None) -> TextModel:
         metadata = {
             "form": "full",
             "head": {"type": "native"},
-            "labels": _plain_labels(folder),
+            "labels": _plain_labels(source, folder),
             "base": None,
         }
     elif metadata.get("task") != "sentiment":
@@ -391,11 +392,11 @@ def load_text_model(source: str, *, revision: str | None = None) -> TextModel:
     beneath = folder
     if metadata["form"] != "full" and base is not None:
         beneath, _ = fetch(base.source, base.revision)
-    with load_errors(source, "a text classifier"), no_library_bars():
+    with loading(source, "a text classifier", beneath):
         from transformers import AutoModel, AutoModelForSequenceClassification
 
         factory = AutoModelForSequenceClassification if head.type == "native" else AutoModel
-        model = factory.from_pretrained(beneath, dtype=torch.float32, use_safetensors=True)
+        model = load_weights(factory, beneath)
     if base is not None and metadata["form"] != "full":
         check_base(model, base)
     if metadata["form"] == "adapter":
@@ -418,23 +419,35 @@ def load_text_model(source: str, *, revision: str | None = None) -> TextModel:
         metadata["labels"],
         settings,
         base or make_base(source, commit),
-        float(metadata.get("temperature", 1.0)),
+        _temperature(folder, metadata),
         source,
     )
 
 
-def _plain_labels(folder: Path) -> list[str]:
+def _temperature(folder: Path, metadata: dict[str, Any]) -> float:
+    found = metadata.get("temperature", 1.0)
+    low, high = _TEMPERATURES
+    if not isinstance(found, (int, float)) or not low <= found <= high:
+        raise UserError(
+            f"{folder / METADATA}: temperature: expected a number from {low:g} to {high:g}, found "
+            f"{reprlib.repr(found)}. Correct it, or save or download the model again."
+        )
+    return float(found)
+
+
+def _plain_labels(source: str, folder: Path) -> list[str]:
     from transformers import AutoConfig
 
-    names = AutoConfig.from_pretrained(folder).id2label
+    with loading(source, "a text encoder", folder):
+        names = AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
     return [names[index] for index in sorted(names)]
 
 
 def _load_tokenizer(source: str, folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    with load_errors(source, "a text encoder"):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+    with loading(source, "a text encoder", folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         raise UserError(f"{source}: its tokenizer has no padding token; expected a text encoder.")
     return tokenizer

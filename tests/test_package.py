@@ -8,6 +8,8 @@ import pytest
 from conftest import ROOT, child_environment
 
 PACKAGE = ROOT / "mmtransfer"
+CODE = ("mmtransfer", "benchmarks", "tasks", "examples")
+LOADERS = ("from_pretrained", "from_config", "pipeline")
 # Lowest first: a module may import from its own line or a lower one.
 LAYERS = [
     {"errors", "cache", "progress", "contexts"},
@@ -20,6 +22,7 @@ LAYERS = [
     {"bundled", "runtime", "features", "decoding"},
     {"guards"},
     {"sources"},
+    {"loading"},
     {"networks", "adapters"},
     {"backbones"},
     {"text_models", "ctc_models"},
@@ -66,6 +69,22 @@ def test_import_and_help_are_fast_and_load_no_torch(code: str):
         seconds.append(time.perf_counter() - started)
         assert result.returncode == 0, result.stderr
     assert min(seconds) < 0.5
+
+
+def test_nothing_loads_a_model_together_with_its_code():
+    loaders, unsafe = 0, []
+    for path in (p for folder in CODE for p in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            # GenerationConfig is JSON alone, and keeps whatever it is given among its settings.
+            if name.split(".")[-1] not in LOADERS or name.startswith("GenerationConfig."):
+                continue
+            loaders += 1
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if given.get("trust_remote_code") != "False":
+                unsafe.append(f"{path.relative_to(ROOT)}:{node.lineno}: {name}")
+    assert not unsafe
+    assert loaders > 10
 
 
 def test_every_public_name_is_importable():
