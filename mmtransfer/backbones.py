@@ -23,6 +23,7 @@ from mmtransfer.contexts import (
     clip_context_s,
 )
 from mmtransfer.encoders import SpeechEncoder
+from mmtransfer.generation import check_generation
 from mmtransfer.loading import load_weights, loading
 from mmtransfer.logmel import log_mel
 from mmtransfer.networks import check_base
@@ -242,11 +243,13 @@ def load_speech_model(
             setattr(model.config, _CONTEXT_KEY, parts.metadata["shortest_context_s"])
         if parts.folder != parts.weights:
             model.generation_config = GenerationConfig.from_pretrained(parts.folder)
+        check_generation(model, processor.tokenizer, parts.folder, parts.weights)
         language = choose_language(source, model.generation_config.to_dict(), language)
         short = None
         taught = parts.short or {}
         if short_contexts and taught and (language or "en") in [*taught["languages"], "auto"]:
             adapted = load_merged(weights(), taught["folder"], prefix=taught["prefix"])
+            adapted.generation_config = model.generation_config  # which has been checked
             short = ShortReader(
                 adapted, taught["shortest_context_s"], taught["margin_s"], taught["languages"]
             )

@@ -134,9 +134,9 @@ class TorchWhisper(_TorchEngine):
         generation, vocabulary = model.generation_config, model.config.vocab_size
         self._end = int(model.config.eos_token_id)
         suppressed = torch.zeros(vocabulary, dtype=torch.bool)
-        suppressed[[t for t in generation.suppress_tokens or [] if 0 <= t < vocabulary]] = True
+        suppressed[generation.suppress_tokens] = True
         begin = suppressed.clone()
-        begin[[t for t in generation.begin_suppress_tokens or [] if t < vocabulary]] = True
+        begin[generation.begin_suppress_tokens] = True
         # At the first step the end token may win: a clip of silence has the transcript "".
         begin[self._end] = False
         self._suppressed, self._suppressed_first = suppressed.to(device), begin.to(device)

@@ -67,6 +67,7 @@ def random_whisper(whisper_tiny: Path, tmp_path_factory: pytest.TempPathFactory)
     )
     model = WhisperForConditionalGeneration(config)
     model.generation_config = GenerationConfig.from_pretrained(whisper_tiny)
+    model.generation_config.alignment_heads = [[1, 0], [1, 1]]
     model.save_pretrained(folder)
     WhisperProcessor.from_pretrained(whisper_tiny).save_pretrained(folder)
     return folder

@@ -22,7 +22,7 @@ LAYERS = [
     {"bundled", "runtime", "features", "decoding"},
     {"guards"},
     {"sources"},
-    {"loading"},
+    {"generation", "loading"},
     {"networks", "adapters"},
     {"backbones"},
     {"text_models", "ctc_models"},

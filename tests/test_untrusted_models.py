@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,9 +23,12 @@ from test_publishing import TOKEN, environment
 
 from mmtransfer import load
 from mmtransfer.adapters import add_adapter
+from mmtransfer.backbones import load_speech_model
 from mmtransfer.cli import main
 from mmtransfer.config import DataConfig, HeadConfig
+from mmtransfer.ctranslate2_engine import converted
 from mmtransfer.errors import UserError
+from mmtransfer.generation import check_generation
 from mmtransfer.loading import loading
 from mmtransfer.text_models import load_text_model, new_text_model
 
@@ -239,6 +243,162 @@ def test_code_in_a_second_repository_is_not_downloaded(coded, tmp_path):
     assert any("evil/model" in path for _, path in served.requests)
     assert not [path for _, path in served.requests if "evil/code" in path or ".py" in path]
     assert not (tmp_path / "mark").exists()
+
+
+# --- numbers that become places in memory ---------------------------------------------------------
+
+
+@pytest.fixture
+def whisper(random_whisper, tmp_path):
+    """A copy of the random Whisper, to change."""
+    folder = tmp_path / "whisper"
+    shutil.copytree(random_whisper, folder)
+    return folder
+
+
+MULTILINGUAL = {
+    "is_multilingual": True,
+    "lang_to_id": {"<|en|>": 50258},
+    "task_to_id": {"transcribe": 50358},
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value", "found"),
+    [
+        ("generation_config", "suppress_tokens", [1, 1_000_000_000], "1000000000"),
+        ("generation_config", "begin_suppress_tokens", [-1_000_000_000], "-1000000000"),
+        ("generation_config", "no_timestamps_token_id", 1_000_000, "1000000"),
+        ("generation_config", "lang_to_id", {"<|en|>": 1_000_000}, "1000000"),
+        ("config", "decoder_start_token_id", 1_000_000, "1000000"),
+    ],
+)
+def test_tokens_that_a_whisper_does_not_have_are_refused(
+    file, field, value, found, whisper, recording, capsys
+):
+    converted(str(whisper))  # what was converted before is no way around it
+    path = whisper / f"{file}.json"
+    extra = MULTILINGUAL if field == "lang_to_id" else {}
+    change(path, **{**extra, field: value})
+    options = ["--language", "en"] * bool(extra)
+    with pytest.raises(UserError) as refused:
+        load(str(whisper), language="en" if extra else None)
+    assert f"{path}: {field}: expected a token id from 0 to 51863, found {found}. " in str(
+        refused.value
+    )
+    message = refusal(["monitor", whisper, recording, *options], capsys)
+    assert message == f"mmtransfer: error: {refused.value}"
+
+
+@pytest.fixture(scope="module")
+def loaded(random_whisper):
+    return load_speech_model(str(random_whisper))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("suppress_tokens", [51864]),
+        ("suppress_tokens", [-2]),
+        ("suppress_tokens", "all"),
+        ("suppress_tokens", [1.0]),
+        ("suppress_tokens", [[1]]),
+        ("suppress_tokens", [True]),
+        ("suppress_tokens", [10**30]),
+        ("begin_suppress_tokens", [None]),
+        ("no_timestamps_token_id", None),
+        ("no_timestamps_token_id", -1),
+        ("decoder_start_token_id", 51864),
+        ("eos_token_id", [50256, -1]),
+        ("pad_token_id", 51864),
+        ("bos_token_id", "50256"),
+        ("prev_sot_token_id", 51864),
+        ("forced_decoder_ids", [[1, 51864]]),
+        ("forced_decoder_ids", [1, 2]),
+        ("alignment_heads", [[0]]),
+        ("alignment_heads", [[0, 1.0]]),
+        ("alignment_heads", ["ab"]),
+        ("alignment_heads", [0, 1]),
+        ("lang_to_id", {"<|en|>": 51864}),
+        ("lang_to_id", [50258]),
+        ("task_to_id", {"transcribe": -1}),
+    ],
+)
+def test_every_field_of_the_generation_settings_is_checked(
+    field, value, loaded, random_whisper, monkeypatch
+):
+    monkeypatch.setattr(loaded.model.generation_config, field, value, raising=False)
+    tokenizer = loaded.processor.tokenizer
+    with pytest.raises(UserError, match=rf"generation_config\.json: {field}: expected .*found"):
+        check_generation(loaded.model, tokenizer, random_whisper, random_whisper)
+
+
+@pytest.mark.parametrize("missing", ["lang_to_id", "task_to_id"])
+def test_a_multilingual_whisper_names_its_languages_and_tasks(
+    missing, loaded, random_whisper, monkeypatch
+):
+    settings = loaded.model.generation_config
+    for name, value in {**MULTILINGUAL, missing: {}}.items():
+        monkeypatch.setattr(settings, name, value, raising=False)
+    with pytest.raises(UserError, match=f"{missing}: expected names with their token ids"):
+        check_generation(loaded.model, loaded.processor.tokenizer, random_whisper, random_whisper)
+
+
+def test_the_configuration_and_the_tokenizer_are_checked_too(loaded, random_whisper, monkeypatch):
+    folders = (random_whisper, random_whisper)
+    for field in ("decoder_start_token_id", "eos_token_id", "bos_token_id", "pad_token_id"):
+        with monkeypatch.context() as patch:
+            patch.setattr(loaded.model.config, field, 51864)
+            with pytest.raises(UserError, match=rf"\bconfig\.json: {field}: expected a token id"):
+                check_generation(loaded.model, loaded.processor.tokenizer, *folders)
+    vocabulary = loaded.processor.tokenizer.get_vocab()
+    for token, number, expected in (
+        (
+            "gate",
+            51864,
+            r"tokenizer\.json: 'gate': expected a token id from 0 to 51863, found 51864",
+        ),
+        (
+            "<|endoftext|>",
+            5,
+            r"tokenizer\.json: vocabulary: expected all token ids from 0 to 51863",
+        ),
+    ):
+        changed = SimpleNamespace(get_vocab=lambda given={**vocabulary, token: number}: given)
+        with pytest.raises(UserError, match=expected):
+            check_generation(loaded.model, changed, *folders)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kept"),
+    [([[99, 0], [1, 1], [0, -1], [0, 2]], [[1, 1]]), ([[2, 0]], None)],
+)
+def test_heads_that_a_whisper_does_not_have_are_left_out_and_counted(
+    heads, kept, whisper, recording, caplog
+):
+    """Distilled models come with those of their teacher; CTranslate2 crashes on them."""
+    change(whisper / "generation_config.json", alignment_heads=heads)
+    model = load_speech_model(str(whisper)).model
+    assert model.generation_config.alignment_heads == kept
+    assert main(["monitor", str(whisper), str(recording), "--words"]) == 0
+    lost = len(heads) - len(kept or [])
+    expected = (
+        f"alignment_heads: {lost} of {len(heads)} are not in this model (layers 0 to 1, heads"
+    )
+    assert caplog.text.count(expected) == 2  # loaded, and converted
+    written = json.loads((converted(str(whisper)) / "full" / "config.json").read_text())
+    assert written["alignment_heads"] == (kept or [[1, 0], [1, 1]])
+
+
+def test_settings_that_name_no_token_are_read(whisper, loaded, recording):
+    settings = whisper / "generation_config.json"
+    change(settings, suppress_tokens=[-1, 1], begin_suppress_tokens=[-1], alignment_heads=[])
+    change(settings, forced_decoder_ids=[[1, None], [2, 50362]])
+    for engine in ("ctranslate2", "transformers"):
+        command = ["monitor", str(whisper), str(recording), "--engine", engine, "--words"]
+        assert main(command) == 0
+    written = json.loads((converted(str(whisper)) / "full" / "config.json").read_text())
+    assert (written["suppress_ids"], written["suppress_ids_begin"]) == ([1], [])
 
 
 # --- weights --------------------------------------------------------------------------------------
