@@ -17,6 +17,7 @@ import torch
 
 from mmtransfer.adapters import load_merged, save_adapter
 from mmtransfer.contexts import (
+    SHORT_WINDOW_S,
     UNADAPTED_CLIP_S,
     UNADAPTED_CONTEXT_S,
     WINDOW_S,
@@ -52,7 +53,12 @@ class ShortReader:
     languages: list[str]
     """Languages that it was taught in; others are decoded in the full window."""
     longest_s: float = UNADAPTED_CLIP_S
-    """Longest clip that it was taught."""
+    """Longest clip that it decodes as well as the source does in the full window."""
+
+    @property
+    def window_s(self) -> float:
+        """How much speech it takes in at a time, joined over pauses."""
+        return SHORT_WINDOW_S if self.longest_s >= SHORT_WINDOW_S else WINDOW_S
 
 
 @dataclass
@@ -109,9 +115,11 @@ class SpeechModel:
         training, and 0 where that has not measured it.
         """
         stored = getattr(self.model.config, _WINDOW_KEY, None)
+        if stored is None and self.short is not None:
+            stored = self.short.window_s
         if stored is None and getattr(self.model.config, _CONTEXT_KEY, None) is not None:
             return 0.0
-        return min(WINDOW_S, self.max_context_s) if stored is None else float(stored)
+        return min(WINDOW_S if stored is None else float(stored), self.max_context_s)
 
     @window_s.setter
     def window_s(self, seconds: float) -> None:
@@ -189,7 +197,11 @@ class SpeechModel:
             self.processor.save_pretrained(folder)
         short = {}
         if self.short is not None:
-            short = {"margin_s": self.short.margin_s, "languages": self.short.languages}
+            short = {
+                "margin_s": self.short.margin_s,
+                "languages": self.short.languages,
+                "longest_s": self.short.longest_s,
+            }
         write_metadata(
             folder,
             task="speech",
@@ -251,7 +263,11 @@ def load_speech_model(
             adapted = load_merged(weights(), taught["folder"], prefix=taught["prefix"])
             adapted.generation_config = model.generation_config  # which has been checked
             short = ShortReader(
-                adapted, taught["shortest_context_s"], taught["margin_s"], taught["languages"]
+                adapted,
+                taught["shortest_context_s"],
+                taught["margin_s"],
+                taught["languages"],
+                taught.get("longest_s", UNADAPTED_CLIP_S),
             )
     if language not in (None, "auto"):
         model.generation_config.language = language

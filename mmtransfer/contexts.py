@@ -10,6 +10,9 @@ UNADAPTED_CLIP_S = 15.0
 WINDOW_S = 28.0
 """Speech that a Whisper takes in at a time: it was pretrained on windows of 30 s, and needs silence
 at the end."""
+SHORT_WINDOW_S = 16.0
+"""The same where an adapter has learnt contexts of that length: half the time (the encoder's
+attention grows with the square of the context) for as few errors."""
 _DOUBTFUL_S = 8.0  # the context of a doubtful short clip, before the full window
 
 

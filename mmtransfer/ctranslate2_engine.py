@@ -101,6 +101,7 @@ def _convert(source: str, revision: str | None, compute_type: str, folder: Path)
         "margin_s": speech.margin_s,
         "short_s": speech.short_s,
         "window_s": speech.window_s,
+        "window_alone_s": alone.window_s,
         # What the model does alone, where the adapter does not know a language.
         "shortest_alone_s": alone.shortest_context_s,
         "short_alone_s": alone.short_s,
@@ -139,13 +140,12 @@ class CTranslate2Whisper:
         if self._taught and (self.language or "en") not in [*self._taught, "auto"]:
             self._taught = None
         adapted = self._settings["languages"] is None or self._taught is not None
-        shortest, longest = (
-            ("shortest_context_s", "short_s") if adapted else ("shortest_alone_s", "short_alone_s")
-        )
+        own = "" if adapted else "alone_"
+        shortest = "shortest_context_s" if adapted else "shortest_alone_s"
         self.shortest_context_s = float(self._settings[shortest])
-        self.short_s = float(self._settings[longest])
+        self.short_s = float(self._settings[f"short_{own}s"])
+        self.window_s = float(self._settings[f"window_{own}s"])
         self.margin_s = float(self._settings["margin_s"]) if adapted else 0.0
-        self.window_s = float(self._settings["window_s"])
         self.workers = max(1, min(threads, _WORKERS))
         self._model_options = {
             "device": device,
@@ -194,19 +194,22 @@ class CTranslate2Whisper:
         from ctranslate2 import StorageView
 
         model = self._model(context_s)
-        features = StorageView.from_array(log_mel(clips, context_s, bands=self._settings["bands"]))
+        features = log_mel(clips, context_s, bands=self._settings["bands"])
         seconds = [min(len(clip) / SAMPLE_RATE, context_s) for clip in clips]
         timed = [index for index, long in enumerate(seconds) if long >= self.options.words_from_s]
-        if self.language == "auto" or timed:
-            features = model.encode(features)  # once, for all that is decoded from it
+        # On CPU one by one: several windows' attention does not fit the processor's cache.
+        size = len(features) if self._model_options["device"] == "cuda" else 1
+        parts = [features[start : start + size] for start in range(0, len(features), size)]
+        states = [np.asarray(model.encode(StorageView.from_array(p), to_cpu=True)) for p in parts]
+        encoded = StorageView.from_array(np.concatenate(states))
         languages: list[str | None] = [self.language] * len(clips)
         if self.language == "auto":
-            languages = [found[0][0].strip("<|>") for found in model.detect_language(features)]
+            languages = [found[0][0].strip("<|>") for found in model.detect_language(encoded)]
         prompts = [self._prompt(language) for language in languages]
         room = self._settings["positions"] - len(prompts[0])
         limit = token_limit(max(len(clip) for clip in clips) / SAMPLE_RATE, room)
         results = model.generate(
-            features,
+            encoded,
             prompts,
             beam_size=self.options.beam_size or _BEAMS,
             # CTranslate2 takes half of it, or what the prompt leaves of it where that is less.
@@ -215,7 +218,7 @@ class CTranslate2Whisper:
             return_no_speech_prob=True,
         )
         timed = [index for index in timed if results[index].sequences_ids[0]]
-        words = self._words(model, features, prompts, results, seconds, timed) if timed else {}
+        words = self._words(model, encoded, prompts, results, seconds, timed) if timed else {}
         hypotheses = []
         for index, result in enumerate(results):
             tokens, names = tuple(result.sequences_ids[0]), result.sequences[0]

@@ -36,8 +36,13 @@ class SegmenterSettings:
     """Audio kept before the speech; in noise its beginning is noticed late."""
     piece_pause_s: float = 0.3
     """A pause this long ends a piece of a window; a window is cut between pieces alone."""
+    join_share: float = 0.5
+    """Pieces are joined over a pause of at most this share of the speech before it: who has talked
+    for a while pauses and goes on, after a short call or answer the turn is over."""
+    join_least_s: float = 0.8
+    """A pause of this length is joined over in any case."""
     join_s: float = 3.0
-    """Pieces with a longer pause between them are not joined: a turn is over."""
+    """A longer pause ends every turn."""
     kept_pause_s: float = 0.6
     """What a window keeps of a longer pause between its pieces."""
 
@@ -277,7 +282,7 @@ class WindowSegmenter:
         """Take the next samples of the stream; yields windows that ended in them."""
         for piece in self._segmenter.feed(samples):
             yield from self._add(piece)
-        if self._pieces and self._segmenter.is_idle and not self._may_go_on():
+        if self._pieces and self._segmenter.is_idle and not self._goes_on(self.scored_s):
             yield self._close(len(self._pieces))
 
     @property
@@ -302,11 +307,15 @@ class WindowSegmenter:
         if self._pieces:
             yield self._close(len(self._pieces))
 
-    def _may_go_on(self) -> bool:
-        return self._segmenter.scored_s - self._pieces[-1].end <= self._settings.join_s
+    def _goes_on(self, at: float) -> bool:
+        """Whether speech that starts at that time belongs to the running turn."""
+        settings = self._settings
+        spoken = sum(piece.end - piece.start for piece in self._pieces)
+        longest = max(settings.join_least_s, settings.join_share * spoken)
+        return at - self._pieces[-1].end <= min(longest, settings.join_s)
 
     def _add(self, piece: Segment) -> Iterator[Segment]:
-        if self._pieces and piece.start - self._pieces[-1].end > self._settings.join_s:
+        if self._pieces and not self._goes_on(piece.start):
             yield self._close(len(self._pieces))
         self._pieces.append(piece)
         while self._length_s(self._pieces) > self._window_s and len(self._pieces) > 1:

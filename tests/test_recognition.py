@@ -1,7 +1,5 @@
-import math
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -85,17 +83,6 @@ class Threaded:
         self.most[context_s] = max(self.most[context_s], self.now[context_s])
         self.now[context_s] -= 1
         return [Hypothesis("", (), 0.0, 0.0, context_s, True) for _ in clips]
-
-
-@pytest.mark.parametrize(("shortest", "at_once"), [(None, 1), (math.inf, 2)])
-def test_full_windows_are_read_one_at_a_time_where_they_are_the_exception(shortest, at_once):
-    engine = Threaded()
-    recognizer = Recognizer(engine, shortest_context_s=shortest)
-    clip = np.zeros(16_000, np.float32)
-    with ThreadPoolExecutor(2) as pool:
-        for context in (4.0, 30.0):
-            list(pool.map(lambda c: recognizer.decode([clip], c), [context] * 6))
-    assert engine.most == {4.0: 2, 30.0: at_once}
 
 
 def test_warm_up_takes_the_largest_batches_in_every_worker_at_once():

@@ -87,7 +87,8 @@ class ShortContextTask(SpeechTask):
         own = speech.language or "en"
         self.languages = sorted({clip.language or own for clip in train.clips})
         copied = copy.deepcopy(speech.model)
-        speech.short = ShortReader(copied, UNADAPTED_CONTEXT_S, 0.0, self.languages)
+        longest_s = max(clip.seconds for clip in train.clips)
+        speech.short = ShortReader(copied, UNADAPTED_CONTEXT_S, 0.0, self.languages, longest_s)
         super().__init__(speech, train, validation, config, stages)
         metrics = {speech_metric(clip.language or own) for clip in validation.clips}
         self.metric = "cer" if "cer" in metrics else self.metric
