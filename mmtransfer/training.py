@@ -38,7 +38,7 @@ from mmtransfer.config import Config
 from mmtransfer.errors import UserError
 from mmtransfer.progress import TrainingProgress
 from mmtransfer.runtime import is_out_of_memory
-from mmtransfer.tasks.base import Task, plan_epoch
+from mmtransfer.tasks.base import Task
 from mmtransfer.transfer import Stage
 
 logger = logging.getLogger(__name__)
@@ -215,13 +215,7 @@ class Trainer:
         if epoch not in self._plans:
             # Two are kept: batches are prepared ahead, across the end of an epoch.
             self._plans = {e: plan for e, plan in self._plans.items() if e == epoch - 1}
-            self._plans[epoch] = plan_epoch(
-                self.task.lengths,
-                self._budget,
-                seed=self._seed,
-                epoch=epoch,
-                examples=self.task.epoch(epoch),
-            )
+            self._plans[epoch] = self.task.plan(self._budget, seed=self._seed, epoch=epoch)
         return self._plans[epoch]
 
     def _count_steps(self) -> int:

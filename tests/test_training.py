@@ -77,7 +77,11 @@ def values(data, random_whisper, run_dir, **train):
     return {
         "source": str(random_whisper),
         "run_dir": str(run_dir),
-        "data": {"train": str(data / "train"), "validation": str(data / "validation")},
+        "data": {
+            "train": str(data / "train"),
+            "validation": str(data / "validation"),
+            "rehearsal": "none",
+        },
         "train": {
             "steps": 6,
             "learning_rate": 1e-3,
