@@ -211,6 +211,10 @@ class TransferConfig(_Section):
     rehearsal: float | None = Field(None, ge=0, lt=1)
     """Share of `data.rehearsal` in each batch of speech (by seconds; by default 0.4), or in each
     epoch of texts (by number)."""
+    interpolate: Literal["auto", "none"] | Annotated[float, Field(gt=0, lt=1)] = "auto"
+    """Share of the way from the source's weights to the tuned ones that the result goes (WiSE-FT,
+    Wortsman et al. 2022), for a Whisper trained whole or with LoRA. auto: the smallest from 0.4 to
+    0.9 at which the validation score is as good; none: all the way."""
     max_forgetting: float = Field(0.02, ge=0)
     """How much worse the metric may get on a source-domain set; beyond, the run says so and what to
     do."""

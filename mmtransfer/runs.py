@@ -47,8 +47,14 @@ from mmtransfer.texts import (
     read_texts,
     refuse_text_leaks,
 )
-from mmtransfer.training import TrainResult, train_stages
-from mmtransfer.transfer import Stage, rehearsal_share, resolve_stages
+from mmtransfer.training import TrainResult, go_back, train_stages
+from mmtransfer.transfer import (
+    SourcePath,
+    Stage,
+    can_interpolate,
+    rehearsal_share,
+    resolve_stages,
+)
 
 logger = logging.getLogger(__name__)
 Split = TypeVar("Split", ClipSet, TextSet)
@@ -424,7 +430,13 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
     if job.is_scored_before and accelerator.is_main_process:
         before = _scores_before(job, run_dir, accelerator.device)
     accelerator.wait_for_everyone()
+    path = _source_path(config, job)
     results = train_stages(task, task.stages, config, accelerator, run_dir, resume=resume)
+    share = 1.0
+    if path is not None:
+        wanted, best = config.transfer.interpolate, results[-1].best
+        assert best is not None  # the last stage has the task's own loss
+        share = go_back(task, path, wanted, best, accelerator)
 
     report: dict[str, Any] = {}
     if accelerator.is_main_process:
@@ -435,10 +447,30 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
             task.save(folder)
         after = _scores(job, device)
         report = _report(config, job, before, after, results, accelerator)
+        report["share_of_way"] = share
         _write_report(run_dir, config, report)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
     return broadcast_object_list([report])[0]
+
+
+def _source_path(config: Config, job: _Job) -> SourcePath | None:
+    """The line back to the source, if the result may lie on it.
+
+    Raises:
+        UserError: a share of it for a model that has no such line.
+    """
+    wanted, task = config.transfer.interpolate, job.task
+    has_line = type(task) is SpeechTask and can_interpolate(task.stages)
+    if isinstance(wanted, float) and not has_line:
+        raise UserError(
+            "transfer.interpolate is for a Whisper with its decoder, trained whole or with lora "
+            "adapters; remove it."
+        )
+    if wanted == "none" or not has_line:
+        return None
+    levels = range(len(task.layout.levels))
+    return SourcePath([p for level in levels for p in task.layout.parameters(level)])
 
 
 def _report(

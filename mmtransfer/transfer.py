@@ -261,6 +261,42 @@ class L2SP:
                 parameter.grad.add_(parameter, alpha=self.beta)
 
 
+class SourcePath:
+    """The straight line from the source's weights to the tuned ones (Wortsman et al. 2022, eq. 1):
+    source + share * (tuned - source).
+
+    `source` are the parameters that have the source's values now. Of a LoRA adapter, whose product
+    is what it adds, one factor is scaled.
+    """
+
+    def __init__(self, source: Sequence[nn.Parameter]):
+        self._start = [(p, p.detach().cpu().clone()) for p in source]
+        self._end: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []
+
+    def close(self, model: nn.Module) -> None:
+        """The model is tuned: its weights are the end of the line."""
+        self._end = [(p, start, p.detach().cpu().clone()) for p, start in self._start]
+        for name, p in model.named_parameters():
+            if ".lora_B." in name or ".lora_embedding_B." in name:
+                self._end.append((p, torch.zeros(()), p.detach().cpu().clone()))
+
+    @torch.no_grad()
+    def go(self, share: float) -> None:
+        """Put the weights at that share of the way into the model."""
+        for parameter, start, end in self._end:
+            parameter.copy_(end if share == 1 else start + share * (end - start))
+
+
+def can_interpolate(stages: Sequence[Stage]) -> bool:
+    """Whether there is a straight line to the source: every adapter is a plain LoRA."""
+    kinds = [stage.adapter for stage in stages if stage.adapter is not None]
+    bent = ("use_dora", "modules_to_save")
+    return all(
+        kind["type"].lower() == "lora" and not any(kind.get(name) for name in bent)
+        for kind in kinds
+    )
+
+
 def set_dropout(modules: Iterable[nn.Module], rate: float) -> None:
     """Set the dropout rate everywhere in these modules."""
     for module in modules:

@@ -1,5 +1,6 @@
 """A transfer that rehearses general speech, and the run that says what is forgotten."""
 
+import copy
 import csv
 import json
 import logging
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import EXAMPLE, ROOT, write_dataset, write_wave_backbone
 
-from mmtransfer import runs
+from mmtransfer import runs, training
 from mmtransfer.audio import decode_clip
 from mmtransfer.backbones import load_speech_model
 from mmtransfer.cli import main
@@ -45,6 +46,7 @@ def values(folder, source, run_dir, **sections):
             "rehearsal": str(folder / "general"),
             **sections.pop("data", {}),
         },
+        "transfer": {"interpolate": "none", **sections.pop("transfer", {})},
         "train": {"steps": 4, "batch_seconds": 8, "full_context": 0.0, "learning_rate": 1e-3},
         "runtime": {"threads": 1, "device": "cpu"},
         **sections,
@@ -240,3 +242,84 @@ def test_the_last_line_says_what_is_forgotten_and_what_helps(
     judged = runs._judged(build_config(config | {"transfer": {"max_forgetting": 0.01}}), report)
     assert judged["limit"] == 0.01
     assert "raise transfer.rehearsal (now 0.4)" in judged["remedy"]
+
+
+# --- back towards the source ---------------------------------------------------------------------
+
+
+def tuned(data, source, stages, **transfer):
+    """A task of these stages whose weights have moved by noise, and the line to its source."""
+    transfer = {"interpolate": "auto", "stages": stages, **transfer}
+    config = build_config(values(data, source, "unused", transfer=transfer))
+    job = runs._job(config, CPU)
+    path = runs._source_path(config, job)
+    job.task.begin(job.task.stages[-1], CPU)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in job.task.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return job.task, path
+
+
+def merged(task):
+    """The weights of the plain model that the task's adapter makes."""
+    task = copy.deepcopy(task)
+    task.merge()
+    return {name: value for name, value in task.model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [{"frozen": "none"}],
+        [{"frozen": "all"}],
+        [{"frozen": "none", "adapter": {"type": "lora", "r": 2}}],
+    ],
+    ids=["all weights", "decoder", "lora"],
+)
+def test_weights_lie_on_the_line_from_the_source(stages, data, random_whisper):
+    source = load_speech_model(str(random_whisper)).model.state_dict()
+    task, path = tuned(data, random_whisper, stages)
+    end = merged(task)
+    moved = [name for name in source if not torch.equal(source[name], end[name])]
+    assert moved
+    path.close(task.model)
+    for share in (0.3, 1.0, 0.7):
+        path.go(share)
+        found = merged(task)
+        for name in source:
+            wanted = source[name] + share * (end[name] - source[name])
+            torch.testing.assert_close(found[name], wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_auto_goes_back_as_far_as_the_score_is_kept(data, random_whisper, monkeypatch):
+    task, path = tuned(data, random_whisper, [{"frozen": "none"}])
+    rates = {0.4: 0.02, 0.5: 0.0131, 0.6: 0.013, 0.7: 0.0}
+    seen = []
+
+    def evaluate(task, accelerator):
+        seen.append(gone[-1])
+        return {"wer": rates[gone[-1]]}
+
+    gone = []
+    go = path.go
+    monkeypatch.setattr(path, "go", lambda share: (gone.append(share), go(share)))
+    monkeypatch.setattr(training, "evaluate_task", evaluate)
+    assert training.go_back(task, path, "auto", 0.01, None) == 0.6
+    assert seen == [0.4, 0.5, 0.6]
+    assert gone[-1] == 0.6
+    rates |= dict.fromkeys((0.6, 0.7, 0.8, 0.9), 0.02)
+    assert training.go_back(task, path, "auto", 0.01, None) == 1.0
+    assert gone[-1] == 1.0
+    seen.clear()
+    assert training.go_back(task, path, 0.5, 0.01, None) == 0.5
+    assert (gone[-1], seen) == (0.5, [])
+
+
+def test_what_has_no_line_to_the_source_is_refused_or_left(data, random_whisper):
+    dora = [{"frozen": "none", "adapter": {"type": "dora", "r": 2}}]
+    assert tuned(data, random_whisper, dora)[1] is None
+    with pytest.raises(UserError, match="with lora adapters"):
+        tuned(data, random_whisper, dora, interpolate=0.5)
+    assert tuned(data, random_whisper, [{"frozen": "none"}], interpolate="none")[1] is None

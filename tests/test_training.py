@@ -91,6 +91,7 @@ def values(data, random_whisper, run_dir, **train):
             "full_context": 0.0,
             **train,
         },
+        "transfer": {"interpolate": "none"},
         "augment": {"speed": [0.9, 1.1], "spec_time_masks": 1},
         "runtime": {"threads": 1, "device": "cpu"},
     }
