@@ -359,10 +359,10 @@ def audio_frames(audio: Audio) -> Iterator[av.AudioFrame]:
         yield frame
 
 
-def write_audio(path: Path, audio: Audio) -> None:
+def write_audio(path: Path, audio: Audio, bit_rate: int = 28_000) -> None:
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as out:
         # libopus takes packed floats, and mono is both packed and planar.
-        stream = out.add_stream("libopus", rate=RATE, layout="mono", bit_rate=28_000)
+        stream = out.add_stream("libopus", rate=RATE, layout="mono", bit_rate=bit_rate)
         resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE)
         for frame in audio_frames(audio):
             for packed in resampler.resample(frame):

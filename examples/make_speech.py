@@ -19,7 +19,13 @@ Run::
     python examples/make_speech.py ... --out speech-zh --language zh
 
 With ``--single`` the clips are single utterances with transcripts: general speech to rehearse while
-a model learns a narrow domain, or with ``--held-out`` to judge one.
+a model learns a narrow domain, or with ``--held-out`` to judge one.  ``--talks 80`` adds windows of
+10 to 28 s in which one or two people talk, with pauses, hesitations and false starts that the
+transcript leaves out, and sends all clips through rooms, telephones and noise.  The set in
+``mmtransfer/rehearsal/en`` is that::
+
+    python examples/make_speech.py ... --single --neural 300 --other 60 --talks 80 \
+        --bit-rate 20000 --out mmtransfer/rehearsal/en
 """
 
 from __future__ import annotations
@@ -30,6 +36,9 @@ import hashlib
 import re
 import subprocess
 import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -180,15 +189,134 @@ ANNOUNCED = {
     "who": ["operator", "extension", "the driver of lorry", "agent", "the guard on post"],
 }
 
+SPOKEN = (
+    "Well, I {did} {where} {when}, and I really liked it.",
+    "And then we {did}, because nobody else was there.",
+    "I was {age} when we moved {where}.",
+    "You know, back then everybody {did}.",
+    "My {who} used to say that, every time we {did}.",
+    "No, I don't think so.",
+    "Yeah, that's right, it was {when}.",
+    "So how long were you {where}?",
+    "It took us, I don't know, maybe {number} days.",
+    "I never really thought about it until {when}.",
+    "There were about {number} of us, and we all {did}.",
+    "Oh, I see, and what did your {who} do?",
+    "He was a good man, but he never {did}.",
+    "I remember my {who} {where}, just sitting there.",
+    "And she said, you can't do that, so we {did}.",
+    "That's what I mean, it wasn't easy.",
+    "We didn't have any money, so my {who} {did}.",
+    "Did you ever go back {where}?",
+    "I guess it was {when} when it all started.",
+    "Sort of, yes, but it's different now.",
+    "I came home {when} and told my {who} about it.",
+    "Everybody knew everybody {where}.",
+    "Let me think, that must have been {when}.",
+    "Okay, so what happened after that?",
+    "I worked {where} for {number} years, and then I retired.",
+    "It's hard to explain if you weren't there.",
+    "And that was it, we {did} and never talked about it again.",
+    "They had this big old house {where}, and we {did}.",
+    "I was so tired that I just {did}.",
+    "To be honest with you, I wish we hadn't.",
+    "What I'm trying to say is that people {did}.",
+    "You had to walk {number} miles to get {where}.",
+    "My {who} and I got married {when}.",
+    "So they called me up and asked if I would come {where}.",
+    "It was cold, it was raining, and my {who} was late.",
+    "I'd say about {number}, maybe a little more.",
+    "Could you tell me a little bit about your {who}?",
+    "We'd get up at {hour} in the morning, and by then it was light.",
+    "Right, and then there was the time we {did}.",
+    "I still have it, it's {where} in a box.",
+)
+"""What people say about their lives."""
+SPOKEN_HELD_OUT = (
+    "Anyway, my {who} lived {where} until {when}.",
+    "I couldn't believe it, {number} people {did}.",
+    "Were you there when they {did}?",
+    "Not really, I mean, we {did} once or twice.",
+    "The thing is, I was only {age}, and I didn't know any better.",
+    "Some of them stayed {where}, but most of them left {when}.",
+    "And I thought, well, if my {who} can do it, so can I.",
+    "It's funny how you forget these things.",
+)
+SPOKEN_OF = {
+    "did": [
+        "went to school together",
+        "took the bus",
+        "played ball in the street",
+        "sold the farm",
+        "stayed up all night",
+        "fixed the roof ourselves",
+        "went fishing",
+        "left the door open",
+        "started our own business",
+        "painted the kitchen",
+        "sang in the choir",
+        "joined the navy",
+        "drove all the way to the coast",
+        "waited for the phone to ring",
+        "laughed about it",
+    ],
+    "where": [
+        "in Chicago",
+        "down by the river",
+        "at the factory",
+        "at my grandmother's place",
+        "in the hospital",
+        "across the street",
+        "in a little town in Ohio",
+        "overseas",
+        "at the post office",
+        "up in the mountains",
+    ],
+    "when": [
+        "last summer",
+        "in nineteen sixty two",
+        "right after the war",
+        "two or three weeks ago",
+        "before the kids were born",
+        "in the spring",
+        "a long time ago",
+        "when I was in high school",
+        "the year after that",
+    ],
+    "who": [
+        "father",
+        "mother",
+        "older brother",
+        "sister",
+        "wife",
+        "husband",
+        "neighbor",
+        "boss",
+        "teacher",
+        "uncle",
+    ],
+    "hour": ["four", "five", "half past five", "six"],
+    "age": ["six or seven", "about twelve", "nineteen", "twenty three", "almost thirty"],
+}
+HESITATIONS = ("Um,", "Uh,", "Er,")
+"""What Whisper leaves out."""
+
 
 def announcements(rng: np.random.Generator, count: int) -> list[str]:
     """As the sentences above, filled in."""
+    return filled(rng, count, ANNOUNCEMENTS, ANNOUNCED)
+
+
+def filled(
+    rng: np.random.Generator, count: int, patterns: Sequence[str], words: dict[str, list[str]]
+) -> list[str]:
+    """Sentences of these patterns, their slots filled in."""
     made = []
     for _ in range(count):
-        text = str(rng.choice(ANNOUNCEMENTS))
+        text = str(rng.choice(patterns))
         while found := re.search(r"{(\w+)}", text):
             name = found[1]
-            word = str(rng.integers(2, 60) if name == "number" else rng.choice(ANNOUNCED[name]))
+            word = str(rng.integers(2, 60) if name == "number" else rng.choice(words[name]))
             text = f"{text[: found.start()]}{word}{text[found.end() :]}"
         made.append(text[0].upper() + text[1:])
     return made
@@ -209,6 +337,25 @@ def mandarin_sentences(rng: np.random.Generator, count: int) -> list[str]:
         for _ in range(count)
     ]
     return [str(rng.choice(ZH_FREE)) if rng.random() < 0.2 else text for text in made]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What a voice has said."""
+
+    audio: Audio
+    text: str
+    voice: str
+
+
+@dataclass(frozen=True)
+class Cue:
+    """Where a sentence of a talk is, in seconds, and who says it."""
+
+    start: float
+    end: float
+    text: str
+    voice: str
 
 
 class Voices:
@@ -327,6 +474,80 @@ def segment(rng: np.random.Generator, utterances: list[Audio]) -> Audio:
     return (track * rng.uniform(0.05, 0.9) / (np.abs(track).max() + 1e-9)).astype(np.float32)
 
 
+def quietest(speech: Audio, start_s: float, end_s: float) -> int:
+    """The sample in the middle of the quietest 60 ms between two times."""
+    width = int(0.06 * RATE)
+    part = speech[int(start_s * RATE) : int(end_s * RATE)].astype(np.float64) ** 2
+    energy = np.convolve(part, np.ones(width), mode="valid")
+    return int(start_s * RATE) + int(energy.argmin()) + width // 2
+
+
+def talk(
+    rng: np.random.Generator,
+    sentences: dict[str, list[Sentence]],
+    hesitations: dict[str, list[Audio]],
+    seconds: float,
+) -> tuple[Audio, list[Cue]]:
+    """People who talk in turns for at most so long, as one does unprepared, and what they say.
+
+    `sentences` and `hesitations` are by voice, one or more.  Between sentences there are pauses of
+    0.1 to 3 s, before some a hesitation or a false start, inside some a pause; none of these is in
+    the text.  At least one sentence is said, however long.
+    """
+    names = sorted(sentences)
+    level = {name: 10 ** (rng.uniform(-4, 4) / 20) for name in names}
+    decks = {name: list(rng.permutation(len(sentences[name]))) for name in names}
+    parts: list[Audio] = []
+    cues: list[Cue] = []
+    cursor = 0
+    name = str(rng.choice(names))
+    while decks[name]:
+        sentence = sentences[name][decks[name].pop()]
+        speech = sentence.audio
+        lead = [pause(rng, 0.1, 3.0, middle=0.5)]
+        if rng.random() < 0.3 and hesitations[name]:
+            lead += [hesitations[name][rng.integers(len(hesitations[name]))]]
+            lead += [pause(rng, 0.1, 1.0, middle=0.3)]
+        if rng.random() < 0.15 and len(speech) > 1.5 * RATE:
+            begun = speech[: quietest(speech, 0.25, 0.9)].copy()
+            fade = min(len(begun), int(0.02 * RATE))
+            begun[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
+            lead += [begun, pause(rng, 0.1, 0.8, middle=0.3)]
+        if rng.random() < 0.25 and len(speech) > 2 * RATE:
+            at = quietest(speech, 0.6, len(speech) / RATE - 0.6)
+            speech = np.concatenate([speech[:at], pause(rng, 0.2, 1.5, middle=0.5), speech[at:]])
+        before = sum(map(len, lead))
+        if cues and cursor + before + len(speech) > seconds * RATE:
+            break
+        start, end = cursor + before, cursor + before + len(speech)
+        parts += [part * np.float32(level[name]) for part in (*lead, speech)]
+        cues.append(Cue(start / RATE, end / RATE, sentence.text, sentence.voice))
+        cursor = end
+        if rng.random() < 0.4:
+            name = str(rng.choice(names))
+    return np.concatenate([*parts, pause(rng, 0.1, 0.6, middle=0.3)]), cues
+
+
+def pause(rng: np.random.Generator, least_s: float, most_s: float, *, middle: float) -> Audio:
+    """Silence; most pauses are short, a few are long."""
+    seconds = float(np.clip(rng.lognormal(np.log(middle), 0.8), least_s, most_s))
+    return np.zeros(int(seconds * RATE), np.float32)
+
+
+def disturb(rng: np.random.Generator, speech: Audio, said: list[Audio]) -> Audio:
+    """Speech as microphones bring it: some of it from across a room, over a line, in noise."""
+    track = speech.astype(np.float64)
+    if rng.random() < 0.35:
+        track = reverberate(rng, speech)[: len(speech)]
+    if rng.random() < 0.5:
+        noise = background(rng, len(track), said) * 10 ** (-rng.uniform(8, 35) / 20)
+        spoken = np.abs(track) > 1e-4
+        track = track + noise * np.sqrt(np.mean(track[spoken] ** 2))
+    if rng.random() < 0.3:
+        track = narrow_band(track)
+    return (track * rng.uniform(0.05, 0.9) / (np.abs(track).max() + 1e-9)).astype(np.float32)
+
+
 def main() -> None:
     """Synthesise, join, disturb, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -345,6 +566,10 @@ def main() -> None:
     parser.add_argument(
         "--single", action="store_true", help="one quiet utterance a clip, with its transcript"
     )
+    parser.add_argument(
+        "--talks", type=int, default=0, help="windows of talk beside the --single clips"
+    )
+    parser.add_argument("--bit-rate", type=int, default=28_000, help="of the clips, per second")
     parser.add_argument("--held-out", action="store_true", help="voices and texts never trained on")
     args = parser.parse_args()
     for folder in filter(None, (args.out, args.noise)):
@@ -364,14 +589,19 @@ def main() -> None:
         else english_sentences(rng)[-count if args.held_out else 0 :][:count]
     )
     if args.language == "en" and not args.held_out:
-        texts[::4] = announcements(rng, len(texts[::4]))
-    lines: list[tuple[Audio, str, str]] = []
+        every = 5 if args.talks else 4
+        texts[::every] = announcements(rng, len(texts[::every]))
+    if args.talks:
+        patterns = SPOKEN_HELD_OUT if args.held_out else SPOKEN
+        for first in (1, 3):
+            texts[first::5] = filled(rng, len(texts[first::5]), patterns, SPOKEN_OF)
+    lines: list[Sentence] = []
     for number, text in enumerate(texts):
         simple = FORMANT_VOICES + DIPHONE_VOICES
         kind = neural if number < args.neural else (["cmn"] if args.language == "zh" else simple)
         voice = str(rng.choice(kind))
         speed = round(float(rng.uniform(0.85, 1.2)), 2)
-        lines.append((voices.say(text, voice, speed), text, voice))
+        lines.append(Sentence(voices.say(text, voice, speed), text, voice))
     if args.clips:
         with (args.clips / "metadata.csv").open(encoding="utf-8") as file:
             spoken = {row["file_name"]: row["transcription"] for row in csv.DictReader(file)}
@@ -380,8 +610,8 @@ def main() -> None:
             clip = read_audio(path)
             loud = (0.1 * clip / np.sqrt(np.mean(clip**2))).astype(np.float32)
             text = re.sub(r"\b[b-z]\b", lambda letter: letter[0].upper(), spoken[path.name])
-            lines.append((loud, f"{text[0].upper()}{text[1:]}.", "clip"))
-    said = [speech for speech, _, _ in lines]
+            lines.append(Sentence(loud, f"{text[0].upper()}{text[1:]}.", "clip"))
+    said = [line.audio for line in lines]
     if args.noise:
         args.noise.mkdir(parents=True)
         for number in range(NOISES):
@@ -396,8 +626,10 @@ def main() -> None:
             own = np.random.default_rng([SEED, number])
             if args.single:
                 chosen = [number]
-                audio = np.pad(lines[number][0], int(0.25 * RATE))
-                if own.random() < 0.3 and not args.held_out:
+                audio = np.pad(lines[number].audio, int(0.25 * RATE))
+                if args.talks:
+                    audio = disturb(own, audio, said)
+                elif own.random() < 0.3 and not args.held_out:
                     audio = (0.1 * unit(narrow_band(audio))).astype(np.float32)
             elif own.random() < 0.03:
                 chosen = []
@@ -406,13 +638,27 @@ def main() -> None:
             else:
                 wanted = own.choice([1, 2, 3], p=[0.5, 0.3, 0.2])
                 drawn = [int(i) for i in own.integers(0, len(lines), wanted)]
-                lengths = np.cumsum([len(lines[i][0]) / RATE + 0.5 for i in drawn])
+                lengths = np.cumsum([len(lines[i].audio) / RATE + 0.5 for i in drawn])
                 chosen = drawn[: max(1, int((lengths < LONGEST_S - 1).sum()))]
-                audio = segment(own, [lines[i][0] for i in chosen])
+                audio = segment(own, [lines[i].audio for i in chosen])
             name = f"{number:04d}.ogg"
-            write_audio(args.out / name, audio)
-            text = ("" if args.language == "zh" else " ").join(lines[i][1] for i in chosen)
-            rows.writerow([name, text, lines[chosen[0]][2] if chosen else "noise", args.language])
+            write_audio(args.out / name, audio, args.bit_rate)
+            text = ("" if args.language == "zh" else " ").join(lines[i].text for i in chosen)
+            who = lines[chosen[0]].voice if chosen else "noise"
+            rows.writerow([name, text, who, args.language])
+        by_voice: dict[str, list[Sentence]] = defaultdict(list)
+        for line in lines[: args.neural]:
+            by_voice[line.voice].append(line)
+        for number in range(args.talks):
+            own = np.random.default_rng([SEED, 2, number])
+            who = [str(v) for v in own.choice(sorted(by_voice), own.integers(1, 3), replace=False)]
+            hesitations = {v: [voices.say(text, v, 1.0) for text in HESITATIONS] for v in who}
+            wanted = own.uniform(10, 28)
+            spoken, cues = talk(own, {v: by_voice[v] for v in who}, hesitations, wanted)
+            name = f"talk{number:03d}.ogg"
+            write_audio(args.out / name, disturb(own, spoken, said), args.bit_rate)
+            text = " ".join(cue.text for cue in cues)
+            rows.writerow([name, text, cues[0].voice, args.language])
 
 
 if __name__ == "__main__":

@@ -432,7 +432,7 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mmtransfer.publishing import metric_rows
+    from mmtransfer.publishing import forgetting_note, metric_rows
 
     better = "higher" if report["higher_is_better"] else "lower"
     table = Table(title=f"{_metric_name(report['metric'])} with 95 % interval; {better} is better")
@@ -449,6 +449,9 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
         line += f"; shortest safe context {report['model']['shortest_context_s']:g} s"
     console.print(line, highlight=False)
     console.print(f"run folder: {run_dir}", highlight=False, soft_wrap=True)
+    note = forgetting_note(report)
+    if note is not None:
+        console.print(note, highlight=False, soft_wrap=True, style="bold red", markup=False)
 
 
 def _metric_name(metric: str) -> str:

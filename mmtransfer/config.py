@@ -33,8 +33,11 @@ class DataConfig(_Section):
     """Validation data, in the same forms. Without it a tenth of the training data is held out."""
     sources: dict[str, str] = Field(default_factory=dict)
     """Source-domain sets, name to path: evaluated before and after, to measure forgetting."""
-    rehearsal: str | None = None
-    """Source-domain training data, mixed into the batches (see `transfer.rehearsal`)."""
+    rehearsal: str = "auto"
+    """General training data that is rehearsed beside the target's, so that the source domain is not
+    forgotten (see `transfer.rehearsal`): a path, in the same forms as `train`; `bundled`, English
+    speech in this package; or `none`. Speech without any transcript is transcribed by the source.
+    auto: `bundled` where a source that transcribes English is adapted, else `none`."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the training clips held out when no validation data is named."""
     file_column: str = "file_name"
@@ -205,8 +208,16 @@ class TransferConfig(_Section):
     """Weights against imbalance: inverse frequency, or effective number (Cui et al. 2019)."""
     effective_beta: float = Field(0.999, gt=0, lt=1)
     """Beta of the effective number."""
-    rehearsal: float = Field(0.0, ge=0, lt=1)
-    """Share of each epoch's examples that comes from `data.rehearsal`."""
+    rehearsal: float | None = Field(None, ge=0, lt=1)
+    """Share of `data.rehearsal` in each batch of speech (by seconds; by default 0.4), or in each
+    epoch of texts (by number)."""
+    interpolate: Literal["auto", "none"] | Annotated[float, Field(gt=0, lt=1)] = "auto"
+    """Share of the way from the source's weights to the tuned ones that the result goes (WiSE-FT,
+    Wortsman et al. 2022), for a Whisper trained whole or with LoRA. auto: the smallest from 0.4 to
+    0.9 at which the validation score is as good; none: all the way."""
+    max_forgetting: float = Field(0.02, ge=0)
+    """How much worse the metric may get on a source-domain set; beyond, the run says so and what to
+    do."""
     merge_adapter: bool = False
     """Save the backbone with the adapter merged into it, instead of the adapter alone."""
 

@@ -360,6 +360,12 @@ def load_clips(
     return ClipSet(name, usable, skipped)
 
 
+def bundled_speech(language: str) -> Path | None:
+    """The general speech in this package to rehearse in that language (ISO code), if any."""
+    folder = Path(__file__).parent / "rehearsal" / language
+    return folder if folder.is_dir() else None
+
+
 # --- splits and leaks ----------------------------------------------------------------------------
 
 

@@ -36,6 +36,21 @@ def metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def forgetting_note(report: dict[str, Any]) -> str | None:
+    """A line that says which source-domain sets lost more than they may, and what helps."""
+    judged, metric = report["forgetting"], report["metric"]
+    if not judged["over"]:
+        return None
+    losses = []
+    for name in judged["over"]:
+        before, after = (report["sources"][name][when][metric] for when in ("before", "after"))
+        losses.append(f"{name} {before:.4f} -> {after:.4f}")
+    return (
+        f"forgotten beyond transfer.max_forgetting ({judged['limit']:g}): {', '.join(losses)}; "
+        f"{judged['remedy']}"
+    )
+
+
 def describe_stages(report: dict[str, Any]) -> str:
     """The stages of a transfer in words."""
     parts = []
@@ -199,18 +214,33 @@ def _training(config: Config, report: dict[str, Any]) -> str:
 {cost["steps"]} steps ({cost["epochs"]:g} epochs) in {cost["train_seconds"]:.0f} s on
 {cost["device"]}; best weights from step {cost["best_step"]};
 {cost["trained_parameters"]:,} weights trained. Weight decay {config.train.weight_decay:g}, seed
-{config.runtime.seed}. Software: {software}.
+{config.runtime.seed}. {_rehearsed(report)}Software: {software}.
 """
+
+
+def _rehearsed(report: dict[str, Any]) -> str:
+    share = report["rehearsal"]["share"]
+    if not share:
+        return ""
+    bundled = report["rehearsal"]["data"] == "bundled"
+    what = "general speech bundled with mmtransfer" if bundled else "general data of its own"
+    return f"Rehearsal: {share:.0%} {what}. "
 
 
 def _limits(report: dict[str, Any]) -> str:
     after = report["target"]["after"]
     count = f"{after['clips']} clips" if "clips" in after else f"{after['examples']} texts"
-    return f"""## Limits
+    text = f"""## Limits
 
 The target validation set holds {count}; the interval says how far to trust the figure. Where the
 table shows a loss, input of that kind is read worse than by the source model.
 """
+    judged = report["forgetting"]
+    if judged["over"]:
+        text += f"""
+More than {judged["limit"]:g} is lost on: {", ".join(judged["over"])}. Use the source model there.
+"""
+    return text
 
 
 # --- the Hub -------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from mmtransfer.backbones import SpeechModel, load_speech_model
 from mmtransfer.cache import atomic_path
 from mmtransfer.classification import ClassificationScore
 from mmtransfer.config import Config, DataConfig
-from mmtransfer.ctc_models import is_ctc, new_ctc_model
-from mmtransfer.data import ClipSet, hold_out, load_clips, refuse_leaks
+from mmtransfer.ctc_models import CtcModel, is_ctc, new_ctc_model
+from mmtransfer.data import ClipSet, bundled_speech, hold_out, load_clips, refuse_leaks
 from mmtransfer.encoders import WAVE_ENCODERS
 from mmtransfer.errors import UserError
 from mmtransfer.evaluation import SpeechScore, speech_metric
@@ -36,7 +36,7 @@ from mmtransfer.tasks.base import refuse_objective
 from mmtransfer.tasks.ctc import CtcTask
 from mmtransfer.tasks.sentiment import SentimentTask, evaluate_texts
 from mmtransfer.tasks.short_context import ShortContextTask
-from mmtransfer.tasks.speech import SpeechTask, evaluate_clips
+from mmtransfer.tasks.speech import SpeechTask, evaluate_clips, transcribe
 from mmtransfer.text_models import TextModel, new_text_model
 from mmtransfer.texts import (
     TextSet,
@@ -47,8 +47,14 @@ from mmtransfer.texts import (
     read_texts,
     refuse_text_leaks,
 )
-from mmtransfer.training import TrainResult, train_stages
-from mmtransfer.transfer import Stage, resolve_stages
+from mmtransfer.training import TrainResult, go_back, train_stages
+from mmtransfer.transfer import (
+    SourcePath,
+    Stage,
+    can_interpolate,
+    rehearsal_share,
+    resolve_stages,
+)
 
 logger = logging.getLogger(__name__)
 Split = TypeVar("Split", ClipSet, TextSet)
@@ -77,18 +83,97 @@ class Splits(Generic[Split]):
 
 
 def _check_data(config: Config) -> str:
-    data, share = config.data, config.transfer.rehearsal
-    if data.train is None:
+    if config.data.train is None:
         raise UserError("data.train is not set. Name the training data: --data.train PATH")
-    if share and data.rehearsal is None:
-        raise UserError("transfer.rehearsal needs source-domain data: set data.rehearsal.")
-    if data.rehearsal is not None and not share:
+    if config.data.rehearsal not in ("auto", "none") and not rehearsal_share(config):
         raise UserError("data.rehearsal is not used: set transfer.rehearsal, e.g. to 0.3.")
-    return data.train
+    return config.data.train
 
 
-def load_splits(config: Config, max_seconds: float, *, labelled: bool = True) -> Splits[ClipSet]:
-    """Training, validation, source-domain and rehearsal clips, checked for leaks.
+def choose_rehearsal(config: Config, language: str | None = None) -> str | None:
+    """What a transfer rehearses: a path, `bundled` or nothing.
+
+    `language` is that in which the source transcribes; None if it does not transcribe, so that
+    there is nothing to forget.
+
+    Raises:
+        UserError: a share of rehearsal without data for it.
+    """
+    named = config.data.rehearsal
+    if named == "auto":
+        named = "none"
+        if language is not None and rehearsal_share(config):
+            if bundled_speech(language) is not None:
+                named = "bundled"
+            else:
+                logger.info(
+                    "rehearsal: off, since this package has general speech in English alone and "
+                    "the source transcribes '%s'; name some with data.rehearsal",
+                    language,
+                )
+    if named != "none":
+        return named
+    if config.transfer.rehearsal:
+        raise UserError("transfer.rehearsal needs source-domain data: set data.rehearsal.")
+    return None
+
+
+def add_rehearsal(
+    splits: Splits[ClipSet],
+    source: SpeechModel | CtcModel,
+    language: str | None,
+    config: Config,
+    device: torch.device,
+) -> None:
+    """Give a speech transfer the clips that it rehearses, checked for leaks; without transcripts
+    they get the source's.
+
+    `language` as for `choose_rehearsal`.
+
+    Raises:
+        UserError: unusable data, or a leak into validation or source-domain sets.
+    """
+    named = choose_rehearsal(config, language)
+    if named is None:
+        return
+    path, columns = Path(named), config.data
+    if named == "bundled":
+        spoken = language or config.data.language or "en"
+        found = bundled_speech(spoken)
+        if found is None:
+            raise UserError(
+                f"data.rehearsal: bundled is speech in English, the language is '{spoken}'. Name a "
+                "folder with general speech in that language, or none."
+            )
+        path, columns = found, DataConfig()  # it has its own column names, whatever the user's are
+    clips = load_clips(
+        path, columns, name="rehearsal", max_seconds=source.max_context_s, labelled=False
+    )
+    for other in (splits.validation, *splits.sources.values()):
+        refuse_leaks(clips, other, config.data.allow_leaks)
+    if not any(clip.text for clip in clips.clips):
+        if language is None:
+            raise UserError(
+                f"{named}: expected transcripts, found none, and {config.source} has no output yet "
+                "that could take their place."
+            )
+        clips = transcribe(source, clips, config, device)
+    splits.rehearsal = clips
+    logger.info(
+        "rehearsal: %s, %s, %.0f %% of each batch; data.rehearsal: none turns it off",
+        named,
+        _size(clips),
+        100 * rehearsal_share(config),
+    )
+
+
+def load_splits(
+    config: Config,
+    max_seconds: float,
+    *,
+    labelled: bool = True,
+) -> Splits[ClipSet]:
+    """Training, validation and source-domain clips, checked for leaks.
 
     Unless `labelled`, training and validation clips need no transcripts.
 
@@ -110,12 +195,7 @@ def load_splits(config: Config, max_seconds: float, *, labelled: bool = True) ->
         name: load_clips(path, data, name=name, max_seconds=max_seconds)
         for name, path in data.sources.items()
     }
-    rehearsal = None
-    if data.rehearsal is not None:
-        rehearsal = load_clips(data.rehearsal, data, name="rehearsal", max_seconds=max_seconds)
-        for other in (validation, *sources.values()):
-            refuse_leaks(rehearsal, other, data.allow_leaks)
-    return Splits(train, validation, sources, rehearsal)
+    return Splits(train, validation, sources, None)
 
 
 def load_text_splits(config: Config) -> tuple[Splits[TextSet], list[str]]:
@@ -140,9 +220,11 @@ def load_text_splits(config: Config) -> tuple[Splits[TextSet], list[str]]:
         name: read_texts(path, data, name=name, split="validation")
         for name, path in data.sources.items()
     }
-    rehearsal = None
-    if data.rehearsal is not None:
-        rehearsal = read_texts(data.rehearsal, data, name="rehearsal")
+    rehearsal, rehearsed = None, choose_rehearsal(config)
+    if rehearsed == "bundled":
+        raise UserError("data.rehearsal: bundled is speech; for texts name a file, or none.")
+    if rehearsed is not None:
+        rehearsal = read_texts(rehearsed, data, name="rehearsal")
         for other in (validation, *sources.values()):
             refuse_text_leaks(rehearsal, other, data.allow_leaks)
     splits = Splits(train, validation, sources, rehearsal)
@@ -168,11 +250,11 @@ class _Job:
     """Whether the result loads with plain transformers pipelines."""
 
 
-def _job(config: Config) -> _Job:
-    return _speech_job(config) if config.task == "speech" else _text_job(config)
+def _job(config: Config, device: torch.device) -> _Job:
+    return _speech_job(config, device) if config.task == "speech" else _text_job(config)
 
 
-def _speech_job(config: Config) -> _Job:
+def _speech_job(config: Config, device: torch.device) -> _Job:
     stages = resolve_stages(config)
     if _reads_by_ctc(config):
         splits = load_splits(config, 30.0)
@@ -184,6 +266,8 @@ def _speech_job(config: Config) -> _Job:
             head=config.head,
             seed=config.runtime.seed,
         )
+        language = (ctc.language or "unknown") if ctc.is_source_head else None
+        add_rehearsal(splits, ctc, language, config, device)
         ctc_task = CtcTask(ctc, splits.train, splits.validation, config, stages, splits.rehearsal)
         return _Job(
             ctc_task,
@@ -204,6 +288,7 @@ def _speech_job(config: Config) -> _Job:
         return _short_context_job(speech, config, stages)
     refuse_objective(stages, "another objective")
     splits = load_splits(config, speech.max_context_s)
+    add_rehearsal(splits, speech, speech.language or "en", config, device)
     task = SpeechTask(speech, splits.train, splits.validation, config, stages, splits.rehearsal)
 
     def finish(device: torch.device) -> None:
@@ -225,6 +310,11 @@ def _speech_job(config: Config) -> _Job:
 
 
 def _short_context_job(speech: SpeechModel, config: Config, stages: Sequence[Stage]) -> _Job:
+    if config.data.rehearsal not in ("auto", "none"):
+        raise UserError(
+            "data.rehearsal: a short_context stage has the source as its target and forgets "
+            "nothing; remove it, or put those recordings into data.train."
+        )
     splits = load_splits(config, speech.max_context_s, labelled=False)
     task = ShortContextTask(speech, splits.train, splits.validation, config, stages)
 
@@ -325,7 +415,7 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     _check_data(config)
     with accelerator.main_process_first():  # the others then find decoded clips in the cache
-        job = _job(config)
+        job = _job(config, accelerator.device)
     task, splits = job.task, job.splits
     logger.info("train %s, validation %s", _size(splits.train), _size(splits.validation))
     if accelerator.is_main_process:
@@ -340,7 +430,13 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
     if job.is_scored_before and accelerator.is_main_process:
         before = _scores_before(job, run_dir, accelerator.device)
     accelerator.wait_for_everyone()
+    path = _source_path(config, job)
     results = train_stages(task, task.stages, config, accelerator, run_dir, resume=resume)
+    share = 1.0
+    if path is not None:
+        wanted, best = config.transfer.interpolate, results[-1].best
+        assert best is not None  # the last stage has the task's own loss
+        share = go_back(task, path, wanted, best, accelerator)
 
     report: dict[str, Any] = {}
     if accelerator.is_main_process:
@@ -351,10 +447,30 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
             task.save(folder)
         after = _scores(job, device)
         report = _report(config, job, before, after, results, accelerator)
+        report["share_of_way"] = share
         _write_report(run_dir, config, report)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
     return broadcast_object_list([report])[0]
+
+
+def _source_path(config: Config, job: _Job) -> SourcePath | None:
+    """The line back to the source, if the result may lie on it.
+
+    Raises:
+        UserError: a share of it for a model that has no such line.
+    """
+    wanted, task = config.transfer.interpolate, job.task
+    has_line = type(task) is SpeechTask and can_interpolate(task.stages)
+    if isinstance(wanted, float) and not has_line:
+        raise UserError(
+            "transfer.interpolate is for a Whisper with its decoder, trained whole or with lora "
+            "adapters; remove it."
+        )
+    if wanted == "none" or not has_line:
+        return None
+    levels = range(len(task.layout.levels))
+    return SourcePath([p for level in levels for p in task.layout.parameters(level)])
 
 
 def _report(
@@ -378,7 +494,7 @@ def _report(
     def minus(value: float | None) -> float | None:
         return None if value is None else -value
 
-    return {
+    report: dict[str, Any] = {
         "task": config.task,
         "metric": metric,
         "higher_is_better": task.higher_is_better,
@@ -395,6 +511,7 @@ def _report(
             for name in job.splits.sources
         },
         "gain": change("target"),
+        "rehearsal": _rehearsal_report(config, job.splits),
         "cost": {
             "steps": sum(result.steps for result in results),
             "epochs": round(sum(result.epochs for result in results), 3),
@@ -413,6 +530,36 @@ def _report(
         "data": {split.name: _split_report(split) for split in job.splits.all},
         "versions": _versions(),
     }
+    return report | {"forgetting": _judged(config, report)}
+
+
+def _rehearsal_report(config: Config, splits: Splits[Any]) -> dict[str, Any]:
+    if splits.rehearsal is None:
+        return {"data": "none", "share": 0.0}
+    named = config.data.rehearsal
+    return {
+        "data": "bundled" if named == "auto" else named,
+        "share": rehearsal_share(config),
+    }
+
+
+def _judged(config: Config, report: dict[str, Any]) -> dict[str, Any]:
+    """Which source-domain sets lost more than they may, and what helps; see `forgetting_note`."""
+    limit = config.transfer.max_forgetting
+    lost = {name: found["forgetting"] for name, found in report["sources"].items()}
+    over = [name for name, loss in lost.items() if loss is not None and loss > limit]
+    share = report["rehearsal"]["share"]
+    if not over:
+        remedy = None
+    elif share:
+        remedy = (
+            f"raise transfer.rehearsal (now {share:g}), lower train.learning_rate, or rehearse "
+            "recordings like these (data.rehearsal)"
+        )
+    else:
+        what = "bundled, or " if config.task == "speech" else ""
+        remedy = f"rehearse: set data.rehearsal to {what}data like these"
+    return {"limit": limit, "over": over, "remedy": remedy}
 
 
 def _size(split: ClipSet | TextSet) -> str:

@@ -38,10 +38,12 @@ from mmtransfer.config import Config
 from mmtransfer.errors import UserError
 from mmtransfer.progress import TrainingProgress
 from mmtransfer.runtime import is_out_of_memory
-from mmtransfer.tasks.base import Task, plan_epoch
-from mmtransfer.transfer import Stage
+from mmtransfer.tasks.base import Task
+from mmtransfer.transfer import SourcePath, Stage
 
 logger = logging.getLogger(__name__)
+_SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the way from the source's weights, that are tried
+_SPENT = 0.003  # of the validation metric, for keeping more of the source
 
 
 class Interrupted(Exception):  # noqa: N818 - an event, not an error
@@ -173,6 +175,40 @@ def train_stages(
     return results
 
 
+def evaluate_task(task: Task, accelerator: Accelerator) -> dict[str, float]:
+    """Validation metrics; each process scores its share, all get the same result."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = list(range(task.validation_size))[rank::world]
+    records = task.validate(mine, accelerator.device) if mine else []
+    pairs = gather_object(list(zip(mine, records, strict=True)))
+    ordered = [record for _, record in sorted(pairs, key=lambda pair: pair[0])]
+    return task.summarize(ordered)
+
+
+def go_back(
+    task: Task, path: SourcePath, wanted: float | str, best: float, accelerator: Accelerator
+) -> float:
+    """Put weights between the source's and the tuned ones into the model; returns the share of the
+    way.
+
+    `wanted` is that share, or auto: the smallest that scores within 0.003 of `best`, the tuned
+    weights' validation score.
+    """
+    path.close(task.model)
+    if wanted != "auto":
+        path.go(float(wanted))
+        return float(wanted)
+    sign = -1 if task.higher_is_better else 1
+    for share in _SHARES:
+        path.go(share)
+        score = evaluate_task(task, accelerator)[task.metric]
+        logger.info("at %g of the way from the source: %s %.4f", share, task.metric, score)
+        if sign * (score - best) <= _SPENT:
+            return share
+    path.go(1.0)
+    return 1.0
+
+
 class Trainer:
     """Trains one stage of a task into a run folder; see the module's docstring for how."""
 
@@ -215,13 +251,7 @@ class Trainer:
         if epoch not in self._plans:
             # Two are kept: batches are prepared ahead, across the end of an epoch.
             self._plans = {e: plan for e, plan in self._plans.items() if e == epoch - 1}
-            self._plans[epoch] = plan_epoch(
-                self.task.lengths,
-                self._budget,
-                seed=self._seed,
-                epoch=epoch,
-                examples=self.task.epoch(epoch),
-            )
+            self._plans[epoch] = self.task.plan(self._budget, seed=self._seed, epoch=epoch)
         return self._plans[epoch]
 
     def _count_steps(self) -> int:
@@ -363,13 +393,8 @@ class Trainer:
     # --- evaluation ---------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, float]:
-        """Validation metrics; each process scores its share, all get the same result."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = list(range(self.task.validation_size))[rank::world]
-        records = self.task.validate(mine, self.accelerator.device) if mine else []
-        pairs = gather_object(list(zip(mine, records, strict=True)))
-        ordered = [record for _, record in sorted(pairs, key=lambda pair: pair[0])]
-        return self.task.summarize(ordered)
+        """Validation metrics, the same in every process."""
+        return evaluate_task(self.task, self.accelerator)
 
     def _evaluate_and_keep_best(self) -> dict[str, float]:
         metrics = self.evaluate()

@@ -13,6 +13,7 @@ from mmtransfer.config import Config, StageConfig
 from mmtransfer.errors import UserError
 
 _LORA = {"type": "lora", "r": 8, "lora_alpha": 16}
+_REHEARSAL = 0.4  # of a batch of speech
 _EPOCHS, _FROZEN_EPOCHS = 3.0, 20.0  # epochs over cached features cost next to nothing
 
 
@@ -260,6 +261,42 @@ class L2SP:
                 parameter.grad.add_(parameter, alpha=self.beta)
 
 
+class SourcePath:
+    """The straight line from the source's weights to the tuned ones (Wortsman et al. 2022, eq. 1):
+    source + share * (tuned - source).
+
+    `source` are the parameters that have the source's values now. Of a LoRA adapter, whose product
+    is what it adds, one factor is scaled.
+    """
+
+    def __init__(self, source: Sequence[nn.Parameter]):
+        self._start = [(p, p.detach().cpu().clone()) for p in source]
+        self._end: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []
+
+    def close(self, model: nn.Module) -> None:
+        """The model is tuned: its weights are the end of the line."""
+        self._end = [(p, start, p.detach().cpu().clone()) for p, start in self._start]
+        for name, p in model.named_parameters():
+            if ".lora_B." in name or ".lora_embedding_B." in name:
+                self._end.append((p, torch.zeros(()), p.detach().cpu().clone()))
+
+    @torch.no_grad()
+    def go(self, share: float) -> None:
+        """Put the weights at that share of the way into the model."""
+        for parameter, start, end in self._end:
+            parameter.copy_(end if share == 1 else start + share * (end - start))
+
+
+def can_interpolate(stages: Sequence[Stage]) -> bool:
+    """Whether there is a straight line to the source: every adapter is a plain LoRA."""
+    kinds = [stage.adapter for stage in stages if stage.adapter is not None]
+    bent = ("use_dora", "modules_to_save")
+    return all(
+        kind["type"].lower() == "lora" and not any(kind.get(name) for name in bent)
+        for kind in kinds
+    )
+
+
 def set_dropout(modules: Iterable[nn.Module], rate: float) -> None:
     """Set the dropout rate everywhere in these modules."""
     for module in modules:
@@ -299,6 +336,14 @@ def supervised_contrastive_loss(
     positives = same.sum(1)
     per_example = -log_share.masked_fill(~same, 0.0).sum(1) / positives.clamp(min=1)
     return per_example[positives > 0].sum()
+
+
+def rehearsal_share(config: Config) -> float:
+    """The share of rehearsal that a transfer has where there is data for it."""
+    share = config.transfer.rehearsal
+    if share is None:
+        return _REHEARSAL if config.task == "speech" else 0.0
+    return share
 
 
 def rehearsal_count(examples: int, share: float) -> int:

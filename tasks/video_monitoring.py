@@ -37,6 +37,8 @@ def main() -> None:
         for name, scores in {"target": report["target"], **report["sources"]}.items():
             before, after = scores["before"], scores["after"]
             print(f"{name:10} WER {before['wer']:.3f} -> {after['wer']:.3f}")
+        if report["forgetting"]["over"]:
+            print(f"forgotten too much: {report['forgetting']['remedy']}")
 
     print(f"\n{arguments.video}:")
     for piece in mmtransfer.monitor(config.run_dir, arguments.video):

@@ -15,6 +15,7 @@ from mmtransfer.tasks.base import Task
 from mmtransfer.transfer import set_dropout
 
 TEXTS = ["ab", "ba ab", "", "aab", "b", "a b", "bb", "ab ab"]
+CPU = torch.device("cpu")
 STAGES = {"end_to_end": [{}], "feature": [{"frozen": "all"}], "partial": [{"frozen": 1}]}
 
 
@@ -54,7 +55,7 @@ def values(data, backbone, run_dir, stages="feature", **sections):
 
 
 def make_task(data, backbone, **sections) -> Task:
-    job = runs._job(build_config(values(data, backbone, "unused", **sections)))
+    job = runs._job(build_config(values(data, backbone, "unused", **sections)), CPU)
     job.task.begin(job.task.stages[0], torch.device("cpu"))
     return job.task
 
@@ -184,7 +185,7 @@ def test_a_clip_too_short_for_its_transcript_is_named_and_skipped(data, waves, t
     folder = write_dataset(tmp_path / "set", ["ab", "aa" * 400, "b"])
     config = values(data, waves["wav2vec2"], tmp_path / "run")
     config["data"]["train"] = str(folder)
-    task = runs._job(build_config(config)).task
+    task = runs._job(build_config(config), CPU).task
     assert len(task.train) == 2
     assert "clip1.wav: its transcript has more characters" in caplog.text
 
@@ -203,7 +204,7 @@ def test_augmentation_over_a_cached_prefix_is_refused_or_done_in_views(
         runs.train(build_config(config))
     config["transfer"] |= {"cached_views": 2}
     runs.train(build_config(config | {"run_dir": str(tmp_path / "b")}))
-    task = runs._job(build_config(config)).task
+    task = runs._job(build_config(config), CPU).task
     task.begin(task.stages[0], torch.device("cpu"))
     task.train_mode()
 

@@ -237,6 +237,7 @@ def runs(hub, bases, tmp_path_factory):
     speech = {
         "train": str(write_dataset(folder / "train", ["gate one", "go", "all clear", "stop"])),
         "validation": str(write_dataset(folder / "validation", ["gate", "clear"])),
+        "rehearsal": "none",
     }
     wanted = []
     for name, (_, transfer, head) in FORMS.items():

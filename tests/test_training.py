@@ -77,7 +77,11 @@ def values(data, random_whisper, run_dir, **train):
     return {
         "source": str(random_whisper),
         "run_dir": str(run_dir),
-        "data": {"train": str(data / "train"), "validation": str(data / "validation")},
+        "data": {
+            "train": str(data / "train"),
+            "validation": str(data / "validation"),
+            "rehearsal": "none",
+        },
         "train": {
             "steps": 6,
             "learning_rate": 1e-3,
@@ -87,6 +91,7 @@ def values(data, random_whisper, run_dir, **train):
             "full_context": 0.0,
             **train,
         },
+        "transfer": {"interpolate": "none"},
         "augment": {"speed": [0.9, 1.1], "spec_time_masks": 1},
         "runtime": {"threads": 1, "device": "cpu"},
     }

@@ -27,6 +27,7 @@ from mmtransfer.transfer import (
     frozen_modules,
     parameter_groups,
     rehearsal_count,
+    rehearsal_share,
     rest_of,
     set_dropout,
     set_training,
@@ -68,8 +69,8 @@ class Task(Protocol):
         """Cost that one device processes per forward pass, in the unit of `lengths`."""
         ...
 
-    def epoch(self, epoch: int) -> Sequence[int]:
-        """Training examples of an epoch."""
+    def plan(self, budget: float, *, seed: Sequence[int], epoch: int) -> list[list[int]]:
+        """Batches of an epoch's training examples, each within a budget of `lengths`."""
         ...
 
     @property
@@ -129,6 +130,8 @@ class StagedTask(ABC):
     `carrier` holds the model with what belongs to it (tokenizer, labels, ...) and writes it; `host`
     is the Hugging Face model in which adapters sit.
     """
+
+    lengths: list[float]
 
     def __init__(
         self,
@@ -198,9 +201,23 @@ class StagedTask(ABC):
         decay = self.config.train.weight_decay
         return parameter_groups(self.model, self.layout, self.stage, decay)
 
+    def plan(self, budget: float, *, seed: Sequence[int], epoch: int) -> list[list[int]]:
+        """Batches of an epoch's training examples, each within a budget of `lengths`."""
+        examples = self.epoch(epoch)
+        return plan_epoch(self.lengths, budget, seed=seed, epoch=epoch, examples=examples)
+
+    def plan_with(
+        self, targets: int, budget: float, *, seed: Sequence[int], epoch: int
+    ) -> list[list[int]]:
+        """Batches of the first `targets` examples, and of those behind them if there are any."""
+        share = rehearsal_share(self.config)
+        if targets == len(self.lengths) or not share:
+            return StagedTask.plan(self, budget, seed=seed, epoch=epoch)
+        return plan_mixed(self.lengths, targets, share, budget, seed=seed, epoch=epoch)
+
     def epoch_of(self, targets: int, rehearsals: int, epoch: int) -> Sequence[int]:
         """All target examples, and as many rehearsal examples (numbered behind them) as asked."""
-        share = self.config.transfer.rehearsal
+        share = rehearsal_share(self.config)
         if not rehearsals or not share:
             return range(targets)
         wanted = rehearsal_count(targets, share)
@@ -227,6 +244,10 @@ class StagedTask(ABC):
             self.merge()
         self.carrier.save(folder, self.form, self.adapted)
         self.merge()
+
+    @abstractmethod
+    def epoch(self, epoch: int) -> Sequence[int]:
+        """Training examples of an epoch."""
 
     @abstractmethod
     def _open_stores(self, frozen: int, device: torch.device) -> None:
@@ -316,3 +337,34 @@ def plan_epoch(
             longest = length
         batches.append(batch)
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def plan_mixed(
+    lengths: Sequence[float],
+    targets: int,
+    share: float,
+    budget: float,
+    *,
+    seed: Sequence[int],
+    epoch: int,
+) -> list[list[int]]:
+    """Batches of an epoch that all hold some rehearsal: of the budget, `share` is for examples
+    numbered from `targets` on.
+
+    So every step moves towards the target and holds the source at once. Every target example
+    occurs once; the rehearsal's are walked through, round after round, over the epochs.
+    """
+    plan = plan_epoch(lengths[:targets], budget * (1 - share), seed=seed, epoch=epoch)
+
+    def rehearsed(number: int) -> list[list[int]]:
+        return plan_epoch(lengths[targets:], budget * share, seed=[*seed, 1], epoch=number)
+
+    rounds = {0: rehearsed(0)}
+    each = len(rounds[0])
+    for position, batch in enumerate(plan):
+        number, place = divmod(epoch * len(plan) + position, each)
+        if number not in rounds:
+            rounds[number] = rehearsed(number)
+        chosen = rounds[number][place % len(rounds[number])]
+        batch += [targets + index for index in chosen]
+    return plan

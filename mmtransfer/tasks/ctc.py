@@ -116,8 +116,12 @@ class CtcTask(StagedTask):
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def epoch(self, epoch: int) -> Sequence[int]:
-        """The target's clips, and some of the rehearsal's."""
-        return self.epoch_of(self._targets, len(self.train) - self._targets, epoch)
+        """The target's clips."""
+        return range(self._targets)
+
+    def plan(self, budget: float, *, seed: Sequence[int], epoch: int) -> list[list[int]]:
+        """Batches of the target's clips and the rehearsal's."""
+        return self.plan_with(self._targets, budget, seed=seed, epoch=epoch)
 
     def _close_stores(self) -> None:
         self._stores = None

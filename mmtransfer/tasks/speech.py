@@ -7,9 +7,11 @@ cached encoder output.
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from mmtransfer.audio import SAMPLE_RATE
 from mmtransfer.augmentation import Augmenter
 from mmtransfer.backbones import SpeechModel
+from mmtransfer.cache import atomic_path, cache_dir
 from mmtransfer.config import Config
 from mmtransfer.ctc_models import CtcModel
 from mmtransfer.data import Clip, ClipSet
@@ -34,15 +37,21 @@ from mmtransfer.evaluation import (
     summarize_speech,
 )
 from mmtransfer.features import FeatureStore, cache_key, cached_features, weights_digest
+from mmtransfer.guards import rejection
 from mmtransfer.recognition import Recognizer
 from mmtransfer.tasks.base import StagedTask, name_some, whisper_layout
 from mmtransfer.transfer import Stage, frozen_modules, resolve_stages
 from mmtransfer.voice_activity import speech_bounds
 
+logger = logging.getLogger(__name__)
 _IGNORED = -100  # target positions without loss
 _SAFE_CONTEXTS_S = (20.0, 10.0)  # tried between the full window and the clips' own length
 _SAFE_LOSS = 0.01  # of the metric
 _SAFE_CLIPS = 64  # clips of a set that decide which contexts are safe
+_STAMPED_S = 12.0  # longer clips hold several sentences, which Whisper stamps one by one
+
+_Example = tuple[np.ndarray, list[int]]
+"""Samples of a clip and its target."""
 
 
 @dataclass
@@ -125,8 +134,12 @@ class SpeechTask(StagedTask):
         return self._config.train.batch_seconds
 
     def epoch(self, epoch: int) -> Sequence[int]:
-        """The target's clips, and some of the rehearsal's."""
-        return self.epoch_of(self._targets, len(self.train) - self._targets, epoch)
+        """The target's clips."""
+        return range(self._targets)
+
+    def plan(self, budget: float, *, seed: Sequence[int], epoch: int) -> list[list[int]]:
+        """Batches of the target's clips and the rehearsal's."""
+        return self.plan_with(self._targets, budget, seed=seed, epoch=epoch)
 
     def _close_stores(self) -> None:
         self._store = None
@@ -236,33 +249,34 @@ class SpeechTask(StagedTask):
         if self._store is not None:
             return self._prepare_stored(batch[share], epoch)
         config, full = self._config.train, self.speech.max_context_s
-        short: list[tuple[np.ndarray, list[int]]] = []
-        padded: list[tuple[np.ndarray, list[int]]] = []
-        rngs: list[np.random.Generator] = []
-        padded_rngs: list[np.random.Generator] = []
+        # From the whole batch, so that contexts do not depend on who shares the work; one for the
+        # target's clips and one for the rehearsal's, which may be much longer.
+        shortest: dict[bool, float] = defaultdict(float)
+        for index in batch:
+            kind = index < self._targets
+            shortest[kind] = max(shortest[kind], self._longest_context_s(index))
+        groups: dict[float, tuple[list[_Example], list[np.random.Generator]]]
+        groups = defaultdict(lambda: ([], []))
         for index in batch[share]:
             rng = np.random.default_rng([self._config.runtime.seed, epoch, index])
             is_padded = rng.random() < config.full_context
             stamped = rng.random() < config.timestamps
             samples, speed = self._augmenter.waveform(self.train.clips[index].samples(), rng)
-            example = (samples, self._target(index, speed, timestamps=stamped))
-            (padded if is_padded else short).append(example)
-            (padded_rngs if is_padded else rngs).append(rng)
-        batches = []
-        if short:
-            # From the whole batch, so that the context does not depend on who shares the work.
-            context = max(self._longest_context_s(index) for index in batch)
-            batches += self._batches(short, rngs, context)
-        if padded:
-            batches += self._batches(padded, padded_rngs, full)
-        return batches
+            examples, rngs = groups[full if is_padded else shortest[index < self._targets]]
+            examples.append((samples, self._target(index, speed, timestamps=stamped)))
+            rngs.append(rng)
+        return [
+            batch
+            for context, (examples, rngs) in sorted(groups.items(), key=lambda group: group[0])
+            for batch in self._batches(examples, rngs, context)
+        ]
 
     def _target(self, index: int, speed: float, *, timestamps: bool) -> list[int]:
         """Prompt, text and end token. Timestamps mark where speech starts and ends in the clip."""
         prompt = self.speech.prompt(timestamps=timestamps)
         tokens = self._tokens[index]
         end = [self.model.config.eos_token_id]
-        if not timestamps or not tokens:
+        if not timestamps or not tokens or self.train.clips[index].seconds > _STAMPED_S:
             return self.speech.prompt(timestamps=False) + tokens + end
         if index not in self._bounds:
             self._bounds[index] = speech_bounds(self.train.clips[index].samples())
@@ -275,7 +289,7 @@ class SpeechTask(StagedTask):
 
     def _batches(
         self,
-        examples: list[tuple[np.ndarray, list[int]]],
+        examples: list[_Example],
         rngs: list[np.random.Generator],
         context_s: float,
     ) -> list[SpeechBatch]:
@@ -415,6 +429,47 @@ class SpeechTask(StagedTask):
             shortest = candidate
         self.speech.shortest_context_s = shortest
         return shortest
+
+
+def transcribe(
+    source: SpeechModel | CtcModel, clips: ClipSet, config: Config, device: torch.device
+) -> ClipSet:
+    """Clips with what the source transcribes as their text: learnt again, it keeps the source as it
+    is (Li & Hoiem 2016: learning without forgetting). Kept in the cache folder.
+
+    Raises:
+        UserError: the source transcribes none of them without doubt.
+    """
+    key = cache_key(
+        kind="transcripts",
+        weights=weights_digest([source.model], source.model.config),
+        language=source.language,
+        items=[clip.identity for clip in clips.clips],
+    )
+    path = cache_dir("transcripts") / f"{key}.json"
+    if not path.exists():
+        recognizer = Recognizer(
+            source, device=device, batch_seconds=config.evaluation.batch_seconds
+        )
+        waves = [clip.samples() for clip in clips.clips]
+        found = recognizer.transcribe(waves, progress=f"transcribing {clips.name} clips")
+        texts = [
+            "" if rejection(hypothesis, clip.seconds) else hypothesis.text
+            for clip, hypothesis in zip(clips.clips, found, strict=True)
+        ]
+        with atomic_path(path) as part:
+            part.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+    texts = json.loads(path.read_text(encoding="utf-8"))
+    usable = [replace(c, text=text) for c, text in zip(clips.clips, texts, strict=True) if text]
+    if not usable:
+        raise UserError(
+            f"{clips.name}: the source transcribes none of the {len(clips)} clips without doubt. "
+            "Name speech in its language, or give the clips transcripts."
+        )
+    doubtful = len(clips) - len(usable)
+    if doubtful:
+        logger.info("%s: %d clips that the source doubts are left out", clips.name, doubtful)
+    return replace(clips, clips=usable)
 
 
 def check_views(augmenter: Augmenter, config: Config) -> int:
