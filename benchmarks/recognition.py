@@ -5,6 +5,8 @@
         --reference desk_10min.json --set ljspeech=ljspeech --set grid=grid_s1/validation \
         --noise noise --run runs/site --run-data grid_s1/validation
 
+- long recordings (`--long AUDIO`, repeated; the reference lies beside each as .json): the same as
+  speed, with the peer's default of five beams, and the words that are missing or made up.
 - speed: `mmtransfer monitor` and faster-whisper on the same recording, the same weights in int8,
   the same number of threads, each as a process of its own, start-up included, in turn `--repeats`
   times; the smallest of each counts. Both have run once before, so both have what they cache.
@@ -48,9 +50,9 @@ from mmtransfer.runs import evaluate
 PEER = """
 import json, sys
 from faster_whisper import BatchedInferencePipeline, WhisperModel
-model, video, batch, threads, language = sys.argv[1:]
+model, video, batch, threads, language, beams = sys.argv[1:]
 whisper = WhisperModel(model, device="cpu", compute_type="int8", cpu_threads=int(threads))
-options = {"beam_size": 1, "vad_filter": True, "language": language}
+options = {"beam_size": int(beams), "vad_filter": True, "language": language}
 if int(batch) > 1:
     pipeline = BatchedInferencePipeline(model=whisper)
     segments, _ = pipeline.transcribe(video, batch_size=int(batch), **options)
@@ -82,28 +84,31 @@ def timed(command: list[str], threads: int) -> tuple[float, str]:
     return time.perf_counter() - started, result.stdout
 
 
-def speed(arguments: argparse.Namespace) -> None:
-    """Wall time and error rate on one recording."""
-    reference = " ".join(i["text"] for i in json.loads(arguments.reference.read_text()))
+def speed(
+    arguments: argparse.Namespace, audio: str, items: Path, *, beams: int, repeats: int
+) -> None:
+    """Wall time and errors on one recording."""
+    reference = " ".join(i["text"] for i in json.loads(items.read_text()))
     normalize = get_normalizer(default_normalizer(arguments.language))
     threads, language = str(arguments.threads), arguments.language or "en"
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary, "out.jsonl")
         model = str(package_model(arguments.model, Path(temporary)))
         ours = [sys.executable, "-m", "mmtransfer.cli", "monitor", arguments.model]
-        ours += [arguments.video, "--quiet", "--output", str(output), "--threads", threads]
+        ours += [audio, "--quiet", "--output", str(output), "--threads", threads]
         if arguments.language:
             ours += ["--language", arguments.language]
-        peer = [arguments.peer_python, "-c", PEER, model, arguments.video]
+        peer = [arguments.peer_python, "-c", PEER, model, audio]
+        own = [threads, language, str(beams)]
         commands = {
             "mmtransfer": ours,
             "mmtransfer --context full": [*ours, "--context", "full"],
-            "faster-whisper, sequential": [*peer, "1", threads, language],
-            "faster-whisper, batch 8": [*peer, "8", threads, language],
+            f"faster-whisper, sequential, beam {beams}": [*peer, "1", *own],
+            f"faster-whisper, batch 8, beam {beams}": [*peer, "8", *own],
         }
         seconds: dict[str, list[float]] = defaultdict(list)
-        rates: dict[str, float] = {}
-        for repeat in range(arguments.repeats + 1):
+        found: dict[str, jiwer.WordOutput] = {}
+        for repeat in range(repeats + 1):
             for name, command in commands.items():
                 wall, printed = timed(command, arguments.threads)
                 if repeat:  # the first fills the caches
@@ -112,12 +117,19 @@ def speed(arguments: argparse.Namespace) -> None:
                     texts = [json.loads(line)["text"] for line in output.read_text().splitlines()]
                 else:
                     texts = json.loads(printed)
-                rates[name] = jiwer.wer(normalize(reference), normalize(" ".join(texts)))
-    own = min(seconds["mmtransfer"])
-    print("| what | wall s | mmtransfer's share | WER |\n|---|---|---|---|")
+                found[name] = jiwer.process_words(normalize(reference), normalize(" ".join(texts)))
+    least = min(seconds["mmtransfer"])
+    print(
+        f"\n{Path(audio).name}\n\n| what | wall s | mmtransfer's share | WER | deletions | "
+        "insertions |\n|---|---|---|---|---|---|"
+    )
     for name in commands:
-        wall = min(seconds[name])
-        print(f"| {name} | {wall:.2f} | {own / wall:.3f} | {rates[name]:.4f} |", flush=True)
+        wall, errors = min(seconds[name]), found[name]
+        print(
+            f"| {name} | {wall:.2f} | {least / wall:.3f} | {errors.wer:.4f} | {errors.deletions} | "
+            f"{errors.insertions} |",
+            flush=True,
+        )
 
 
 def noisy(clip: np.ndarray, noise: np.ndarray, seed: int, snr_db: float = 10.0) -> np.ndarray:
@@ -226,6 +238,9 @@ def main() -> None:
     parser.add_argument("--peer-python", help="Python of an environment with faster-whisper")
     parser.add_argument("--video")
     parser.add_argument("--reference", type=Path, help='list of {"start", "end", "text"}')
+    parser.add_argument(
+        "--long", action="append", default=[], metavar="AUDIO", help="with AUDIO's .json beside it"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--noise", type=Path, help="folder of noise recordings")
     parser.add_argument("--run", help="a fine-tuned run folder")
@@ -234,7 +249,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
     if arguments.video and arguments.peer_python:
-        speed(arguments)
+        speed(arguments, arguments.video, arguments.reference, beams=1, repeats=arguments.repeats)
+    for audio in arguments.long if arguments.peer_python else ():
+        speed(arguments, audio, Path(audio).with_suffix(".json"), beams=5, repeats=1)
     if arguments.set:
         accuracy(arguments)
     if arguments.noise:

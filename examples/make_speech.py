@@ -470,7 +470,7 @@ def segment(rng: np.random.Generator, utterances: list[Audio]) -> Audio:
         gap = np.zeros(int(rng.uniform(0.1, 0.5) * RATE))
         parts += [wet * 10 ** (rng.uniform(-3, 3) / 20), gap]
     edge = [np.zeros(int(rng.uniform(0.05, most) * RATE)) for most in (0.8, 0.35)]
-    track = np.concatenate([edge[0], *parts[:-1], edge[1]])[: LONGEST_S * RATE]
+    track = np.concatenate([edge[0], *parts[:-1], edge[1]])
     return (track * rng.uniform(0.05, 0.9) / (np.abs(track).max() + 1e-9)).astype(np.float32)
 
 
@@ -567,7 +567,7 @@ def main() -> None:
         "--single", action="store_true", help="one quiet utterance a clip, with its transcript"
     )
     parser.add_argument(
-        "--talks", type=int, default=0, help="windows of talk beside the --single clips"
+        "--talks", type=int, default=0, help="windows of talk beside the other clips"
     )
     parser.add_argument("--bit-rate", type=int, default=28_000, help="of the clips, per second")
     parser.add_argument("--held-out", action="store_true", help="voices and texts never trained on")
@@ -653,10 +653,12 @@ def main() -> None:
             own = np.random.default_rng([SEED, 2, number])
             who = [str(v) for v in own.choice(sorted(by_voice), own.integers(1, 3), replace=False)]
             hesitations = {v: [voices.say(text, v, 1.0) for text in HESITATIONS] for v in who}
-            wanted = own.uniform(10, 28)
+            wanted = own.uniform(10 if args.single else 2, 28)
             spoken, cues = talk(own, {v: by_voice[v] for v in who}, hesitations, wanted)
             name = f"talk{number:03d}.ogg"
-            write_audio(args.out / name, disturb(own, spoken, said), args.bit_rate)
+            # An adapter's teacher hears it quiet; what rehearses hears it as it will be.
+            audio = disturb(own, spoken, said) if args.single else segment(own, [spoken])
+            write_audio(args.out / name, audio, args.bit_rate)
             text = " ".join(cue.text for cue in cues)
             rows.writerow([name, text, cues[0].voice, args.language])
 
