@@ -63,9 +63,14 @@ def test_a_cut_recording_is_read_on_once_it_is_whole(whisper_tiny, tmp_path, cap
     after = texts(folder)
     alone = tmp_path / "alone"
     assert main(["monitor", str(whisper_tiny), str(whole), "--journal", str(alone), "--quiet"]) == 0
-    assert 3 < len(before) < len(after) == len(texts(alone))
-    for one, other in zip(after, texts(alone), strict=True):
-        assert one["start"] == pytest.approx(other["start"], abs=0.3)
+    assert 3 < len(before) < len(after)
+
+    def behind_the_cut(found):
+        """From the first turn on that began behind it."""
+        return [(line["start"], line["text"]) for line in found if line["start"] > 75]
+
+    assert len(behind_the_cut(after)) > 3
+    assert behind_the_cut(after) == behind_the_cut(texts(alone))
     assert output.read_text(encoding="utf-8").count("-->") == len(after)
     assert main(command) == 0
     assert texts(folder) == after
