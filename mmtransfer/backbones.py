@@ -24,7 +24,7 @@ from mmtransfer.contexts import (
     clip_context_s,
 )
 from mmtransfer.encoders import SpeechEncoder
-from mmtransfer.generation import check_generation
+from mmtransfer.generation import check_config, check_generation
 from mmtransfer.loading import load_weights, loading
 from mmtransfer.logmel import log_mel
 from mmtransfer.networks import check_base
@@ -230,6 +230,7 @@ def load_speech_model(
     """
     from transformers import (
         GenerationConfig,
+        WhisperConfig,
         WhisperFeatureExtractor,
         WhisperForConditionalGeneration,
         WhisperProcessor,
@@ -242,6 +243,8 @@ def load_speech_model(
         def weights() -> Any:
             return load_weights(WhisperForConditionalGeneration, parts.weights)
 
+        config = WhisperConfig.from_pretrained(parts.weights, trust_remote_code=False)
+        check_config(config, parts.weights)
         model = weights()
         # By its parts: as a whole it may name another model, which it would load.
         processor = WhisperProcessor(

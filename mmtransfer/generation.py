@@ -16,28 +16,39 @@ from mmtransfer.errors import UserError
 logger = logging.getLogger(__name__)
 _START = ("decoder_start_token_id", "eos_token_id")
 _OTHERS = ("bos_token_id", "pad_token_id", "prev_sot_token_id")
+_START_TOKEN = "<|startoftranscript|>"
 _SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
 _NO_TOKEN = -1  # as an element of these two, also in transformers
 
 
-def check_generation(model: Any, tokenizer: Any, folder: Path, weights: Path) -> None:
-    """Make sure that a Whisper has every token that its files name, and name no others.
-
-    `folder` holds tokenizer and generation settings, `weights` the configuration. Attention heads
-    that it does not have are left out of the settings: distilled models inherit their teacher's.
+def check_config(config: Any, folder: Path) -> None:
+    """Make sure that a Whisper's configuration, from that folder, names tokens that it has.
 
     Raises:
         UserError: the file, the field, what was found there and what it may be.
     """
-    config, generation = weights / "config.json", folder / "generation_config.json"
+    path, tokens = folder / "config.json", range(config.vocab_size)
+    for name in _START:
+        _check(path, name, [getattr(config, name, None)], tokens)
+    for name in _OTHERS:
+        _check(path, name, _listed(getattr(config, name, None)), tokens)
+
+
+def check_generation(model: Any, tokenizer: Any, folder: Path, weights: Path) -> None:
+    """Make sure that tokenizer and generation settings name tokens that a Whisper has.
+
+    They come from `folder`, or the settings from `weights` where they are in the configuration.
+    Attention heads that it does not have are left out of the settings: distilled models inherit
+    their teacher's.
+
+    Raises:
+        UserError: the file, the field, what was found there and what it may be.
+    """
+    generation = folder / "generation_config.json"
     if not generation.is_file():
-        generation = config  # where transformers takes the settings from then
+        generation = weights / "config.json"
     tokens = range(model.config.vocab_size)
     settings = model.generation_config
-    for name in _START:
-        _check(config, name, [getattr(model.config, name, None)], tokens)
-    for name in _OTHERS:
-        _check(config, name, _listed(getattr(model.config, name, None)), tokens)
     no_timestamps = getattr(settings, "no_timestamps_token_id", None)
     _check(generation, "no_timestamps_token_id", [no_timestamps], tokens)
     for name in (*_START, *_OTHERS):
@@ -57,16 +68,19 @@ def check_generation(model: Any, tokenizer: Any, folder: Path, weights: Path) ->
             what = ", ".join(["names with their token ids", *needed])
             raise _wrong(generation, name, what, found)
         _check(generation, name, found.values(), tokens)
-    _check_vocabulary(folder / "tokenizer.json", tokenizer.get_vocab(), tokens)
+    start = model.config.decoder_start_token_id
+    _check_vocabulary(folder / "tokenizer.json", tokenizer.get_vocab(), tokens, start)
     _keep_heads(generation, model)
 
 
-def _check_vocabulary(path: Path, vocabulary: dict[str, int], tokens: range) -> None:
+def _check_vocabulary(path: Path, vocabulary: dict[str, int], tokens: range, start: int) -> None:
     last = max(vocabulary, key=lambda token: vocabulary[token])
     _check(path, repr(last), [vocabulary[last]], tokens)
     count = len(set(vocabulary.values()))
     if count != vocabulary[last] + 1:  # CTranslate2 numbers them by their order
         raise _wrong(path, "vocabulary", f"all token ids from 0 to {vocabulary[last]}", count)
+    if vocabulary.get(_START_TOKEN) != start:
+        raise _wrong(path, _START_TOKEN, f"the start token, {start}", vocabulary.get(_START_TOKEN))
 
 
 def _keep_heads(path: Path, model: Any) -> None:

@@ -344,29 +344,31 @@ def test_a_multilingual_whisper_names_its_languages_and_tasks(
         check_generation(loaded.model, loaded.processor.tokenizer, random_whisper, random_whisper)
 
 
-def test_the_configuration_and_the_tokenizer_are_checked_too(loaded, random_whisper, monkeypatch):
-    folders = (random_whisper, random_whisper)
-    for field in ("decoder_start_token_id", "eos_token_id", "bos_token_id", "pad_token_id"):
-        with monkeypatch.context() as patch:
-            patch.setattr(loaded.model.config, field, 51864)
-            with pytest.raises(UserError, match=rf"\bconfig\.json: {field}: expected a token id"):
-                check_generation(loaded.model, loaded.processor.tokenizer, *folders)
-    vocabulary = loaded.processor.tokenizer.get_vocab()
-    for token, number, expected in (
+@pytest.mark.parametrize(
+    "field", ["decoder_start_token_id", "eos_token_id", "bos_token_id", "pad_token_id"]
+)
+def test_every_token_of_the_configuration_is_checked(field, whisper):
+    change(whisper / "config.json", **{field: 51864})
+    with pytest.raises(UserError, match=rf"/config\.json: {field}: expected a token id .*51864"):
+        load(str(whisper))
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"gate": 51864}, r"'gate': expected a token id from 0 to 51863, found 51864"),
+        ({"<|endoftext|>": 5}, "vocabulary: expected all token ids from 0 to 51863, found 51863"),
         (
-            "gate",
-            51864,
-            r"tokenizer\.json: 'gate': expected a token id from 0 to 51863, found 51864",
+            {"<|startoftranscript|>": 50258, "<|en|>": 50257},
+            r"<\|startoftranscript\|>: expected the start token, 50257, found 50258",
         ),
-        (
-            "<|endoftext|>",
-            5,
-            r"tokenizer\.json: vocabulary: expected all token ids from 0 to 51863",
-        ),
-    ):
-        changed = SimpleNamespace(get_vocab=lambda given={**vocabulary, token: number}: given)
-        with pytest.raises(UserError, match=expected):
-            check_generation(loaded.model, changed, *folders)
+    ],
+)
+def test_the_tokenizer_is_checked(changed, expected, loaded, random_whisper):
+    vocabulary = {**loaded.processor.tokenizer.get_vocab(), **changed}
+    tokenizer = SimpleNamespace(get_vocab=lambda: vocabulary)
+    with pytest.raises(UserError, match=rf"tokenizer\.json: {expected}"):
+        check_generation(loaded.model, tokenizer, random_whisper, random_whisper)
 
 
 @pytest.mark.parametrize(
