@@ -3,6 +3,7 @@ r"""Live monitoring measured from outside: delays, how many cameras two cores ca
     python benchmarks/live.py bundled:whisper-tiny.en --video desk_10min.mp4 delay
     python benchmarks/live.py bundled:whisper-tiny.en --video desk_10min.mp4 cameras --count 16
     python benchmarks/live.py bundled:whisper-tiny.en --video desk_10min.mp4 memory
+    python benchmarks/live.py bundled:whisper-tiny.en --video talk.mp3 --reference talk.json talk
 
 Cameras are simulated: a process of its own sends the recording's audio over TCP as fast as it was
 spoken, each camera from another place in it. The monitor is `mmtransfer monitor` with a journal, in
@@ -12,6 +13,8 @@ a process of its own too, so the simulation takes time from it but nothing else.
   printed. The end of speech is the monitor's own (by voice activity).
 - cameras: the same with as many cameras, of which speech fills `--speech` of the time: pauses in
   the recording are lengthened.
+- talk: a conversation in real time, each camera another part of it; word errors of the final text
+  and of the same parts as recordings, how many lines are revised, and when.
 - memory: peak resident memory of the monitor (and processes it starts) after 10 minutes and after
   2 hours of audio from four cameras, sent `--speed` times as fast as it was spoken.
 
@@ -31,13 +34,16 @@ import sys
 import tempfile
 import threading
 import time
+import wave
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import numpy as np
 
 from mmtransfer.audio import SAMPLE_RATE, stream_audio
+from mmtransfer.evaluation import get_normalizer
 from mmtransfer.monitoring import LiveSettings, SegmenterSettings
 from mmtransfer.segments import Segmenter
 
@@ -184,11 +190,12 @@ def compare(
     """(lost, doubled) segments, and seconds from sending the end of each to its printed line."""
     lost = doubled = 0
     delays: list[float] = []
-    texts = [line for line in result["lines"] if "text" in line and "event" not in line]
+    texts = first_lines(result["lines"])
     # Lines are printed in the journal's order.
     printed = {line["id"]: at for line, at in zip(texts, result["printed"], strict=False)}
     for number, track in enumerate(tracks):
-        own = [line for line in result["lines"] if line["camera"] == f"camera{number}"]
+        own = [x for x in result["lines"] if x["camera"] == f"camera{number}"]
+        own = [x for x in own if not x.get("revision")]
         heard = sorted((x for x in own if "id" in x), key=lambda line: line["start"])
         sent = [span for span in expected(track, seconds) if span[1] < seconds - 1.0]
         if not heard:
@@ -211,12 +218,97 @@ def compare(
     return lost, doubled, delays
 
 
+def first_lines(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of text as they came first."""
+    texts = [line for line in lines if "text" in line and "event" not in line]
+    return [line for line in texts if not line["revision"]]
+
+
+def parts(
+    samples: np.ndarray, items: list[dict[str, Any]], count: int, seconds: float
+) -> list[tuple[np.ndarray, str]]:
+    """For each camera some turns of the recording, of about so many seconds, with their text."""
+    runs = []
+    for first, item in enumerate(items):
+        last = first
+        while last + 1 < len(items) and items[last]["end"] < item["start"] + seconds:
+            last += 1
+        if seconds <= items[last]["end"] - item["start"] <= 1.5 * seconds:
+            runs.append((item["start"], items[last]["end"], items[first : last + 1]))
+    chosen = []
+    for number in range(count):
+        place = number * items[-1]["end"] / count
+        start, end, own = min(runs, key=lambda run: abs(run[0] - place))
+        audio = samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
+        chosen.append((audio, " ".join(item["text"] for item in own)))
+    return chosen
+
+
+def talk(arguments: argparse.Namespace, count: int, seconds: float) -> None:
+    """Word errors of live text against those of the same audio as recordings."""
+    samples = np.concatenate(list(stream_audio(arguments.video)))
+    items = json.loads(Path(arguments.reference).read_text(encoding="utf-8"))
+    chosen = parts(samples, items, count, seconds)
+    longest = max(len(audio) for audio, _ in chosen) + 5 * SAMPLE_RATE
+    lead = np.zeros(int(LEAD_S * SAMPLE_RATE), np.float32)
+    tracks = [
+        np.concatenate([lead, np.pad(audio, (0, longest - len(audio)))]) for audio, _ in chosen
+    ]
+    seconds = longest / SAMPLE_RATE + LEAD_S - 1
+    result = run(arguments.model, tracks, seconds, more=arguments.more)
+    lost, doubled, delays = compare(result, tracks, seconds, 1.0)
+    normalize = get_normalizer("english-v1")
+    first, final, recorded, counted = 0, 0, 0, 0
+
+    def errors(texts: list[str], reference: str) -> int:
+        found = jiwer.process_words(normalize(reference), normalize(" ".join(texts)))
+        return found.substitutions + found.deletions + found.insertions
+
+    for number, (audio, reference) in enumerate(chosen):
+        own = [x for x in result["lines"] if x["camera"] == f"camera{number}" and "text" in x]
+        last = {line["id"]: line for line in own}
+        counted += len(normalize(reference).split())
+        first += errors([line["text"] for line in own if not line["revision"]], reference)
+        ordered = sorted(last.values(), key=lambda line: line["start"])
+        final += errors([line["text"] for line in ordered], reference)
+        with tempfile.TemporaryDirectory() as folder:
+            path, output = Path(folder, "part.wav"), Path(folder, "out.jsonl")
+            with wave.open(str(path), "wb") as file:
+                file.setnchannels(1)
+                file.setsampwidth(2)
+                file.setframerate(SAMPLE_RATE)
+                file.writeframes((np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
+            command = [sys.executable, "-m", "mmtransfer.cli", "monitor", arguments.model]
+            command += [str(path), "--quiet", "--output", str(output), *arguments.more]
+            subprocess.run(command, check=True, capture_output=True)
+            lines = output.read_text(encoding="utf-8").splitlines()
+        recorded += errors([json.loads(line)["text"] for line in lines], reference)
+    texts = first_lines(result["lines"])
+    changed = [line for line in result["lines"] if line.get("revision")]
+    print(f"{count} cameras, {seconds:.0f} s each, {counted} words")
+    print(f"lines {len(texts)}, lost {lost}, doubled {doubled}")
+    p50, p95, most = np.quantile(delays, [0.5, 0.95, 1.0])
+    print(f"end of speech to first text: p50 {p50:.2f} s, p95 {p95:.2f} s, most {most:.2f} s")
+    print(
+        f"WER of first text {first / counted:.4f}, of final text {final / counted:.4f}, "
+        f"as recordings {recorded / counted:.4f}"
+    )
+    if changed:
+        p50, p95, most = np.quantile([line["delay_s"] for line in changed], [0.5, 0.95, 1.0])
+        print(
+            f"lines revised {len({(x['camera'], x['id']) for x in changed}) / len(texts):.3f}; "
+            f"end of turn to final text: p50 {p50:.2f} s, p95 {p95:.2f} s, most {most:.2f} s"
+        )
+    print(result["summary"])
+
+
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("what", choices=("delay", "cameras", "memory"))
+    parser.add_argument("what", choices=("delay", "cameras", "memory", "talk"))
     parser.add_argument("--video", required=True)
+    parser.add_argument("--reference", help="for `talk`: JSON list of start, end, text")
     parser.add_argument("--count", type=int, help="cameras; 4, for `cameras` 16")
     parser.add_argument("--speech", type=float, default=0.35, help="share, for `cameras`")
     parser.add_argument("--seconds", type=float, help="of audio; 180, for `memory` 7200")
@@ -227,6 +319,9 @@ def main() -> None:
     seconds = arguments.seconds or (7200.0 if arguments.what == "memory" else 180.0)
     speed = arguments.speed if arguments.what == "memory" else 1.0
 
+    if arguments.what == "talk":
+        talk(arguments, count, seconds)
+        return
     samples = np.concatenate(list(stream_audio(arguments.video)))
     if arguments.what != "delay":
         samples = with_share_of_speech(samples, arguments.speech)
@@ -236,7 +331,7 @@ def main() -> None:
     ]
     result = run(arguments.model, tracks, seconds, speed=speed, more=arguments.more)
     lost, doubled, delays = compare(result, tracks, seconds, speed)
-    texts = [line for line in result["lines"] if "text" in line and "event" not in line]
+    texts = first_lines(result["lines"])
     print(f"{count} cameras, {seconds:g} s of audio each, {speed:g} times real time")
     print(f"segments with text {len(texts)}, lost {lost}, doubled {doubled}")
     if arguments.what == "memory":

@@ -17,6 +17,7 @@ _LAZY = {
     "Recognizer": "mmtransfer.recognition",
     "train": "mmtransfer.runs",
     "evaluate": "mmtransfer.runs",
+    "evaluate_recording": "mmtransfer.monitoring.score",
     "load_monitor": "mmtransfer.monitoring",
     "monitor": "mmtransfer.monitoring",
 }
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mmtransfer.models import load as load
     from mmtransfer.monitoring import load_monitor as load_monitor
     from mmtransfer.monitoring import monitor as monitor
+    from mmtransfer.monitoring.score import evaluate_recording as evaluate_recording
     from mmtransfer.prediction import predict as predict
     from mmtransfer.publishing import publish as publish
     from mmtransfer.recognition import Recognizer as Recognizer

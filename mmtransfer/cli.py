@@ -144,8 +144,14 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data",
         required=True,
-        help="speech: folder with metadata.csv, manifest, or subtitled recordings; text: CSV, "
-        "JSONL or Parquet file, or Hub dataset",
+        help="speech: folder with metadata.csv, manifest, subtitled recordings, or one recording "
+        "with --reference; text: CSV, JSONL or Parquet file, or Hub dataset",
+    )
+    evaluate.add_argument(
+        "--reference",
+        metavar="FILE",
+        help="transcript of the recording, which is transcribed as by monitor: .srt, .vtt, .txt, "
+        "or .json with text, start and end",
     )
     evaluate.add_argument("--language", help="ISO code, for multilingual models")
     evaluate.add_argument("--text-column", help="column with the text or transcript")
@@ -460,6 +466,14 @@ def _metric_name(metric: str) -> str:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
+    if arguments.reference:
+        from mmtransfer.monitoring import score
+
+        found = score.evaluate_recording(
+            arguments.model, arguments.data, arguments.reference, language=arguments.language
+        )
+        print(json.dumps(score.as_dict(found)) if arguments.json else score.table(found))
+        return 0
     from mmtransfer import runs
     from mmtransfer.config import Config, DataConfig
 

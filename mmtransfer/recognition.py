@@ -5,6 +5,7 @@ Nothing here needs torch; an engine brings what it needs.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
@@ -44,15 +45,17 @@ class Recognizer:
         self.batch_seconds = batch_seconds
         self.shortest_context_s = shortest_context_s
 
-    def context_s(self, clip: np.ndarray) -> float:
-        """Context in which a clip is decoded; depends on its own length only."""
+    def context_s(self, clip: np.ndarray, *, is_first: bool = False) -> float:
+        """Context in which a clip is decoded; depends on its own length only. With `is_first`, for
+        a text that is wanted at once and will be decoded again, short also for long clips.
+        """
         engine, shortest = self.engine, self.shortest_context_s
         return clip_context_s(
             len(clip) / SAMPLE_RATE,
             shortest_s=engine.shortest_context_s if shortest is None else shortest,
             longest_s=engine.max_context_s,
             margin_s=engine.margin_s,
-            short_s=engine.short_s,
+            short_s=math.inf if is_first and engine.window_s else engine.short_s,
         )
 
     @property

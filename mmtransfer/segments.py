@@ -262,48 +262,38 @@ class Segmenter:
         self._first = keep
 
 
-class WindowSegmenter:
-    """Turns audio blocks of any size into windows: speech joined over the pauses of a turn.
+class TurnJoiner:
+    """Joins pieces of speech over the pauses of a turn, to windows of up to `window_s`.
 
     A model that hears what was spoken around a word makes fewer errors than one that is given
-    sentence by sentence, so pieces between two pauses are put together up to `window_s`. Of a long
-    pause only a part is kept, as it would take room that speech can use. A window that is full is
-    cut at the widest pause of its second half.
+    sentence by sentence. Of a long pause only a part is kept, as it would take room that speech can
+    use. A window that is full is cut at the widest pause of its second half.
     """
 
     def __init__(self, settings: SegmenterSettings, window_s: float):
         self._settings, self._window_s = settings, window_s
-        self._segmenter = Segmenter(
-            replace(settings, pause_s=settings.piece_pause_s, max_segment_s=window_s)
-        )
         self._pieces: list[Segment] = []
 
-    def feed(self, samples: np.ndarray) -> Iterator[Segment]:
-        """Take the next samples of the stream; yields windows that ended in them."""
-        for piece in self._segmenter.feed(samples):
-            yield from self._add(piece)
-        if self._pieces and self._segmenter.is_idle and not self._goes_on(self.scored_s):
+    @property
+    def start(self) -> float | None:
+        """Where the running window starts, in seconds; None if there is none."""
+        return self._pieces[0].start if self._pieces else None
+
+    def add(self, piece: Segment) -> Iterator[Segment]:
+        """Take the next piece; yields windows that ended before it or with it."""
+        if self._pieces and not self._goes_on(piece.start):
+            yield self._close(len(self._pieces))
+        self._pieces.append(piece)
+        while self._length_s(self._pieces) > self._window_s and len(self._pieces) > 1:
+            yield self._close(self._best_cut())
+
+    def wait_until(self, at: float) -> Iterator[Segment]:
+        """No other piece starts before that time; yields the window if its turn is over by then."""
+        if self._pieces and not self._goes_on(at):
             yield self._close(len(self._pieces))
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nobody speaks, and no window waits for what follows."""
-        return self._segmenter.is_idle and not self._pieces
-
-    @property
-    def scored_s(self) -> float:
-        """See `Segmenter.scored_s`."""
-        return self._segmenter.scored_s
-
-    @property
-    def running_s(self) -> float | None:
-        """Where the speech starts that is in no window yet, in seconds; None if nobody speaks."""
-        return self._pieces[0].start if self._pieces else self._segmenter.running_s
-
     def finish(self) -> Iterator[Segment]:
-        """The stream is over; yields what was still running."""
-        for piece in self._segmenter.finish():
-            yield from self._add(piece)
+        """No other piece follows; yields what was still running."""
         if self._pieces:
             yield self._close(len(self._pieces))
 
@@ -313,13 +303,6 @@ class WindowSegmenter:
         spoken = sum(piece.end - piece.start for piece in self._pieces)
         longest = max(settings.join_least_s, settings.join_share * spoken)
         return at - self._pieces[-1].end <= min(longest, settings.join_s)
-
-    def _add(self, piece: Segment) -> Iterator[Segment]:
-        if self._pieces and not self._goes_on(piece.start):
-            yield self._close(len(self._pieces))
-        self._pieces.append(piece)
-        while self._length_s(self._pieces) > self._window_s and len(self._pieces) > 1:
-            yield self._close(self._best_cut())
 
     def _best_cut(self) -> int:
         """How many pieces the window takes of more than it has room for."""
@@ -350,3 +333,42 @@ class WindowSegmenter:
             pieces.append(Piece(offset / SAMPLE_RATE, begins, piece.start, piece.end))
             offset += len(samples)
         return _window(pieces, np.concatenate(audio))
+
+
+class WindowSegmenter:
+    """Turns audio blocks of any size into windows of speech, as each ends; see `TurnJoiner`."""
+
+    def __init__(self, settings: SegmenterSettings, window_s: float):
+        self._segmenter = Segmenter(
+            replace(settings, pause_s=settings.piece_pause_s, max_segment_s=window_s)
+        )
+        self._turns = TurnJoiner(settings, window_s)
+
+    def feed(self, samples: np.ndarray) -> Iterator[Segment]:
+        """Take the next samples of the stream; yields windows that ended in them."""
+        for piece in self._segmenter.feed(samples):
+            yield from self._turns.add(piece)
+        if self._segmenter.is_idle:
+            yield from self._turns.wait_until(self.scored_s)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody speaks, and no window waits for what follows."""
+        return self._segmenter.is_idle and self._turns.start is None
+
+    @property
+    def scored_s(self) -> float:
+        """See `Segmenter.scored_s`."""
+        return self._segmenter.scored_s
+
+    @property
+    def running_s(self) -> float | None:
+        """Where the speech starts that is in no window yet, in seconds; None if nobody speaks."""
+        start = self._turns.start
+        return self._segmenter.running_s if start is None else start
+
+    def finish(self) -> Iterator[Segment]:
+        """The stream is over; yields what was still running."""
+        for piece in self._segmenter.finish():
+            yield from self._turns.add(piece)
+        yield from self._turns.finish()

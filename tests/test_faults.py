@@ -353,7 +353,7 @@ def test_a_disk_that_stays_full_ends_with_an_error_and_keeps_the_audio(
 def test_a_full_disk_holds_up_what_is_piped_in(whisper_tiny, tmp_path):
     """A real file that cannot grow, in a real process; audio that is piped in comes once only."""
     samples = decode(EXAMPLE / "monitor.mp4")[: 60 * SAMPLE_RATE]
-    data, first = (samples * 32767).astype("<i2").tobytes(), 2 * 15 * SAMPLE_RATE
+    data, first = (samples * 32767).astype("<i2").tobytes(), 2 * 40 * SAMPLE_RATE
     command = [sys.executable, "-m", "mmtransfer.cli", "monitor", str(whisper_tiny), "pcm:16000"]
     options = {"env": child_environment(), "cwd": ROOT, "stderr": subprocess.PIPE}
     whole = [*command, "--journal", str(tmp_path / "whole")]

@@ -23,7 +23,7 @@ from mmtransfer.monitoring.dashboard import dashboard, host_and_port, metrics_se
 from mmtransfer.monitoring.folders import is_folder
 from mmtransfer.monitoring.journal import Journal
 from mmtransfer.monitoring.lines import LineSettings
-from mmtransfer.monitoring.live import SourceEvent, is_live
+from mmtransfer.monitoring.live import LiveSettings, SourceEvent, is_live
 from mmtransfer.monitoring.memory import keep_steady
 from mmtransfer.monitoring.pipeline import Monitor, load_monitor
 from mmtransfer.monitoring.sinks import (
@@ -83,6 +83,8 @@ def run(arguments: Namespace) -> int:
                 arguments.beam, 0.0 if arguments.words else math.inf, arguments.prompt
             ),
             lines=LineSettings(arguments.line_seconds, arguments.line_characters),
+            # What nobody sees need not be decoded.
+            live=LiveSettings() if _is_partial(arguments) else LiveSettings(partial_s=math.inf),
             cameras=cameras,
             sentiment=arguments.sentiment,
             clips=Path(arguments.clips) if arguments.clips else None,
@@ -272,15 +274,22 @@ def _channels(
     return made
 
 
+def _is_partial(arguments: Namespace) -> bool:
+    """Whether what is being spoken is shown before it ends."""
+    if arguments.dashboard:
+        return True
+    shown = sys.stdout.isatty() if arguments.partial is None else arguments.partial
+    return bool(shown) and not arguments.quiet
+
+
 def _sinks(
     arguments: Namespace, cameras: list[Camera], outputs: list[Path], opened: ExitStack
 ) -> dict[str, list[Sink]]:
     """By camera; one file may be shared by all."""
-    shown = sys.stdout.isatty() if arguments.partial is None else arguments.partial
     terminal = StandardOutput(
         name_source=len(cameras) > 1,
         # The table shows what is being said, too.
-        partial=shown and not arguments.dashboard and not arguments.quiet,
+        partial=_is_partial(arguments) and not arguments.dashboard,
         quiet=arguments.quiet,
     )
     shared: dict[Path, Sink] = {}
@@ -304,6 +313,9 @@ def summary(stats: MonitorStats) -> str:
     """The last line of a run."""
     rejected = ", ".join(f"{count} {reason}" for reason, count in stats.rejected.items())
     dropped = f"; {stats.dropped} dropped" if stats.dropped else ""
+    if stats.revised or stats.not_revised:
+        late = f" ({stats.not_revised} turns not, for lack of time)" if stats.not_revised else ""
+        dropped = f"; {stats.revised} of {stats.lines} lines revised{late}{dropped}"
     return (
         f"{stats.segments} segments from {stats.audio_s:.1f} s of audio in {stats.wall_s:.1f} s "
         f"(real-time factor {stats.real_time_factor:.3f}); {stats.repeated} decoded again; "

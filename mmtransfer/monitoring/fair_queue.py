@@ -32,6 +32,10 @@ class Job:
     """Whether more may be said in it."""
     is_whole: bool = False
     """Of a draft: whether it is the segment, unless more is said."""
+    is_turn: bool = False
+    """Whether it is a turn, all of whose segments have been jobs of their own."""
+    after: int = 0
+    """Of a turn: the place in the source's output behind the last of its segments."""
     final: Job | None = None
     """What a draft that is being decoded turned out to be."""
     half_of: Job | None = None

@@ -6,6 +6,7 @@ characters, for at most seven seconds (BBC subtitle guidelines; Netflix timed te
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -74,6 +75,30 @@ def split_lines(
     lines[0] = replace(lines[0], start=segment.start)
     lines[-1] = replace(lines[-1], end=segment.end)
     return lines
+
+
+def split_pieces(
+    hypothesis: Hypothesis, segment: Segment, settings: LineSettings | None = None
+) -> list[list[Line]]:
+    """The lines of each piece of a window; nothing where the times of the words are not known."""
+    words = hypothesis.words
+    texts = _spans(hypothesis.text, [word.text for word in words])
+    if not texts or not segment.pieces:
+        return []
+    starts = [piece.offset_s for piece in segment.pieces]
+    places, latest = [], 0
+    for word in words:  # a word belongs to the piece that its middle lies in
+        place = bisect_right(starts, (word.start_s + word.end_s) / 2) - 1
+        latest = max(latest, place)
+        places.append(latest)
+    found = []
+    for number, piece in enumerate(segment.pieces):
+        own = [index for index, place in enumerate(places) if place == number]
+        text = "".join(texts[index] for index in own).strip()
+        part = replace(hypothesis, text=text, words=tuple(words[index] for index in own))
+        bounds = replace(segment, start=piece.start, end=piece.end)
+        found.append(split_lines(part, bounds, settings) if text else [])
+    return found
 
 
 def _breaks(

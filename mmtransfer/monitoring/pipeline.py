@@ -22,10 +22,10 @@ from mmtransfer.monitoring.clips import AROUND_S, Recorder, clip_path, cut_recor
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, FairQueue, Job
 from mmtransfer.monitoring.folders import is_folder, read_folder
 from mmtransfer.monitoring.journal import Heard, Journal
-from mmtransfer.monitoring.lines import Line, LineSettings, split_lines
+from mmtransfer.monitoring.lines import Line, LineSettings, split_lines, split_pieces
 from mmtransfer.monitoring.live import LiveSettings, SourceEvent, SteadyClock, is_live
 from mmtransfer.monitoring.memory import give_back
-from mmtransfer.monitoring.readers import Cut, Draft, Reader, read_camera, read_recording
+from mmtransfer.monitoring.readers import Cut, Draft, Reader, Turn, read_camera, read_recording
 from mmtransfer.monitoring.spool import Spool
 from mmtransfer.monitoring.transcripts import (
     Alert,
@@ -43,7 +43,9 @@ from mmtransfer.monitoring.transcripts import (
     agreed_beginning,
     alerts,
     line_id,
+    new_alerts,
     recording_of,
+    revised,
     segment_id,
     transcripts,
 )
@@ -61,6 +63,9 @@ _SPOOL_BYTES = 2 << 30  # audio that may wait on disk
 _READER_EXIT_S = 0.8  # a read of a failing disk or server may hang; who stops has 5 s in all
 _DRAIN_S = 4.0  # after a request to stop; what is not decoded by then stays in the spool
 _DRAFTS = 4  # provisional readings in a batch; a full batch would keep what is final waiting
+_TURNS = 4  # turns in a batch
+_WAITING_TURNS = 32  # beyond that the machine is too slow to decode everything twice
+_TIMED_FROM_S = 1.5  # the words of a turn this long get times, by which they find their lines
 _DISK_RETRY_S = 1.0
 _RECORDINGS = 4096  # more than there are segments in work
 _SAME_SOUND_S = 1.0  # a sound is told again after a second of less at the soonest
@@ -73,6 +78,10 @@ class Monitor:
     decode what has been cut, in batches of one context. A recording waits while too many segments
     are in work. A camera cannot wait: its segments do, on disk if there is a journal, and when that
     room is full the oldest of the least important camera is dropped, and the journal says so.
+
+    The text of a live source is there at once, segment by segment; when the turn is over it is
+    decoded as a whole, and lines that read differently then come again, with the same id and a
+    `revision`. Where there is no time for that the lines stay as they are.
 
     `others` are recognisers of cameras, by name, that have their own. With `judge`, transcripts
     carry the class of their text. In `clips` a short recording is kept around each alert.
@@ -222,6 +231,8 @@ class _Result:
     lines: list[Line]
     judged: list[tuple[str, float]] = field(default_factory=list)
     """Class and probability of each line's text."""
+    pieces: list[int] = field(default_factory=list)
+    """Of a turn: how many lines each of its segments has."""
 
 
 class _Output:
@@ -251,6 +262,11 @@ class _Output:
         self.draft: tuple[Job, _Result] | None = None  # the last that was read
         self.said = ("", "")  # its segment, and its text
         self.cut_to = 0.0  # end of the last whole segment
+        # Of a live source: the lines of segments whose turn is not over, by segment, and turns that
+        # have been decoded.
+        self.recent: dict[str, list[Transcript]] = {}
+        self.turns: deque[tuple[Job, _Result]] = deque()
+        self.open_turns = 0
 
     def take_up(self, heard: Heard) -> None:
         """What an earlier session has dealt with."""
@@ -309,6 +325,7 @@ class _Run:
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="recognizer")
         self._waiting = FairQueue()
         self._drafts: dict[int, Job] = {}
+        self._turns: deque[Job] = deque()
         self._running: dict[Future[list[_Result]], list[Job]] = {}
         self._open = len(outputs)
         self._told: deque[Item | NoText] = deque()
@@ -394,6 +411,8 @@ class _Run:
             output.count += 1
         elif isinstance(item, Draft):
             self._add_draft(number, item)
+        elif isinstance(item, Turn):
+            self._add_turn(number, item.window)
         else:
             cut = Cut(item, output.name) if isinstance(item, Segment) else item
             segment = cut.segment
@@ -411,7 +430,9 @@ class _Run:
 
     def _take_results(self, event: Future[list[_Result]]) -> None:
         for job, result in zip(self._running.pop(event), event.result(), strict=True):
-            if job.is_draft and job.final is None:
+            if job.is_turn:
+                self.outputs[job.camera].turns.append((job, result))
+            elif job.is_draft and job.final is None:
                 self._keep_draft(job, result)
             else:
                 self._settle(job.final or job, result)
@@ -421,7 +442,8 @@ class _Run:
     def _add_draft(self, number: int, draft: Draft) -> None:
         output, segment = self.outputs[number], draft.segment
         identity = segment_id(output.name, segment.start)
-        kind = _kind(output.recognizer, output.recognizer.context_s(segment.samples))
+        context_s = output.recognizer.context_s(segment.samples, is_first=True)
+        kind = _kind(output.recognizer, context_s)
         self._drafts[number] = Job(
             *(number, -1, identity, segment, *kind), is_draft=True, is_whole=draft.is_whole
         )
@@ -463,11 +485,71 @@ class _Run:
                     return True
         return False
 
+    # --- turns that are over ------------------------------------------------------------------
+
+    def _add_turn(self, number: int, window: Segment) -> None:
+        output = self.outputs[number]
+        kind = _kind(output.recognizer, output.recognizer.context_s(window.samples))
+        identity = segment_id(output.name, window.start)
+        job = Job(number, -1, identity, window, *kind, is_turn=True, after=output.count)
+        output.open_turns += 1
+        first_s = output.recognizer.context_s(window.samples, is_first=True)
+        if len(window.pieces) == 1 and first_s == job.kind[1]:  # there is nothing more to know
+            output.turns.append((job, _Result(Hypothesis("", (), 0.0, 0.0, kind[0][1]), [])))
+            return
+        self._turns.append(job)
+        if len(self._turns) > _WAITING_TURNS:
+            job = self._turns.popleft()
+            self.outputs[job.camera].stats.not_revised += 1
+            self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        """The turn is settled."""
+        output = self.outputs[job.camera]
+        output.open_turns -= 1
+        for piece in job.segment.pieces:
+            output.recent.pop(segment_id(output.name, piece.start), None)
+
+    def _revise(self, output: _Output) -> Iterator[Item]:
+        """Hand out the lines that read differently now that their turn is known."""
+        while output.turns and output.turns[0][0].after <= output.emitted:
+            job, result = output.turns[0]
+            segment, hypothesis = job.segment, result.hypothesis
+            is_known = rejection(hypothesis, segment.end - segment.start) is None
+            lines = iter(self._transcripts(output, job.id, result))
+            changed: list[Transcript] = []
+            before: list[Transcript] = []
+            after: list[Transcript] = []
+            for piece, count in zip(segment.pieces, result.pieces, strict=False):
+                name = segment_id(output.name, piece.start)
+                known = output.recent.get(name, [])
+                found = [replace(next(lines), id=line_id(name, number)) for number in range(count)]
+                before += known
+                after += found
+                changed += revised(known, found)
+            if not is_known:
+                changed = []
+            now = self._clock()
+            changed = [replace(line, delay_s=round(now - segment.end, 3)) for line in changed]
+            raised = new_alerts(after, before, output.watched) if changed else []
+            raised = [replace(a, clip=self._clip_name(output, a.segment)) for a in raised]
+            if changed and not self._write(*changed, *raised):
+                return
+            output.turns.popleft()
+            self._forget(job)
+            output.stats.revised += len(changed)
+            output.stats.alerts += len(raised)
+            for alert in {a.segment: a for a in reversed(raised)}.values():
+                self._clip(output, alert)
+            yield from changed
+            yield from raised
+
     # --- segments -----------------------------------------------------------------------------
 
     def _add(self, number: int, identity: str, segment: Segment, *, spooled: bool = False) -> None:
         output = self.outputs[number]
-        kind = _kind(output.recognizer, output.recognizer.context_s(segment.samples))
+        context_s = output.recognizer.context_s(segment.samples, is_first=output.is_live)
+        kind = _kind(output.recognizer, context_s)
         job = Job(number, output.count, identity, segment, *kind)
         output.count += 1
         output.stats.waiting += 1
@@ -516,11 +598,20 @@ class _Run:
                 if job.is_spooled and self._spool is not None:
                     job.segment = self._spool.load(job.id)
             self._submit(batch)
-        # One worker at most reads what is not over, so that what is over finds another one.
-        is_reading = any(batch[0].is_draft for batch in self._running.values())
-        if self._drafts and not self._waiting and not is_reading:
-            if len(self._running) >= self._workers:
-                return
+        # One worker at most decodes what is not over, and one what is decoded a second time, so
+        # that what somebody waits for finds another one.
+        running = [batch[0] for batch in self._running.values()]
+        has_room = not self._waiting and len(running) < self._workers
+        is_pause = any(job.is_whole for job in self._drafts.values())
+        if self._turns and has_room and not is_pause and not any(job.is_turn for job in running):
+            first = self._turns[0]
+            batch = [job for job in self._turns if job.kind == first.kind]
+            batch = batch[: min(_TURNS, first.most)]
+            for job in batch:
+                self._turns.remove(job)
+            self._submit(batch)
+            has_room = len(self._running) < self._workers
+        if self._drafts and has_room and not any(job.is_draft for job in running):
             jobs = sorted(
                 self._drafts.values(), key=lambda job: (not job.is_whole, job.segment.end)
             )
@@ -541,10 +632,15 @@ class _Run:
         recognizer = self.outputs[batch[0].camera].recognizer
         clips = [job.segment.samples for job in batch]
         found = recognizer.decode(clips, batch[0].kind[1])
-        results = [
-            _Result(hypothesis, split_lines(hypothesis, job.segment, self._lines))
-            for job, hypothesis in zip(batch, found, strict=True)
-        ]
+        results = []
+        for job, hypothesis in zip(batch, found, strict=True):
+            if job.is_turn:
+                pieces = split_pieces(hypothesis, job.segment, self._lines)
+                lines = [line for piece in pieces for line in piece]
+                results.append(_Result(hypothesis, lines, pieces=[len(piece) for piece in pieces]))
+            else:
+                lines = split_lines(hypothesis, job.segment, self._lines)
+                results.append(_Result(hypothesis, lines))
         if self._judge is not None:
             judged = [result for result in results if result.hypothesis.text.strip()]
             texts = [line.text for result in judged for line in result.lines]
@@ -583,17 +679,21 @@ class _Run:
             times = (round(segment.start, 3), round(segment.end, 3))
             self._finish(job, NoText(output.name, job.id, *times, reason))
             return
-        recording = output.recordings.get(recording_of(job.id))
+        self._finish(job, self._transcripts(output, job.id, result))
+
+    def _transcripts(self, output: _Output, identity: str, result: _Result) -> list[Transcript]:
+        recording = output.recordings.get(recording_of(identity))
         source = printable(str(recording.path)) if recording else output.source
         found = transcripts(
-            source, output.name, job.id, hypothesis, result.lines, with_words=self._with_words
+            *(source, output.name, identity, result.hypothesis, result.lines),
+            with_words=self._with_words,
         )
         if result.judged:
             found = [
                 replace(line, sentiment=label, sentiment_prob=round(share, 4))
                 for line, (label, share) in zip(found, result.judged, strict=True)
             ]
-        self._finish(job, found)
+        return found
 
     def _finish(self, job: Job, found: list[Transcript] | NoText | None) -> None:
         output = self.outputs[job.camera]
@@ -668,7 +768,10 @@ class _Run:
                 if self._spool is not None:
                     self._spool.remove(found[0].id if isinstance(found, list) else found.id)
                 if isinstance(found, list):
+                    if output.is_live and output.recognizer.window_s:
+                        output.recent[found[0].id] = found
                     output.stats.segments += 1
+                    output.stats.lines += len(found)
                     output.stats.last_text = found[-1].text
                     if found[-1].delay_s is not None:
                         output.stats.delays_s.append(found[-1].delay_s)
@@ -677,7 +780,11 @@ class _Run:
                         self._clip(output, alert)
                     yield from found
                     yield from raised
-            if output.end is not None and output.emitted == output.count:
+            yield from self._revise(output)
+            if output.turns and output.turns[0][0].after <= output.emitted:
+                return  # the disk takes no more
+            is_settled = output.emitted == output.count and not output.open_turns
+            if output.end is not None and is_settled:
                 end = output.end
                 is_news = not output.has_ended and not isinstance(end.error, Stopped)
                 if is_news and not self._write(end.line()):
@@ -738,6 +845,7 @@ def load_monitor(
     threads: int = 0,
     options: DecodingOptions | None = None,
     settings: SegmenterSettings | None = None,
+    live: LiveSettings | None = None,
     cameras: Sequence[Camera] = (),
     sentiment: str | None = None,
     clips: Path | None = None,
@@ -756,6 +864,9 @@ def load_monitor(
     with_words = options.words_from_s <= 0
     # What may have to be split into lines needs the times of its words.
     options = replace(options, words_from_s=min(options.words_from_s, lines.longest_s))
+    has_live = any(is_live(camera.url) for camera in cameras)
+    if has_live:
+        options = replace(options, words_from_s=min(options.words_from_s, _TIMED_FROM_S))
     opened: dict[tuple[str, str | None], Recognizer] = {}
 
     def recognizer_for(name: str, spoken: str | None) -> Recognizer:
@@ -779,12 +890,13 @@ def load_monitor(
     }
     judge = text_judge(sentiment) if sentiment else None
     own = recognizer_for(model, language)
-    if any(is_live(camera.url) for camera in cameras):
+    if has_live:
         for recognizer in opened.values():
             recognizer.warm_up(BATCH_SEGMENTS)
     return Monitor(
         own,
         settings,
+        live=live,
         others=others,
         judge=judge,
         clips=clips,

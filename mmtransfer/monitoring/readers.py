@@ -30,7 +30,7 @@ from mmtransfer.monitoring.transcripts import (
     Stopped,
     segment_id,
 )
-from mmtransfer.segments import Segment, Segmenter, SegmenterSettings, WindowSegmenter
+from mmtransfer.segments import Segment, Segmenter, SegmenterSettings, TurnJoiner, WindowSegmenter
 
 _LIVE_BLOCK_FRAMES = 3  # scored at once: a tenth of a second
 
@@ -42,6 +42,15 @@ class Draft:
     segment: Segment
     is_whole: bool
     """Whether it is the segment, unless more is said."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of a live source that is over, or as much of it as the model takes at a time: the
+    segments that were handed on, as one window.
+    """
+
+    window: Segment
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Reader:
     live: LiveSettings
     clock: SteadyClock
     window_s: float = 0.0
-    """Seconds of speech of a recording that are joined over pauses; see `Engine.window_s`."""
+    """Seconds of speech that are joined over pauses; see `Engine.window_s`."""
     loud_db: float | None = None
     recorder: Recorder | None = None
     folder: FolderState = field(default_factory=FolderState)
@@ -177,17 +186,30 @@ def _of_its_own(samples: np.ndarray) -> str:
 
 
 def read_camera(reader: Reader) -> None:
-    """Read until told to stop; what is being said then is handed on as well."""
+    """Read until told to stop; what is being said then is handed on as well.
+
+    A segment is handed on as soon as a short pause follows it, and once more as a part of its turn.
+    """
     settings = replace(reader.settings, pause_s=min(reader.settings.pause_s, reader.live.pause_s))
     segmenter: Segmenter | None = None
     sound = SoundLevel(reader.loud_db or float("inf"))  # a dead microphone is told of in any case
     base = fed_s = 0.0
     drafted_to, is_whole = 0.0, False  # of the last draft
 
+    turns = TurnJoiner(reader.settings, reader.window_s) if reader.window_s else None
+
+    def tell(segment: Segment) -> None:
+        reader.tell(segment)
+        for window in turns.add(segment) if turns is not None else ():
+            reader.tell(Turn(window))
+
     def finish() -> None:
-        if segmenter is not None:
-            for segment in segmenter.finish():
-                reader.tell(segment.moved(base))
+        if segmenter is None:
+            return
+        for segment in segmenter.finish():
+            tell(segment.moved(base))
+        for window in turns.finish() if turns is not None else ():
+            reader.tell(Turn(window))
 
     for item in read_live(
         reader.name,
@@ -213,7 +235,12 @@ def read_camera(reader: Reader) -> None:
         fed_s += len(item.samples) / SAMPLE_RATE
         reader.hear(item.samples, item.at, sound, reader.name)
         for segment in segmenter.feed(item.samples):
-            reader.tell(segment.moved(base))
+            tell(segment.moved(base))
+        if turns is not None:
+            # Once somebody speaks again, what counts is when that began.
+            at = segmenter.scored_s if segmenter.is_idle else segmenter.running_s
+            for window in turns.wait_until(base + at) if at is not None else ():
+                reader.tell(Turn(window))
         running = segmenter.running()
         if running is None:
             continue

@@ -67,8 +67,9 @@ class Sink(Protocol):
 class StandardOutput:
     """Prints lines; names the source where there are several.
 
-    With `partial`, what is being said is printed as well: on a terminal as a line that is written
-    over until it is final, elsewhere as lines that begin with a tilde.
+    A line that replaces an earlier one begins with a tilde. With `partial`, what is being said is
+    printed as well: on a terminal as a line that is written over until it is final, elsewhere as
+    lines that begin with a tilde, too.
     """
 
     def __init__(self, *, name_source: bool = False, partial: bool = False, quiet: bool = False):
@@ -91,7 +92,8 @@ class StandardOutput:
             louder = f"{item.level_db:.0f} dB, usually {item.usual_db:.0f} dB"
             print(f"{clear}SOUND {item.camera} {_span(item)}: {louder}", flush=True)
         elif not self._quiet:
-            print(clear + name + line(item), flush=True)
+            mark = "~ " if item.revision else ""
+            print(clear + mark + name + line(item), flush=True)
 
     def close(self) -> None:
         """Nothing to do."""
@@ -136,7 +138,7 @@ class FileSink:
         if suffix == ".jsonl":
             text = json.dumps(asdict(item), ensure_ascii=False) + "\n"
         elif suffix == ".txt":
-            text = line(item) + "\n"
+            text = f"{'~ ' if item.revision else ''}{line(item)}\n"
         else:
             separator = "," if suffix == ".srt" else "."
             start, end = (clock(t, decimals=3, separator=separator) for t in (item.start, item.end))

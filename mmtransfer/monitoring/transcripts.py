@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mmtransfer.decoding import Hypothesis, Word
 from mmtransfer.monitoring.lines import Line
-from mmtransfer.monitoring.watch import WatchList
+from mmtransfer.monitoring.watch import Match, WatchList
 
 # With the space before it; a character where words are not separated.
 _WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+)")
+_SPOKEN = re.compile(r"\w+(?:['’]\w+)*")
+_SAME_ALERT_S = 1.0  # a word may move into the line before or behind
 _DELAYS = 1000  # segments whose delays are kept, for their quantiles
 
 
@@ -45,7 +47,11 @@ class Transcript:
     words: list[dict[str, Any]] | None = None
     """Words with start and end, likewise in seconds, if asked for."""
     delay_s: float | None = None
-    """Of a live source: seconds from the end of speech until its text was there."""
+    """Of a live source: seconds from the end of speech until its text was there; of a revised line,
+    from the end of its turn."""
+    revision: int = 0
+    """Of a live source: 1 for a line that replaces the one of the same id, because it reads
+    differently in the context of its whole turn; one without text removes it."""
     sentiment: str | None = None
     """The text's class, if a sentiment model was given."""
     sentiment_prob: float | None = None
@@ -221,6 +227,12 @@ class CameraStats:
     """Time of the recogniser's workers."""
     segments: int = 0
     """Segments with text."""
+    lines: int = 0
+    """Lines of text, revised ones not counted again."""
+    revised: int = 0
+    """Lines of a live source that were replaced when their turn was over."""
+    not_revised: int = 0
+    """Turns that there was no time to decode as a whole; their lines stay as they are."""
     repeated: int = 0
     """Segments decoded again in longer contexts, because a guard objected."""
     rejected: Counter[str] = field(default_factory=Counter)
@@ -275,6 +287,21 @@ class MonitorStats:
     def audio_s(self) -> float:
         """Audio read."""
         return sum(camera.audio_s for camera in self.cameras.values())
+
+    @property
+    def lines(self) -> int:
+        """Lines of text."""
+        return sum(camera.lines for camera in self.cameras.values())
+
+    @property
+    def revised(self) -> int:
+        """Lines that were replaced when their turn was over."""
+        return sum(camera.revised for camera in self.cameras.values())
+
+    @property
+    def not_revised(self) -> int:
+        """Turns that there was no time to decode as a whole."""
+        return sum(camera.not_revised for camera in self.cameras.values())
 
     @property
     def repeated(self) -> int:
@@ -361,6 +388,28 @@ def transcripts(
     ]
 
 
+def revised(lines: Sequence[Transcript], found: Sequence[Transcript]) -> list[Transcript]:
+    """The lines of a segment that read differently in `found`, with ids of the first; those that
+    `found` has no text for are empty. Case and punctuation alone make no difference.
+    """
+    if _spoken(lines) == _spoken(found):
+        return []
+    changed = [
+        replace(new, id=old.id, revision=old.revision + 1)
+        for old, new in zip(lines, found, strict=False)
+        if _spoken([old]) != _spoken([new])
+    ]
+    more = [replace(new, revision=1) for new in found[len(lines) :]]
+    gone = [
+        replace(old, text="", words=None, revision=old.revision + 1) for old in lines[len(found) :]
+    ]
+    return [*changed, *more, *gone]
+
+
+def _spoken(lines: Iterable[Transcript]) -> list[str]:
+    return _SPOKEN.findall(" ".join(line.text for line in lines).casefold())
+
+
 def _word(word: Word) -> dict[str, Any]:
     return {
         "text": word.text,
@@ -372,11 +421,6 @@ def _word(word: Word) -> dict[str, Any]:
 
 def alerts(lines: Sequence[Transcript], watched: WatchList) -> list[Alert]:
     """The keywords in a segment's lines, and those that begin in one line and end in the next."""
-    own = [watched.find(line.text) for line in lines]
-    for number, (line, after) in enumerate(pairwise(lines)):
-        known = {match.phrase for match in (*own[number], *own[number + 1])}
-        both = watched.find(f"{line.text} {after.text}")
-        own[number] += [match for match in both if match.phrase not in known]
     return [
         Alert(
             line.camera,
@@ -388,6 +432,32 @@ def alerts(lines: Sequence[Transcript], watched: WatchList) -> list[Alert]:
             line.end,
             line.text,
         )
-        for line, matches in zip(lines, own, strict=True)
+        for line, matches in zip(lines, _matches(lines, watched), strict=True)
         for match in matches
     ]
+
+
+def new_alerts(
+    lines: Sequence[Transcript], before: Sequence[Transcript], watched: WatchList
+) -> list[Alert]:
+    """The keywords in a turn's lines that were in none of the lines at that time before."""
+    known = alerts(before, watched)
+    return [
+        alert
+        for alert in alerts(lines, watched)
+        if not any(
+            other.phrase == alert.phrase
+            and other.start <= alert.end + _SAME_ALERT_S
+            and alert.start <= other.end + _SAME_ALERT_S
+            for other in known
+        )
+    ]
+
+
+def _matches(lines: Sequence[Transcript], watched: WatchList) -> list[list[Match]]:
+    own = [watched.find(line.text) for line in lines]
+    for number, (line, after) in enumerate(pairwise(lines)):
+        known = {match.phrase for match in (*own[number], *own[number + 1])}
+        both = watched.find(f"{line.text} {after.text}")
+        own[number] += [match for match in both if match.phrase not in known]
+    return own
