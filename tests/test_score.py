@@ -1,6 +1,7 @@
 """Scores of whole recordings, by the path that monitors them."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from conftest import EXAMPLE
@@ -19,7 +20,7 @@ def line(text, start=0.0, end=1.0, words=None):
     return Transcript("f", "f", f"f@{start}", start, end, text, -0.1, 0.0, 1.0, 30.0, words=words)
 
 
-words = st.lists(st.sampled_from("alpha beta gamma delta".split()), min_size=1, max_size=12)
+words = st.lists(st.sampled_from(["alpha", "beta", "gamma", "delta"]), min_size=1, max_size=12)
 
 
 @settings(deadline=None)
@@ -29,7 +30,7 @@ def test_where_lines_are_cut_makes_no_difference(parts, data):
     said = [word for part in parts for word in part]
     cuts = sorted(data.draw(st.lists(st.integers(0, len(said)), max_size=4)))
     bounds = [0, *cuts, len(said)]
-    lines = [line(" ".join(said[a:b])) for a, b in zip(bounds, bounds[1:], strict=False)]
+    lines = [line(" ".join(said[a:b])) for a, b in pairwise(bounds)]
     score = score_recording(lines, spoken)
     assert (score.rate, score.words) == (0.0, len(said))
 

@@ -63,7 +63,7 @@ _SPOOL_BYTES = 2 << 30  # audio that may wait on disk
 _READER_EXIT_S = 0.8  # a read of a failing disk or server may hang; who stops has 5 s in all
 _DRAIN_S = 4.0  # after a request to stop; what is not decoded by then stays in the spool
 _DRAFTS = 4  # provisional readings in a batch; a full batch would keep what is final waiting
-_TURNS = 4  # turns in a batch
+_TURNS = 2  # in a batch: more would keep the first of them waiting
 _WAITING_TURNS = 32  # beyond that the machine is too slow to decode everything twice
 _TIMED_FROM_S = 1.5  # the words of a turn this long get times, by which they find their lines
 _DISK_RETRY_S = 1.0
@@ -327,6 +327,8 @@ class _Run:
         self._drafts: dict[int, Job] = {}
         self._turns: deque[Job] = deque()
         self._running: dict[Future[list[_Result]], list[Job]] = {}
+        self._turn_pool = ThreadPoolExecutor(1, thread_name_prefix="turns")
+        self._turning: dict[Future[list[_Result]], list[Job]] = {}
         self._open = len(outputs)
         self._told: deque[Item | NoText] = deque()
         self._clip_pool = ThreadPoolExecutor(1, thread_name_prefix="clips")
@@ -381,6 +383,7 @@ class _Run:
     def close(self) -> None:
         """Wait for the batches that are being decoded."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._turn_pool.shutdown(wait=True, cancel_futures=True)
         self._clip_pool.shutdown(wait=True, cancel_futures=True)
 
     def _take_in(self, event: Any) -> None:
@@ -429,10 +432,12 @@ class _Run:
             self._add(number, identity, segment)
 
     def _take_results(self, event: Future[list[_Result]]) -> None:
-        for job, result in zip(self._running.pop(event), event.result(), strict=True):
-            if job.is_turn:
+        if event in self._turning:
+            for job, result in zip(self._turning.pop(event), event.result(), strict=True):
                 self.outputs[job.camera].turns.append((job, result))
-            elif job.is_draft and job.final is None:
+            return
+        for job, result in zip(self._running.pop(event), event.result(), strict=True):
+            if job.is_draft and job.final is None:
                 self._keep_draft(job, result)
             else:
                 self._settle(job.final or job, result)
@@ -598,20 +603,22 @@ class _Run:
                 if job.is_spooled and self._spool is not None:
                     job.segment = self._spool.load(job.id)
             self._submit(batch)
-        # One worker at most decodes what is not over, and one what is decoded a second time, so
-        # that what somebody waits for finds another one.
-        running = [batch[0] for batch in self._running.values()]
-        has_room = not self._waiting and len(running) < self._workers
-        is_pause = any(job.is_whole for job in self._drafts.values())
-        if self._turns and has_room and not is_pause and not any(job.is_turn for job in running):
+        # Turns have a thread of their own, which takes seconds for each; it pauses while so much
+        # waits that texts would come late.
+        if self._turns and not self._turning and len(self._waiting) <= BATCH_SEGMENTS:
             first = self._turns[0]
             batch = [job for job in self._turns if job.kind == first.kind]
             batch = batch[: min(_TURNS, first.most)]
             for job in batch:
                 self._turns.remove(job)
-            self._submit(batch)
-            has_room = len(self._running) < self._workers
-        if self._drafts and has_room and not any(job.is_draft for job in running):
+            future = self._turn_pool.submit(self._recognize, batch)
+            self._turning[future] = batch
+            future.add_done_callback(self.events.put)
+        # One worker at most decodes what is not over, so that what is over finds another one.
+        is_reading = any(batch[0].is_draft for batch in self._running.values())
+        if self._drafts and not self._waiting and not is_reading:
+            if len(self._running) >= self._workers:
+                return
             jobs = sorted(
                 self._drafts.values(), key=lambda job: (not job.is_whole, job.segment.end)
             )
