@@ -12,7 +12,7 @@ from mmtransfer.audio import SAMPLE_RATE
 from mmtransfer.decoding import Hypothesis, Word
 from mmtransfer.monitoring import Monitor, Transcript
 from mmtransfer.monitoring.journal import Journal
-from mmtransfer.monitoring.lines import LineSettings, split_lines
+from mmtransfer.monitoring.lines import LineSettings, rows, split_lines
 from mmtransfer.monitoring.transcripts import alerts, transcripts
 from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.recognition import Recognizer
@@ -274,3 +274,24 @@ def test_lines_of_a_window_are_in_the_journal_once_also_after_a_restart(tmp_path
     assert {item.id for item in rest} <= set(ids)
     undisturbed = Monitor(Recognizer(WindowEngine())).transcribe(VIDEO)
     assert [i.partition("@")[2] for i in ids] == [t.id.partition("@")[2] for t in undisturbed]
+
+
+@given(st.text(st.sampled_from("ab ,"), max_size=84))
+def test_rows_hold_the_whole_line(text):
+    text = " ".join(text.split())
+    found = rows(text)
+    assert len(found) <= 2
+    assert " ".join(found) == text or "".join(found) == text
+
+
+def test_rows_are_cut_behind_a_clause_near_the_middle():
+    text = "When the crane is free, send the fitter to the north gate, and call me."
+    found = rows(text)
+    assert " ".join(found) == text
+    assert [len(row) <= 42 for row in found] == [True, True]
+    assert rows("The gate is open, " + "so close it now and lock it well") == [
+        "The gate is open,",
+        "so close it now and lock it well",
+    ]
+    assert rows("short") == ["short"]
+    assert [len(row) for row in rows("字" * 60)] == [30, 30]

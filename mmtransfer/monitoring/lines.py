@@ -17,6 +17,7 @@ from mmtransfer.segments import Segment
 _SENTENCE_END = (".", "?", "!", "…", "。", "？", "！")
 _CLAUSE_END = (",", ";", ":", "、", "，", "；", "：")
 _CLOSING = "\"'”’)]»」』"
+_ROW = 42  # characters
 _CLAUSE_WORTH = 0.3  # of a line's length, by which it may be cut off its middle
 
 
@@ -99,6 +100,25 @@ def split_pieces(
         bounds = replace(segment, start=piece.start, end=piece.end)
         found.append(split_lines(part, bounds, settings) if text else [])
     return found
+
+
+def rows(text: str) -> list[str]:
+    """A line as it is put on the screen: on two rows where it is longer than one, of about the same
+    length, rather cut behind a clause; between characters where there are no spaces.
+    """
+    if len(text) <= _ROW:
+        return [text]
+    places = [at for at, character in enumerate(text) if character == " "]
+    places = places or list(range(1, len(text)))
+
+    def badness(at: int) -> tuple[bool, float]:
+        above, below = text[:at].rstrip(), text[at:].lstrip()
+        uneven = abs(len(above) - len(below)) / len(text)
+        clause = above.endswith((*_CLAUSE_END, *_SENTENCE_END))
+        return max(len(above), len(below)) > _ROW, uneven - _CLAUSE_WORTH * clause
+
+    at = min(places, key=badness)
+    return [text[:at].rstrip(), text[at:].lstrip()]
 
 
 def _breaks(

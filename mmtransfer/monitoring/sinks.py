@@ -19,6 +19,7 @@ from typing import IO, Protocol
 from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.cameras import file_name
+from mmtransfer.monitoring.lines import rows
 from mmtransfer.monitoring.report import report
 from mmtransfer.monitoring.transcripts import Alert, Partial, Sound, Transcript
 
@@ -143,7 +144,7 @@ class FileSink:
             separator = "," if suffix == ".srt" else "."
             start, end = (clock(t, decimals=3, separator=separator) for t in (item.start, item.end))
             # "-->" inside a cue's text would end the cue.
-            body = item.text.replace("-->", "→")
+            body = "\n".join(rows(item.text.replace("-->", "→")))
             number = f"{self._count}\n" if suffix == ".srt" else ""
             if suffix == ".vtt":
                 body = body.replace("&", "&amp;").replace("<", "&lt;")
