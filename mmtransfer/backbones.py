@@ -256,6 +256,7 @@ def load_speech_model(
         if parts.adapter is not None:
             model = load_merged(model, parts.adapter)
             setattr(model.config, _CONTEXT_KEY, parts.metadata["shortest_context_s"])
+            setattr(model.config, _WINDOW_KEY, parts.metadata.get("window_s"))
         if parts.folder != parts.weights:
             model.generation_config = GenerationConfig.from_pretrained(parts.folder)
         check_generation(model, processor.tokenizer, parts.folder, parts.weights)

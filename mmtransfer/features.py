@@ -45,7 +45,10 @@ def weights_digest(modules: Iterable[nn.Module], config: Any = None) -> str:
     if config is not None:
         # What a training run adds to a configuration does not change what the layers compute.
         kept = {k: v for k, v in config.to_dict().items() if isinstance(v, (int, float, str, bool))}
-        for name in ("_name_or_path", "name_or_path", "transformers_version", "shortest_context_s"):
+        for name in (
+            *("_name_or_path", "name_or_path", "transformers_version"),
+            *("shortest_context_s", "window_s"),  # notes that change no activation
+        ):
             kept.pop(name, None)
         digest.update(json.dumps(kept, sort_keys=True).encode())
     return digest.hexdigest()

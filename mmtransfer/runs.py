@@ -293,6 +293,7 @@ def _speech_job(config: Config, device: torch.device) -> _Job:
 
     def finish(device: torch.device) -> None:
         task.measure_shortest_context(device, list(splits.sources.values()))
+        task.measure_window(device, list(splits.sources.values()))
 
     return _Job(
         task,
@@ -303,6 +304,7 @@ def _speech_job(config: Config, device: torch.device) -> _Job:
         lambda: {
             "language": speech.language or "en",
             "shortest_context_s": speech.shortest_context_s,
+            "window_s": speech.window_s,
             "max_context_s": speech.max_context_s,
         },
         lambda: task.form == "full",

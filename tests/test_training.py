@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,11 +26,12 @@ from safetensors.torch import load_file
 from mmtransfer import checkpoints, runs, training
 from mmtransfer.backbones import load_speech_model
 from mmtransfer.config import build_config
-from mmtransfer.data import load_clips
+from mmtransfer.data import Clip, load_clips
 from mmtransfer.errors import UserError
+from mmtransfer.recognition import Recognizer
 from mmtransfer.runtime import make_accelerator
 from mmtransfer.tasks.base import plan_epoch
-from mmtransfer.tasks.speech import SpeechTask
+from mmtransfer.tasks.speech import SpeechTask, joined_clips
 
 TEXTS = ["gate one", "gate two is open", "", "crane three", "all clear", "stop", "gate four", "go"]
 
@@ -301,6 +303,36 @@ def test_a_context_is_safe_only_if_the_source_domain_is_read_as_well(
     assert task.measure_shortest_context("cpu", []) == 1.0
     assert task.measure_shortest_context("cpu", [source]) == 20.0
     assert task.speech.shortest_context_s == 20.0
+
+
+@pytest.mark.parametrize(("slip", "window_s"), [("", 28.0), ("and on and on", 0.0)])
+def test_windows_are_used_where_joined_clips_score_as_single_ones(
+    slip, window_s, data, random_whisper, tmp_path, monkeypatch
+):
+    task = make_trainer(data, random_whisper, tmp_path).task
+    texts = [clip.text for clip in task.validation.clips]
+    windows = [own for own in joined_clips(task.validation.clips) if len(own) > 1]
+    assert windows
+    together = [" ".join([*(clip.text for clip in own), slip]) for own in windows]
+
+    def transcribe(self, waves, **options):
+        known = together if len(waves) == len(windows) else texts[: len(waves)]
+        assert len(waves) == len(known)
+        return [SimpleNamespace(text=text) for text in known]
+
+    monkeypatch.setattr(Recognizer, "transcribe", transcribe)
+    assert task.measure_window("cpu", []) == window_s
+    assert task.speech.window_s == window_s
+
+
+def test_joined_clips_hold_all_clips_in_windows_of_one_recording():
+    def clip(seconds, group):
+        return Clip(Path("a.wav"), "x", group=group, seconds=seconds)
+
+    clips = [clip(10.0, "a"), clip(10.0, "a"), clip(10.0, "a"), clip(3.0, "b"), clip(40.0, "b")]
+    assert [len(own) for own in joined_clips(clips)] == [2, 1, 1, 1]
+    assert [c for own in joined_clips(clips) for c in own] == clips
+    assert joined_clips([]) == []
 
 
 # --- interruption ------------------------------------------------------------------------------

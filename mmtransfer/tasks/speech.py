@@ -23,6 +23,7 @@ from mmtransfer.augmentation import Augmenter
 from mmtransfer.backbones import SpeechModel
 from mmtransfer.cache import atomic_path, cache_dir
 from mmtransfer.config import Config
+from mmtransfer.contexts import WINDOW_S
 from mmtransfer.ctc_models import CtcModel
 from mmtransfer.data import Clip, ClipSet
 from mmtransfer.encoders import FRAMES_PER_SECOND, SpeechEncoder
@@ -46,6 +47,7 @@ from mmtransfer.voice_activity import speech_bounds
 logger = logging.getLogger(__name__)
 _IGNORED = -100  # target positions without loss
 _SAFE_CONTEXTS_S = (20.0, 10.0)  # tried between the full window and the clips' own length
+_JOINED_PAUSE_S = 0.3
 _SAFE_LOSS = 0.01  # of the metric
 _SAFE_CLIPS = 64  # clips of a set that decide which contexts are safe
 _STAMPED_S = 12.0  # longer clips hold several sentences, which Whisper stamps one by one
@@ -429,6 +431,54 @@ class SpeechTask(StagedTask):
             shortest = candidate
         self.speech.shortest_context_s = shortest
         return shortest
+
+    def measure_window(self, device: torch.device, sources: Sequence[ClipSet]) -> float:
+        """Set how much speech the model takes in at a time, by measuring it.
+
+        Validation clips, and those of every source-domain set, are joined to windows. If the text
+        of the windows scores within 0.01 of that of the single clips, recordings are transcribed in
+        windows, else segment by segment (0).
+        """
+        recognizer = Recognizer(
+            self.speech,
+            device=device,
+            batch_seconds=self._config.evaluation.batch_seconds,
+            shortest_context_s=self.speech.shortest_context_s,
+        )
+        is_safe, is_known = True, False
+        for clips in (self.validation, *sources):
+            windows = [own for own in joined_clips(clips.clips[:_SAFE_CLIPS]) if len(own) > 1]
+            if not windows:
+                continue
+            is_known = True
+            pause = np.zeros(round(_JOINED_PAUSE_S * SAMPLE_RATE), np.float32)
+            waves = [
+                np.concatenate([part for clip in own for part in (clip.samples(), pause)])
+                for own in windows
+            ]
+            together = [
+                score_clip(" ".join(clip.text for clip in own), found.text, self._normalize)
+                for own, found in zip(windows, recognizer.transcribe(waves), strict=True)
+            ]
+            single = [clip for own in windows for clip in own]
+            alone = self._score(single, device, self.speech.shortest_context_s)
+            rates = [self.summarize(scores)[self.metric] for scores in (together, alone)]
+            is_safe = is_safe and rates[0] <= rates[1] + _SAFE_LOSS
+        self.speech.window_s = WINDOW_S if is_safe and is_known else 0.0
+        return self.speech.window_s
+
+
+def joined_clips(clips: Sequence[Clip]) -> list[list[Clip]]:
+    """Clips in their order, as many together as a window holds, of one group each."""
+    windows: list[list[Clip]] = []
+    seconds = 0.0
+    for clip in clips:
+        seconds += clip.seconds + _JOINED_PAUSE_S
+        if not windows or windows[-1][-1].group != clip.group or seconds > WINDOW_S:
+            windows.append([])
+            seconds = clip.seconds + _JOINED_PAUSE_S
+        windows[-1].append(clip)
+    return windows
 
 
 def transcribe(
