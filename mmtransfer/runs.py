@@ -488,10 +488,10 @@ def _report(
 
     def change(name: str) -> float | None:
         """How much better the set is read than before."""
-        if before[name] is None:
+        old, new = (scores[name] and scores[name][metric] for scores in (before, after))
+        if old is None or new is None:
             return None
-        difference = after[name][metric] - before[name][metric]
-        return float(difference if task.higher_is_better else -difference)
+        return float(new - old if task.higher_is_better else old - new)
 
     def minus(value: float | None) -> float | None:
         return None if value is None else -value

@@ -31,6 +31,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.evaluation import (
     ClipScore,
     SpeechScore,
+    comparable,
     default_normalizer,
     get_normalizer,
     score_clip,
@@ -395,7 +396,7 @@ class SpeechTask(StagedTask):
         """Scores in the full window."""
         return self._score(clips, device, self.speech.max_context_s)
 
-    def summarize(self, records: Sequence[ClipScore]) -> dict[str, float]:
+    def summarize(self, records: Sequence[ClipScore]) -> dict[str, float | None]:
         score = self._summary(records)
         return {"wer": score.wer, "cer": score.cer, "hallucinated_words": score.hallucinated_words}
 
@@ -418,7 +419,7 @@ class SpeechTask(StagedTask):
         sets = [clips.clips[:_SAFE_CLIPS] for clips in (self.validation, *sources)]
 
         def rates(scores: Iterable[list[ClipScore]]) -> list[float]:
-            return [self.summarize(found)[self.metric] for found in scores]
+            return [comparable(self.summarize(found), self.metric) for found in scores]
 
         shortest = self.speech.max_context_s
         reference = rates(self._reference(clips, device) for clips in sets)
