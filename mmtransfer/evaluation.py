@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 
 from mmtransfer.errors import UserError
+from mmtransfer.words import split_words
 
 NORMALIZERS = ("english-v2", "basic-v2", "unspaced-v2", "none-v1")
 _UNSPACED_LANGUAGES = {"zh", "yue", "ja", "th", "lo", "my", "km"}
-_UNSPACED = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\ua9e0-\ua9ff\uaa60-\uaa7f"
-    r"\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
 # Vowel points and reading signs, which are written in some texts and left out in most, and what
 # only lengthens a line; not madda and hamza, which make other letters. Variants of a glyph.
 _OPTIONAL = re.compile(
@@ -58,7 +55,7 @@ class Normalizer:
 
     def words(self, normal: str) -> list[str]:
         """Words of a text in that form; without spaces between them, each letter is one."""
-        return _letters(normal) if self._is_unspaced else normal.split()
+        return split_words(normal) if self._is_unspaced else normal.split()
 
     def characters(self, normal: str) -> str:
         """What the character error rate counts of a text in that form."""
@@ -155,24 +152,6 @@ def _shown(text: str) -> str:
         return text
     marks = [chr(ord(c) - _PRIVATE) if ord(c) >= _PRIVATE else c for c in text]
     return unicodedata.normalize("NFC", "".join(marks))
-
-
-def _letters(text: str) -> list[str]:
-    """Words of a text that is written without spaces: its letters with their marks, and the words
-    of scripts that have spaces.
-    """
-    found: list[str] = []
-    for part in text.split():
-        is_open = False  # whether the last word can go on
-        for character in part:
-            is_mark = unicodedata.category(character)[0] == "M"
-            is_letter = bool(_UNSPACED.match(character))
-            if (is_mark and found) or (is_open and not is_letter):
-                found[-1] += character
-            else:
-                found.append(character)
-            is_open = not is_letter and (is_open or not is_mark)
-    return found
 
 
 @dataclass(frozen=True)

@@ -463,7 +463,9 @@ class SpeechTask(StagedTask):
             ]
             single = [clip for own in windows for clip in own]
             alone = self._score(single, device, self.speech.shortest_context_s)
-            rates = [self.summarize(scores)[self.metric] for scores in (together, alone)]
+            rates = [
+                comparable(self.summarize(scores), self.metric) for scores in (together, alone)
+            ]
             is_safe = is_safe and rates[0] <= rates[1] + _SAFE_LOSS
         self.speech.window_s = WINDOW_S if is_safe and is_known else 0.0
         return self.speech.window_s
