@@ -24,7 +24,7 @@ from mmtransfer.contexts import (
     clip_context_s,
 )
 from mmtransfer.encoders import SpeechEncoder
-from mmtransfer.generation import check_config, check_generation
+from mmtransfer.generation import check_config, check_generation, complete_generation
 from mmtransfer.loading import load_weights, loading
 from mmtransfer.logmel import log_mel
 from mmtransfer.networks import check_base
@@ -259,6 +259,7 @@ def load_speech_model(
             setattr(model.config, _WINDOW_KEY, parts.metadata.get("window_s"))
         if parts.folder != parts.weights:
             model.generation_config = GenerationConfig.from_pretrained(parts.folder)
+        complete_generation(model, processor.tokenizer, parts.folder, parts.weights)
         check_generation(model, processor.tokenizer, parts.folder, parts.weights)
         language = choose_language(source, model.generation_config.to_dict(), language)
         short = None

@@ -33,7 +33,7 @@ from mmtransfer.progress import no_library_bars
 from mmtransfer.sources import choose_language, files_digest, speech_parts
 
 logger = logging.getLogger(__name__)
-_CONVERTER_VERSION = "3"  # raise it when what is written changes
+_CONVERTER_VERSION = "4"  # raise it when what is written changes
 _SETTINGS = "settings.json"
 _FRAME_S = 0.02
 _BEAMS = 5  # fewer wrong words than greedy search, and than three, for little time
