@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmtransfer.audio import SAMPLE_RATE
-from mmtransfer.cache import atomic_path, cache_dir
+from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.decoding import (
     DecodingOptions,
     Hypothesis,
@@ -50,7 +50,7 @@ def converted(source: str, *, revision: str | None = None, compute_type: str = "
 
     parts = speech_parts(source, revision)
     key = "-".join([files_digest(parts.files)[:24], compute_type, f"v{_CONVERTER_VERSION}"])
-    folder = cache_dir("ctranslate2", version("ctranslate2")) / key
+    folder = cache_path("ctranslate2", version("ctranslate2"), key)
     if not folder.is_dir():
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():

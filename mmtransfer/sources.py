@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtransfer.bundled import PREFIX, get_bundle, materialize
-from mmtransfer.cache import atomic_path, cache_dir
+from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.errors import UserError
 
 METADATA = "mmtransfer.json"
@@ -213,7 +213,7 @@ def files_digest(paths: Iterable[Path]) -> str:
     for path in sorted(paths):
         stat = path.stat()
         mark = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        known = cache_dir("digests") / hashlib.sha256(mark.encode()).hexdigest()[:32]
+        known = cache_path("digests", hashlib.sha256(mark.encode()).hexdigest()[:32])
         if not known.exists():
             with path.open("rb") as file, atomic_path(known) as part:
                 part.write_text(hashlib.file_digest(file, "sha256").hexdigest())

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from mmtransfer.audio import SAMPLE_RATE
 from mmtransfer.augmentation import Augmenter
 from mmtransfer.backbones import SpeechModel
-from mmtransfer.cache import atomic_path, cache_dir
+from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.config import Config
 from mmtransfer.contexts import WINDOW_S
 from mmtransfer.ctc_models import CtcModel
@@ -499,7 +499,7 @@ def transcribe(
         language=source.language,
         items=[clip.identity for clip in clips.clips],
     )
-    path = cache_dir("transcripts") / f"{key}.json"
+    path = cache_path("transcripts", f"{key}.json")
     if not path.exists():
         recognizer = Recognizer(
             source, device=device, batch_seconds=config.evaluation.batch_seconds
