@@ -22,7 +22,7 @@ LAYERS = [
     {"bundled", "runtime", "features", "decoding"},
     {"guards"},
     {"sources"},
-    {"generation", "loading"},
+    {"generation", "loading", "pickled"},
     {"networks", "adapters"},
     {"backbones"},
     {"text_models", "ctc_models"},
