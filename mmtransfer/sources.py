@@ -368,9 +368,7 @@ def _adapter_metadata(folder: Path) -> dict[str, Any]:
         raise _damaged(path) from None
     where = f"{path}: base_model_name_or_path"
     if not isinstance(name, str) or not name or not isinstance(revision, str | None):
-        raise UserError(
-            f"{where}: expected the model the adapter was made for, found {name!r:.60}."
-        )
+        raise UserError(f"{where}: expected the model it was made for, found {name!r:.60}.")
     if "://" in name:
         shown = re.sub(r"//[^/]*@|[?#].*", "//", name)[:100]
         raise UserError(
@@ -393,11 +391,14 @@ def _base_of_adapter(folder: Path, name: str, revision: str | None, where: str) 
         source = str(Path(name).expanduser())
     try:
         beneath, commit = fetch(source, revision)
+        if (
+            is_plain_adapter(beneath)
+            or (read_metadata(beneath) or {"form": "full"})["form"] != "full"
+        ):
+            raise UserError(f"expected a whole model, found {name}, an adapter or a head.")
         kind, architectures = model_type(source, beneath)
     except UserError as error:
         raise UserError(f"{where}: the base {name} is not available: {error}") from None
-    if is_plain_adapter(beneath) or (read_metadata(beneath) or {"form": "full"})["form"] != "full":
-        raise UserError(f"{where}: expected a whole model, found {name}, an adapter or a head.")
     task = "speech" if kind == "whisper" else "sentiment"
     if any(architecture.endswith("ForCTC") for architecture in architectures):
         task = "ctc"
