@@ -86,12 +86,17 @@ def get_normalizer(name: str) -> Normalizer:
 
     if name == "english-v2":
         english = EnglishTextNormalizer({})
-        return Normalizer(name, lambda text: _shown(english(_hidden(_essential(text)))))
+        return Normalizer(name, lambda text: _english(english, text))
     if name in ("basic-v2", "unspaced-v2"):
         return Normalizer(name, _basic)
     if name == "none-v1":
         return Normalizer(name, str)
     raise UserError(f"{name}: no such normaliser; there are {', '.join(NORMALIZERS)}.")
+
+
+def _english(published: Callable[[str], str], text: str) -> str:
+    words = _shown(published(_hidden(_essential(text)))).split()
+    return " ".join(word for word in words if any(map(str.isalnum, word)))  # "..." is none
 
 
 def _basic(text: str) -> str:

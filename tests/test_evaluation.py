@@ -37,6 +37,8 @@ def test_normalizers():
     english, basic = get_normalizer("english-v2"), get_normalizer("basic-v2")
     assert english("Press THREE, don't wait!") == english("press 3 do not wait")
     assert basic("Größe,  JA!") == "größe ja"
+    assert english("$5.50 or 50% ... no.") == "$5.50 or 50% no"
+    assert english("...") == english("— – -") == basic("...") == ""
     assert default_normalizer(None) == default_normalizer("en") == "english-v2"
     assert default_normalizer("de") == default_normalizer("hi") == "basic-v2"
     assert default_normalizer("zh") == default_normalizer("th") == "unspaced-v2"
