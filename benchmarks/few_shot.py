@@ -39,7 +39,7 @@ from scipy.stats import t as student_t
 import mmtransfer
 from mmtransfer import runs
 from mmtransfer.bundled import materialize
-from mmtransfer.cache import cache_dir
+from mmtransfer.cache import cache_path
 from mmtransfer.config import DataConfig, build_config, merge
 from mmtransfer.errors import UserError
 from mmtransfer.texts import TextExample, TextSet, add_label_texts, read_texts
@@ -130,7 +130,7 @@ def ours(
 ) -> tuple[float, float]:
     """Test accuracy and training seconds of one of our methods."""
     # A rerun must not find the frozen layers' output of the run before.
-    shutil.rmtree(cache_dir("features"))
+    shutil.rmtree(cache_path("features"))
     stopwatch = Stopwatch(runs.train_stages)
     with tempfile.TemporaryDirectory() as folder, patch.object(runs, "train_stages", stopwatch):
         given = {

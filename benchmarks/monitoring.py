@@ -42,7 +42,7 @@ def main() -> None:
     reference = json.loads(arguments.reference.read_text())
     audio_s = sum(len(block) for block in stream_audio(arguments.video)) / 16_000
 
-    for name in ("english-v1", "basic-v1"):
+    for name in ("english-v2", "basic-v2"):
         normalize = get_normalizer(name)
         wer = jiwer.wer(
             normalize(" ".join(item["text"] for item in reference)),

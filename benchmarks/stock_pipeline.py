@@ -30,11 +30,11 @@ def main() -> None:
         "automatic-speech-recognition", model=arguments.model, trust_remote_code=False
     )
     results = recognize([clip.samples() for clip in clips], batch_size=16, return_timestamps=True)
-    normalize = get_normalizer("english-v1")
+    normalize = get_normalizer("english-v2")
     pairs = list(zip(clips, results, strict=True))
     stock = summarize_speech(
         [score_clip(clip.text, result["text"], normalize) for clip, result in pairs],
-        normalizer="english-v1",
+        normalizer="english-v2",
     )
     ours = evaluate(arguments.model, arguments.data)
     print(f"stock pipeline: WER {stock.wer:.4f}  [{stock.ci_low:.4f}, {stock.ci_high:.4f}]")

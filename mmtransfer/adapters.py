@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from mmtransfer.errors import UserError
 from mmtransfer.loading import check_finite
+from mmtransfer.pickled import safe_weights
 
 # Methods that add tokens instead of layers, or that need calls of their own between steps.
 _UNFIT = {"ADALORA", "PREFIX_TUNING", "P_TUNING", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING"}
@@ -78,6 +79,22 @@ def merge_adapter(adapted: Any) -> Any:
     return adapted.merge_and_unload()
 
 
+def adapter_shapes(folder: Path) -> dict[str, list[int]]:
+    """The tensors of a folder's adapter, by name, with their shapes.
+
+    Raises:
+        UserError: a folder without a usable adapter.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_weights(folder, "adapter") as safe, safe_open(safe / _FILES[1], "pt") as file:
+            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: cannot be loaded as an adapter ({reason}).") from None
+
+
 def load_merged(model: Any, folder: Path, *, prefix: str = "") -> Any:
     """A model with the adapter of a folder merged into it; `prefix` as for `save_adapter`.
 
@@ -96,9 +113,10 @@ def load_merged(model: Any, folder: Path, *, prefix: str = "") -> Any:
             if prefix:
                 for name in _FILES:
                     shutil.copyfile(folder / f"{prefix}{name}", Path(plain, name))
-            merged = PeftModel.from_pretrained(
-                model, plain if prefix else str(folder), trust_remote_code=False
-            ).merge_and_unload()
+            with safe_weights(Path(plain) if prefix else folder, "adapter") as safe:
+                merged = PeftModel.from_pretrained(
+                    model, str(safe), use_safetensors=True, trust_remote_code=False
+                ).merge_and_unload()
     except (*_FAILURES, SafetensorError, UserWarning) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: cannot be loaded as an adapter ({reason}).") from None

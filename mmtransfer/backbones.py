@@ -8,7 +8,7 @@ never saw short inputs reads them badly until it has been trained on them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mmtransfer.contexts import (
     clip_context_s,
 )
 from mmtransfer.encoders import SpeechEncoder
-from mmtransfer.generation import check_config, check_generation
+from mmtransfer.generation import check_config, check_generation, complete_generation
 from mmtransfer.loading import load_weights, loading
 from mmtransfer.logmel import log_mel
 from mmtransfer.networks import check_base
@@ -255,10 +255,12 @@ def load_speech_model(
             check_base(model, parts.recorded)
         if parts.adapter is not None:
             model = load_merged(model, parts.adapter)
-            setattr(model.config, _CONTEXT_KEY, parts.metadata["shortest_context_s"])
-            setattr(model.config, _WINDOW_KEY, parts.metadata.get("window_s"))
-        if parts.folder != parts.weights:
+            if _CONTEXT_KEY in parts.metadata:  # which others' adapters do not say
+                setattr(model.config, _CONTEXT_KEY, parts.metadata[_CONTEXT_KEY])
+                setattr(model.config, _WINDOW_KEY, parts.metadata.get("window_s"))
+        if parts.folder != parts.weights and (parts.folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(parts.folder)
+        complete_generation(model, processor.tokenizer, parts.folder, parts.weights)
         check_generation(model, processor.tokenizer, parts.folder, parts.weights)
         language = choose_language(source, model.generation_config.to_dict(), language)
         short = None
@@ -277,6 +279,8 @@ def load_speech_model(
         model.generation_config.language = language
         model.generation_config.task = "transcribe"
     base = make_base(source, parts.commit)
+    if parts.adapter is not None:  # what is made of it stands on no model that has a name
+        base = replace(base, model_id=None)
     return SpeechModel(model, processor, source, language, base, short)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mmtransfer.cache import atomic_path, cache_dir
+from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.errors import UserError
 from mmtransfer.progress import no_library_bars
 
@@ -145,14 +145,14 @@ def materialize(name: str) -> Path:
     if bundle.task == "text":  # already a Hugging Face checkpoint
         # The marker keeps the 90 MB checksum from being paid at every start.
         stat = parts[0].stat()
-        marker = cache_dir("bundled") / f"{bundle.name}-{stat.st_size}-{stat.st_mtime_ns}.verified"
+        marker = cache_path("bundled", f"{bundle.name}-{stat.st_size}-{stat.st_mtime_ns}.verified")
         if not marker.exists():
             _check_sha256(bundle, parts)
             marker.touch()
         return parts[0].parent
     from filelock import FileLock
 
-    folder = cache_dir("bundled") / f"{bundle.name}-{bundle.sha256[:12]}-v{_CONVERTER_VERSION}"
+    folder = cache_path("bundled", f"{bundle.name}-{bundle.sha256[:12]}-v{_CONVERTER_VERSION}")
     if folder.is_dir():
         return folder
     with FileLock(f"{folder}.lock"):

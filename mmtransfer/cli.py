@@ -476,6 +476,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         return 0
     from mmtransfer import runs
     from mmtransfer.config import Config, DataConfig
+    from mmtransfer.evaluation import shown, silence_note
 
     data = DataConfig(
         language=arguments.language,
@@ -491,16 +492,20 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if metric == "macro_f1":
         _print_classes(result)
         return 0
-    print(
-        f"{metric.upper()} {result[metric]:.4f}  [{result['ci_low']:.4f}, {result['ci_high']:.4f}]"
-        f"  (WER {result['wer']:.4f}, CER {result['cer']:.4f}, normaliser {result['normalizer']})"
-    )
+    if result[metric] is None:
+        print(f"{metric.upper()} undefined (no reference words), {silence_note(result)}")
+    else:
+        print(
+            f"{metric.upper()} {result[metric]:.4f}  [{result['ci_low']:.4f}, "
+            f"{result['ci_high']:.4f}]  (WER {shown(result['wer'])}, CER {shown(result['cer'])}, "
+            f"normaliser {result['normalizer']})"
+        )
     print(
         f"{result['clips']} clips, {result['seconds_audio']:.1f} s of audio recognised in "
         f"{result['seconds_wall']:.1f} s"
     )
-    if result["silence_clips"]:
-        print(f"{result['hallucinated_words']} words on {result['silence_clips']} clips of silence")
+    if result["silence_clips"] and result[metric] is not None:
+        print(silence_note(result))
     return 0
 
 

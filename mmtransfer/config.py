@@ -324,7 +324,7 @@ class TrainConfig(_Section):
 class EvaluationConfig(_Section):
     """How results are scored."""
 
-    normalizer: Literal["english-v1", "basic-v1", "none-v1"] | None = None
+    normalizer: Literal["english-v2", "basic-v2", "unspaced-v2", "none-v1"] | None = None
     """Text normaliser applied before WER and CER; by default chosen from the language."""
     bootstrap_samples: int = Field(1000, ge=100)
     """Resamples of the 95 % bootstrap interval."""

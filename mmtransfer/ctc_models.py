@@ -25,6 +25,7 @@ from mmtransfer.progress import no_library_bars
 from mmtransfer.sources import (
     Base,
     fetch,
+    is_plain_adapter,
     make_base,
     model_type,
     read_metadata,
@@ -252,6 +253,9 @@ def load_ctc_model(
     if metadata is None or metadata.get("task") != "ctc":
         raise UserError(f"{source}: expected a CTC speech model.")
     base: Base = metadata["base"]
+    if is_plain_adapter(folder):
+        beneath, _ = fetch(base.source, base.revision)
+        return _load_library_model(source, beneath, commit, metadata, language, adapter=folder)
     beneath = folder
     if metadata["form"] != "full":
         beneath, _ = fetch(base.source, base.revision)
@@ -276,11 +280,14 @@ def _load_library_model(
     commit: str | None,
     metadata: dict[str, Any] | None,
     language: str | None,
+    adapter: Path | None = None,
 ) -> CtcModel:
     from transformers import AutoModelForCTC
 
     with loading(source, "a CTC model", folder):
         model = load_weights(AutoModelForCTC, folder)
+        if adapter is not None:
+            model = load_merged(model, adapter)
         vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     symbols = sorted(vocabulary, key=lambda symbol: vocabulary[symbol])
     blank = model.config.pad_token_id
@@ -297,7 +304,7 @@ def _load_library_model(
         module.output.load_state_dict(model.lm_head.state_dict())
     network = Network(encoder, module, head).eval()
     base = metadata["base"] if metadata else make_base(source, commit)
-    known = metadata["language"] if metadata else None
+    known = metadata.get("language") if metadata else None
     extractor = _load_extractor(source, folder)
     return CtcModel(network, extractor, symbols, base, language or known, source)
 

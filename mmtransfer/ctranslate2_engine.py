@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmtransfer.audio import SAMPLE_RATE
-from mmtransfer.cache import atomic_path, cache_dir
+from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.decoding import (
     DecodingOptions,
     Hypothesis,
@@ -33,7 +33,7 @@ from mmtransfer.progress import no_library_bars
 from mmtransfer.sources import choose_language, files_digest, speech_parts
 
 logger = logging.getLogger(__name__)
-_CONVERTER_VERSION = "3"  # raise it when what is written changes
+_CONVERTER_VERSION = "4"  # raise it when what is written changes
 _SETTINGS = "settings.json"
 _FRAME_S = 0.02
 _BEAMS = 5  # fewer wrong words than greedy search, and than three, for little time
@@ -50,7 +50,7 @@ def converted(source: str, *, revision: str | None = None, compute_type: str = "
 
     parts = speech_parts(source, revision)
     key = "-".join([files_digest(parts.files)[:24], compute_type, f"v{_CONVERTER_VERSION}"])
-    folder = cache_dir("ctranslate2", version("ctranslate2")) / key
+    folder = cache_path("ctranslate2", version("ctranslate2"), key)
     if not folder.is_dir():
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():

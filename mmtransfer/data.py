@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmtransfer.audio import SAMPLE_RATE, MediaError, decode_clip, stream_audio
-from mmtransfer.cache import atomic_path, cache_dir
+from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.config import DataConfig
 from mmtransfer.errors import UserError
 from mmtransfer.progress import track
@@ -297,7 +297,7 @@ def _decode_cached(clip: Clip) -> Clip:
         [_CACHE_VERSION, str(path), stat.st_size, stat.st_mtime_ns, clip.start, clip.end]
     )
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    cached = cache_dir("audio", name[:2]) / f"{name}.npy"
+    cached = cache_path("audio", name[:2], f"{name}.npy")
     if cached.exists():
         samples = np.load(cached)
     else:

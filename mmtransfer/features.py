@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmtransfer.cache import atomic_path, cache_dir
+from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.errors import UserError
 from mmtransfer.progress import track
 
@@ -113,7 +113,9 @@ def cached_features(
     """
     from filelock import FileLock
 
-    folder = cache_dir("features") / key
+    folder = cache_path("features", key)
+    if folder.is_dir() and not (folder / "complete.json").exists():  # to be gone on with
+        folder = cache_path("features", key, "complete.json").parent
     done = folder / "complete.json"
     if not done.exists():
         with FileLock(f"{folder}.lock"):

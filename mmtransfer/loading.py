@@ -1,4 +1,4 @@
-"""Weights from a folder: by the library's code alone, from safetensors, whole and finite."""
+"""Weights from a folder: by the library's code alone, as safetensors, whole and finite."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mmtransfer.errors import UserError
+from mmtransfer.pickled import safe_weights
 from mmtransfer.progress import no_library_bars
 from mmtransfer.sources import load_errors
 
@@ -71,11 +72,11 @@ def load_weights(
                 f"{path}: {key}: expected {' or '.join(_ATTENTION)}, found {config[key]!r:.60}. "
                 "Remove the key."
             )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), safe_weights(folder) as safe:
         # Also for what nothing reads (`_may_lack`): it is part of a base's identity.
         torch.manual_seed(head_seed or 0)
         model, found = factory.from_pretrained(
-            folder,
+            safe,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,

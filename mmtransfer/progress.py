@@ -92,9 +92,9 @@ class TrainingProgress:
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def evaluated(self, metric: str, value: float) -> None:
-        """A new validation score."""
-        self._score = f"{metric} {value:.4f}"
+    def evaluated(self, metric: str, value: float | None) -> None:
+        """A new validation score; None where it is undefined."""
+        self._score = f"{metric} undefined" if value is None else f"{metric} {value:.4f}"
         self._last_log = 0.0
 
     def step(self, loss: float, units_per_second: float) -> None:

@@ -11,6 +11,7 @@ import yaml
 from mmtransfer.bundled import BUNDLES, PREFIX
 from mmtransfer.config import Config
 from mmtransfer.errors import UserError
+from mmtransfer.evaluation import silence_note
 from mmtransfer.sources import MODEL_FILES, Base, read_metadata
 
 _PIPELINES = {"speech": "automatic-speech-recognition", "sentiment": "text-classification"}
@@ -24,6 +25,8 @@ def metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     def shown(scores: dict[str, Any] | None) -> str:
         if scores is None:
             return "–"
+        if scores[metric] is None:
+            return f"undefined ({silence_note(scores)})"
         low, high = scores["ci_low"], scores["ci_high"]
         return f"{scores[metric]:.4f} [{low:.4f}, {high:.4f}]"
 
@@ -31,7 +34,8 @@ def metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for name, pair in [("target", report["target"]), *report["sources"].items()]:
         before, after = pair["before"], pair["after"]
         label = name if name == "target" else f"source: {name}"
-        change = f"{after[metric] - before[metric]:+.4f}" if before else "–"
+        is_known = before and before[metric] is not None and after[metric] is not None
+        change = f"{after[metric] - before[metric]:+.4f}" if is_known else "–"
         rows.append((label, shown(before), shown(after), change))
     return rows
 
@@ -114,7 +118,11 @@ def _metadata(config: Config, report: dict[str, Any]) -> str:
                 {
                     "task": {"type": task},
                     "dataset": {"name": "target validation", "type": "private"},
-                    "metrics": [{"type": kind, "name": metric, "value": round(after[metric], 4)}],
+                    "metrics": [
+                        {"type": kind, "name": metric, "value": round(value, 4)}
+                        for value in [after[metric]]
+                        if value is not None
+                    ],
                 }
             ],
         }
@@ -147,10 +155,7 @@ model gained or lost on the domain it came from.
 {rows}
 """
     if after.get("silence_clips"):
-        text += (
-            f"\nOn {after['silence_clips']} target clips without speech it emits "
-            f"{after['hallucinated_words']} words.\n"
-        )
+        text += f"\nWithout speech: {silence_note(after)} of the target.\n"
     if "per_class" in after:
         classes = "\n".join(
             f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} "

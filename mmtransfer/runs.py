@@ -10,7 +10,8 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -31,7 +32,7 @@ from mmtransfer.evaluation import SpeechScore, speech_metric
 from mmtransfer.models import load
 from mmtransfer.publishing import model_card
 from mmtransfer.runtime import choose_device, make_accelerator, use_runtime
-from mmtransfer.sources import fetch, model_type, read_metadata
+from mmtransfer.sources import fetch, model_type, read_metadata, speech_parts
 from mmtransfer.tasks.base import refuse_objective
 from mmtransfer.tasks.ctc import CtcTask
 from mmtransfer.tasks.sentiment import SentimentTask, evaluate_texts
@@ -248,6 +249,8 @@ class _Job:
     """The report's section on the finished model."""
     is_plain: Callable[[], bool]
     """Whether the result loads with plain transformers pipelines."""
+    score_source: Callable[[Any, torch.device], dict[str, Any]] | None = None
+    """The same before training, where `evaluate` uses more of the source than training does."""
 
 
 def _job(config: Config, device: torch.device) -> _Job:
@@ -308,7 +311,29 @@ def _speech_job(config: Config, device: torch.device) -> _Job:
             "max_context_s": speech.max_context_s,
         },
         lambda: task.form == "full",
+        score_source=_source_scorer(speech, config),
     )
+
+
+def _source_scorer(
+    speech: SpeechModel, config: Config
+) -> Callable[[Any, torch.device], dict[str, Any]] | None:
+    """What scores a source with the adapter for short contexts that this package has for it, as
+    `evaluate` and `monitor` use it; training begins without. None where there is no such adapter.
+    """
+    if speech_parts(config.source, config.revision).short is None:
+        return None
+
+    @cache
+    def as_used() -> SpeechModel:
+        found = load_speech_model(
+            config.source,
+            revision=config.revision,
+            language=config.data.language or speech.language,
+        )
+        return replace(speech, short=found.short)
+
+    return lambda clips, device: evaluate_clips(as_used(), clips, config, device).as_dict()
 
 
 def _short_context_job(speech: SpeechModel, config: Config, stages: Sequence[Stage]) -> _Job:
@@ -488,10 +513,10 @@ def _report(
 
     def change(name: str) -> float | None:
         """How much better the set is read than before."""
-        if before[name] is None:
+        old, new = (scores[name] and scores[name][metric] for scores in (before, after))
+        if old is None or new is None:
             return None
-        difference = after[name][metric] - before[name][metric]
-        return float(difference if task.higher_is_better else -difference)
+        return float(new - old if task.higher_is_better else old - new)
 
     def minus(value: float | None) -> float | None:
         return None if value is None else -value
@@ -608,7 +633,8 @@ def _scores_before(job: _Job, run_dir: Path, device: torch.device) -> dict[str, 
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
     logger.info("evaluating the source model")
-    scores = _scores(job, device)
+    score = job.score_source or job.score
+    scores = {name: score(clips, device) for name, clips in job.splits.evaluated.items()}
     with atomic_path(path) as part:
         part.write_text(json.dumps(scores), encoding="utf-8")
     return scores

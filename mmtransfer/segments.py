@@ -104,6 +104,22 @@ class Segment:
             pieces=pieces,
         )
 
+    def delayed(self, seconds: float) -> Segment:
+        """The same speech with so much more silence before it."""
+        silence = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+        pieces = tuple(replace(p, offset_s=p.offset_s + seconds) for p in self.pieces)
+        if pieces:  # the silence belongs to the first one
+            first = replace(
+                pieces[0], offset_s=0.0, samples_start=pieces[0].samples_start - seconds
+            )
+            pieces = (first, *pieces[1:])
+        return replace(
+            self,
+            samples=np.concatenate([silence, self.samples]),
+            samples_start=self.samples_start - seconds,
+            pieces=pieces,
+        )
+
     def halves(self) -> tuple[Segment, Segment] | None:
         """A window as two, cut at the widest pause of its middle; None if it is one piece."""
         if len(self.pieces) < 2:

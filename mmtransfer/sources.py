@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.bundled import PREFIX, get_bundle, materialize
-from mmtransfer.cache import atomic_path, cache_dir
+from mmtransfer.bundled import BUNDLES, PREFIX, get_bundle, is_installed, materialize
+from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.errors import UserError
 
 METADATA = "mmtransfer.json"
+ADAPTER = "adapter_config.json"
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What a model on the Hub consists of; files in folders are other formats of the same."""
+PICKLED_FILES = ("pytorch_model.bin", "pytorch_model-*.bin", "adapter_model.bin")
+"""Weights from before safetensors, fetched and opened where there are no others."""
 SHORT_PREFIX = "short_"
 """Of the files of an adapter that reads short contexts, beside the weights it stands on."""
 _FORMAT = 1
+_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 _SHIPPED = Path(__file__).parent / "short_context"
 _SHIPPED_FOR = {"openai/whisper-tiny.en": "whisper-tiny.en", "openai/whisper-base": "whisper-base"}
 """Adapters in this package that teach a model to read short contexts."""
@@ -44,11 +49,11 @@ def fetch(source: str, revision: str | None = None) -> tuple[Path, str | None]:
     path = Path(source)
     if path.is_dir():
         for folder in (path / "model", path):
-            if (folder / "config.json").is_file() or (folder / METADATA).is_file():
+            if any((folder / name).is_file() for name in ("config.json", METADATA, ADAPTER)):
                 return folder, None
         raise UserError(
-            f"{source}: expected a run folder (with model/) or a checkpoint folder (with "
-            "config.json); found neither."
+            f"{source}: expected a run folder (with model/), a checkpoint folder (with "
+            f"config.json) or an adapter's (with {ADAPTER}); found none."
         )
     if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(f"{source}: no such model folder.")
@@ -67,6 +72,13 @@ def _download(source: str, revision: str | None) -> tuple[Path, str | None]:
             allow_patterns=list(MODEL_FILES),
             ignore_patterns=["*/*"],
         )
+        if not any(Path(folder).glob("*.safetensors")):
+            folder = snapshot_download(
+                source,
+                revision=Path(folder).name,
+                allow_patterns=[*MODEL_FILES, *PICKLED_FILES],
+                ignore_patterns=["*/*"],
+            )
     except (OSError, ValueError, HFValidationError, HTTPError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(
@@ -74,6 +86,42 @@ def _download(source: str, revision: str | None) -> tuple[Path, str | None]:
             "checkpoint folder, a Hub id, or a name that `mmtransfer backbones` lists."
         ) from None
     return Path(folder), Path(folder).name
+
+
+def pickled_files(folder: Path, kind: str = "model") -> list[Path]:
+    """The weights from before safetensors that a checkpoint has in their place, of a `model` or an
+    `adapter`; none where it has safetensors.
+
+    Raises:
+        UserError: an index of such weights that names none.
+    """
+    safe, pickled = f"{kind}.safetensors", "pytorch_model.bin"
+    if kind == "adapter":
+        safe, pickled = "adapter_model.safetensors", "adapter_model.bin"
+    if (folder / safe).is_file() or (folder / f"{safe}.index.json").is_file():
+        return []
+    if (folder / pickled).is_file():
+        return [folder / pickled]
+    index = folder / f"{pickled}.index.json"
+    if not index.is_file():
+        return []
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        paths = sorted(folder / name for name in names if Path(name).name == name)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        names, paths = set(), []
+    if not paths or len(paths) < len(names) or not all(path.is_file() for path in paths):
+        raise UserError(
+            f"{index}: expected the names of the files beside it that hold the weights, found "
+            "others. Save or download the model again."
+        )
+    return paths
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files that a model is loaded from."""
+    found = {path for pattern in MODEL_FILES for path in folder.glob(pattern)}
+    return sorted({*found, *pickled_files(folder), *pickled_files(folder, "adapter")})
 
 
 def make_base(source: str, revision: str | None) -> Base:
@@ -139,8 +187,7 @@ class SpeechParts:
     def files(self) -> list[Path]:
         """Every file that the result depends on."""
         folders = {self.weights, self.folder, self.adapter, self.short and self.short["folder"]}
-        found = [p for f in folders if f for kind in MODEL_FILES for p in Path(f).glob(kind)]
-        return sorted(set(found))
+        return sorted({path for folder in folders if folder for path in model_files(folder)})
 
 
 def speech_parts(source: str, revision: str | None = None) -> SpeechParts:
@@ -152,6 +199,7 @@ def speech_parts(source: str, revision: str | None = None) -> SpeechParts:
     folder, commit = fetch(source, revision)
     metadata = read_metadata(folder) or {}
     weights, adapter, recorded = folder, None, None
+    is_plain = is_plain_adapter(folder)
     model_id = make_base(source, commit).model_id
     short = _SHIPPED / _SHIPPED_FOR[model_id] if model_id in _SHIPPED_FOR else None
     if metadata.get("form") == "adapter":
@@ -160,6 +208,8 @@ def speech_parts(source: str, revision: str | None = None) -> SpeechParts:
         weights, _ = fetch(recorded.source, recorded.revision)
         if "short_reader" not in metadata:
             adapter = folder
+    if is_plain and not any((folder / name).is_file() for name in _PROCESSOR):
+        folder = weights
     if "short_reader" in metadata:
         short = folder
     kind, _ = model_type(source, weights)
@@ -213,7 +263,7 @@ def files_digest(paths: Iterable[Path]) -> str:
     for path in sorted(paths):
         stat = path.stat()
         mark = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        known = cache_dir("digests") / hashlib.sha256(mark.encode()).hexdigest()[:32]
+        known = cache_path("digests", hashlib.sha256(mark.encode()).hexdigest()[:32])
         if not known.exists():
             with path.open("rb") as file, atomic_path(known) as part:
                 part.write_text(hashlib.file_digest(file, "sha256").hexdigest())
@@ -235,7 +285,7 @@ def model_digest(source: str, revision: str | None = None) -> str:
     folders = {folder}
     if metadata and metadata["form"] != "full":
         folders.add(fetch(metadata["base"].source, metadata["base"].revision)[0])
-    return files_digest(p for f in folders for pattern in MODEL_FILES for p in f.glob(pattern))
+    return files_digest(path for folder in folders for path in model_files(folder))
 
 
 # --- what a checkpoint records -------------------------------------------------------------------
@@ -272,14 +322,15 @@ def write_metadata(folder: Path, **values: Any) -> None:
 
 
 def read_metadata(folder: Path) -> dict[str, Any] | None:
-    """What `write_metadata` wrote; None where there is none.
+    """What `write_metadata` wrote, or what follows from a plain peft adapter; None for another
+    checkpoint.
 
     Raises:
-        UserError: a file that is damaged or of a later version.
+        UserError: a file that is damaged or of a later version, or an adapter without its base.
     """
     path = folder / METADATA
     if not path.is_file():
-        return None
+        return _adapter_metadata(folder) if is_plain_adapter(folder) else None
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         number = int(values["format"])
@@ -298,6 +349,61 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
     except TypeError:
         raise _damaged(path) from None
     return values
+
+
+def is_plain_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter as peft writes it, and no whole model."""
+    weights = ("model.safetensors", "pytorch_model.bin")
+    whole = (*weights, *(f"{name}.index.json" for name in weights), METADATA)
+    return (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in whole)
+
+
+def _adapter_metadata(folder: Path) -> dict[str, Any]:
+    """What `write_metadata` would have written for a plain adapter: it names its base itself."""
+    path = folder / ADAPTER
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        name, revision = settings["base_model_name_or_path"], settings.get("revision")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _damaged(path) from None
+    where = f"{path}: base_model_name_or_path"
+    if not isinstance(name, str) or not name or not isinstance(revision, str | None):
+        raise UserError(f"{where}: expected the model it was made for, found {name!r:.60}.")
+    if "://" in name:
+        shown = re.sub(r"//[^/]*@|[?#].*", "//", name)[:100]
+        raise UserError(
+            f"{where}: expected a Hub id or a model folder, found an address ({shown}). Download "
+            "that model and name its folder there."
+        )
+    kind, base = _base_of_adapter(folder, name, revision, where)
+    return {"task": kind, "form": "adapter", "base": base}
+
+
+def _base_of_adapter(folder: Path, name: str, revision: str | None, where: str) -> tuple[str, Base]:
+    """(task, base) of a plain adapter."""
+    bundled = [b for b in BUNDLES.values() if b.base_model == name and is_installed(b)]
+    source = name
+    if bundled and revision is None:
+        source = f"{PREFIX}{bundled[0].name}"
+    elif (folder / name).is_dir():
+        source = str(folder / name)
+    elif Path(name).expanduser().is_dir():
+        source = str(Path(name).expanduser())
+    try:
+        beneath, commit = fetch(source, revision)
+        if (
+            is_plain_adapter(beneath)
+            or (read_metadata(beneath) or {"form": "full"})["form"] != "full"
+        ):
+            raise UserError(f"expected a whole model, found {name}, an adapter or a head.")
+        kind, architectures = model_type(source, beneath)
+    except UserError as error:
+        raise UserError(f"{where}: the base {name} is not available: {error}") from None
+    task = "speech" if kind == "whisper" else "sentiment"
+    if any(architecture.endswith("ForCTC") for architecture in architectures):
+        task = "ctc"
+    model_id = None if Path(source).is_dir() else name
+    return task, Base(source, commit or revision, model_id)
 
 
 def _damaged(path: Path) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmtransfer.adapters import load_merged, save_adapter
+from mmtransfer.adapters import adapter_shapes, load_merged, save_adapter
 from mmtransfer.config import DataConfig, HeadConfig
 from mmtransfer.encoders import TextEncoder
 from mmtransfer.errors import UserError
@@ -23,6 +24,7 @@ from mmtransfer.sources import (
     METADATA,
     Base,
     fetch,
+    is_plain_adapter,
     make_base,
     model_type,
     read_metadata,
@@ -30,6 +32,7 @@ from mmtransfer.sources import (
 )
 
 _TEMPERATURES = 0.001, 1000.0  # those of a file; beyond what training fits
+_HEAD_WEIGHT = re.compile(r"\.(classifier|classifier\.out_proj|score)(\.modules_to_save)?\.weight$")
 _LONGEST = 512  # tokens; longer contexts cost more than windows do
 _CHARACTERS_PER_TOKEN = 16  # above what any language's tokens hold on average
 
@@ -386,17 +389,22 @@ def load_text_model(source: str, *, revision: str | None = None) -> TextModel:
         }
     elif metadata.get("task") != "sentiment":
         raise UserError(f"{source}: expected a text classifier, found a {metadata['task']} model.")
-    head = HeadConfig.model_validate(metadata["head"])
     base: Base | None = metadata["base"]
-    tokenizer = _load_tokenizer(source, folder)
     beneath = folder
     if metadata["form"] != "full" and base is not None:
         beneath, _ = fetch(base.source, base.revision)
+    new_head: dict[str, Any] = {}
+    if is_plain_adapter(folder):
+        labels, new_head = _adapter_labels(source, folder, beneath)
+        metadata |= {"head": {"type": "native"}, "labels": labels}
+    head = HeadConfig.model_validate(metadata["head"])
+    has_tokenizer = beneath == folder or any(folder.glob("tokenizer*"))
+    tokenizer = _load_tokenizer(source, folder if has_tokenizer else beneath)
     with loading(source, "a text classifier", beneath):
         from transformers import AutoModel, AutoModelForSequenceClassification
 
         factory = AutoModelForSequenceClassification if head.type == "native" else AutoModel
-        model = load_weights(factory, beneath)
+        model = load_weights(factory, beneath, **new_head)
     if base is not None and metadata["form"] != "full":
         check_base(model, base)
     if metadata["form"] == "adapter":
@@ -422,6 +430,33 @@ def load_text_model(source: str, *, revision: str | None = None) -> TextModel:
         _temperature(folder, metadata),
         source,
     )
+
+
+def _adapter_labels(source: str, folder: Path, beneath: Path) -> tuple[list[str], dict[str, Any]]:
+    """Classes of a plain adapter, and how its base is loaded: with its own head, or with one of
+    that size in whose place the adapter puts its own.
+    """
+    shapes = adapter_shapes(folder)
+    own = [shape[0] for name, shape in shapes.items() if _HEAD_WEIGHT.search(name)]
+    labels = _plain_labels(source, beneath)
+    _, architectures = model_type(source, beneath)
+    if not own:
+        if not any(name.endswith("SequenceClassification") for name in architectures):
+            raise UserError(
+                f"{source}: expected a text classifier, found an adapter that has no output layer, "
+                "nor has its base. Save it with modules_to_save: [classifier], or merge it."
+            )
+        return labels, {}
+    if own[-1] != len(labels):
+        labels = [f"LABEL_{number}" for number in range(own[-1])]
+    options = {
+        "head_seed": 0,
+        "num_labels": own[-1],
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: number for number, name in enumerate(labels)},
+        "ignore_mismatched_sizes": True,
+    }
+    return labels, options
 
 
 def _temperature(folder: Path, metadata: dict[str, Any]) -> float:

@@ -36,6 +36,7 @@ from mmtransfer.checkpoints import (
 )
 from mmtransfer.config import Config
 from mmtransfer.errors import UserError
+from mmtransfer.evaluation import comparable
 from mmtransfer.progress import TrainingProgress
 from mmtransfer.runtime import is_out_of_memory
 from mmtransfer.tasks.base import Task
@@ -175,7 +176,7 @@ def train_stages(
     return results
 
 
-def evaluate_task(task: Task, accelerator: Accelerator) -> dict[str, float]:
+def evaluate_task(task: Task, accelerator: Accelerator) -> dict[str, float | None]:
     """Validation metrics; each process scores its share, all get the same result."""
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = list(range(task.validation_size))[rank::world]
@@ -201,7 +202,7 @@ def go_back(
     sign = -1 if task.higher_is_better else 1
     for share in _SHARES:
         path.go(share)
-        score = evaluate_task(task, accelerator)[task.metric]
+        score = comparable(evaluate_task(task, accelerator), task.metric)
         logger.info("at %g of the way from the source: %s %.4f", share, task.metric, score)
         if sign * (score - best) <= _SPENT:
             return share
@@ -392,15 +393,16 @@ class Trainer:
 
     # --- evaluation ---------------------------------------------------------------------------
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float | None]:
         """Validation metrics, the same in every process."""
         return evaluate_task(self.task, self.accelerator)
 
-    def _evaluate_and_keep_best(self) -> dict[str, float]:
+    def _evaluate_and_keep_best(self) -> dict[str, float | None]:
         metrics = self.evaluate()
         if self.stage.objective == "contrastive":
             return metrics  # the head is not trained, so the score says nothing
-        value, tie = metrics[self.task.metric], metrics[self.task.tie_metric]
+        value = comparable(metrics, self.task.metric)
+        tie = comparable(metrics, self.task.tie_metric)
         state, sign = self.state, 1 if self.task.higher_is_better else -1
         # On a small validation set many weights score the same.
         if state.best is None or (sign * value, -tie) > (sign * state.best, -state.best_tie):

@@ -16,7 +16,7 @@ from importlib.resources import files
 import numpy as np
 
 from mmtransfer.audio import SAMPLE_RATE
-from mmtransfer.cache import atomic_path, cache_dir
+from mmtransfer.cache import atomic_path, cache_path
 
 FRAME = 512
 """Samples per probability (32 ms)."""
@@ -81,7 +81,7 @@ def _rows_times(stacked: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _network() -> _SileroNetwork:
-    path = cache_dir("voice_activity") / f"silero-{version('silero-vad')}.npz"
+    path = cache_path("voice_activity", f"silero-{version('silero-vad')}.npz")
     if not path.exists():
         with atomic_path(path) as part, part.open("wb") as file:
             np.savez(file, allow_pickle=False, **_package_weights())

@@ -12,7 +12,7 @@ CODE = ("mmtransfer", "benchmarks", "tasks", "examples")
 LOADERS = ("from_pretrained", "from_config", "pipeline")
 # Lowest first: a module may import from its own line or a lower one.
 LAYERS = [
-    {"errors", "cache", "progress", "contexts"},
+    {"errors", "cache", "progress", "contexts", "words"},
     {"checkpoints"},
     {"config"},
     {"audio", "encoders", "heads", "transfer"},
@@ -22,7 +22,7 @@ LAYERS = [
     {"bundled", "runtime", "features", "decoding"},
     {"guards"},
     {"sources"},
-    {"generation", "loading"},
+    {"generation", "loading", "pickled"},
     {"networks", "adapters"},
     {"backbones"},
     {"text_models", "ctc_models"},

@@ -1,5 +1,6 @@
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 
 from mmtransfer.audio import decode_clip
 from mmtransfer.backbones import encode_whisper, load_speech_model
-from mmtransfer.decoding import Hypothesis
+from mmtransfer.decoding import Hypothesis, Word
 from mmtransfer.errors import UserError
-from mmtransfer.guards import is_looping, rejection
+from mmtransfer.guards import agreed, is_looping, rejection
 from mmtransfer.recognition import Recognizer
 from mmtransfer.sources import fetch
 
@@ -169,6 +170,9 @@ def hypothesis(text, *, logprob=-0.2, no_speech=0.0, finished=True):
         ("the gate is open, " * 5, True),
         ("the gate is open, the gate is shut, the gate is open, the gate is shut", False),
         ("好好好好好好", True),
+        ("我们加油加油加油加油加油，快到了", True),  # beside other words
+        ("नमस्ते " * 5, True),
+        ("नमस्ते नमस्कार नमस्ते नमस्कार", False),
         ("one two three four five six seven eight nine ten", False),
         ("", False),
     ],
@@ -201,3 +205,56 @@ def test_loops_with_small_changes_compress_too_well():
 )
 def test_guards(found, seconds, reason):
     assert rejection(found, seconds) == reason
+
+
+AROUND = "Tower to crane three. {} Lower the hook slowly."
+
+
+@pytest.mark.parametrize(
+    ("texts", "seconds", "believed"),
+    [
+        # A word shouted six times, which two decodings have.
+        (["Control. " * 6, "Control. " * 5], 4.0, "Control. " * 5),
+        ([AROUND.format("Stop! " * 6)] * 2, 8.0, AROUND.format("Stop! " * 6)),
+        (["Fire! " * 7, "gate", "Fire! " * 6], 3.0, "Fire! " * 6),
+        (["controls " * 5, "control " * 6], 4.0, "control " * 5),  # two readings of one word
+        (["stop now " * 5] * 2, 5.0, "stop now " * 5),
+        (["加油" * 5 + "。"] * 2, 3.0, "加油" * 5 + "。"),
+        (["बचाओ " * 6] * 2, 5.0, "बचाओ " * 6),
+        # What nobody can say in the time goes; the text beside it stays.
+        (["go " * 30] * 2, 4.0, None),
+        (["control " * 30] * 3, 4.0, None),
+        (["好" * 40] * 2, 4.0, None),
+        ([AROUND.format("go " * 60)] * 2, 8.0, AROUND.format("")),
+        # A loop has another length each time, or ends at the limit.
+        (["you " * 6, "you " * 21], 8.0, None),
+        ([AROUND.format("you " * 9), AROUND.format("you " * 30)], 9.0, AROUND.format("")),
+        # One decoding alone, and decodings of which each has other words.
+        (["Control. " * 6], 4.0, None),
+        (["so we " * 5 + "left the old house", "no no no no no no"], 6.0, None),
+        (["gate " * 6, "thank you " * 6], 6.0, None),
+    ],
+)
+def test_repetition_stays_that_decodings_agree_on_and_the_duration_holds(texts, seconds, believed):
+    found = agreed([hypothesis(text.strip()) for text in texts], seconds)
+    assert (found and found.text.split()) == (believed and believed.split())
+
+
+def test_a_refrain_stays_that_decodings_agree_on():
+    refrain = "and then we all went down to the old stone bridge by the river "  # 14 words
+    assert is_looping(hypothesis(refrain * 6))
+    assert agreed([hypothesis(refrain * 6)] * 2, 30.0) is not None
+    assert agreed([hypothesis(refrain * 6)] * 2, 5.0) is None
+    assert agreed([hypothesis(refrain * 6), hypothesis("go " * 30)], 30.0) is None
+
+
+def test_a_loop_that_never_ended_goes_and_its_words_with_it():
+    words = ["Tower", "to", "crane.", *["go"] * 40]
+    timed = tuple(Word(word, number / 10, number / 10, 1.0) for number, word in enumerate(words))
+    endless = replace(hypothesis(" ".join(words), finished=False), words=timed)
+    found = agreed([hypothesis("Tower to crane."), endless], 3.0)
+    assert found is not None
+    assert found.text == "Tower to crane."
+    assert [word.text for word in found.words] == words[:3]
+    cut_off = hypothesis("Tower to crane three lower", finished=False)
+    assert agreed([cut_off, cut_off], 3.0) is None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmtransfer.decoding import Hypothesis
 from mmtransfer.segments import Segment
 
 BATCH_SEGMENTS = 8
@@ -26,6 +27,10 @@ class Job:
     most: int = BATCH_SEGMENTS
     """Jobs of its kind that make a batch."""
     is_repeat: bool = False
+    is_delayed: bool = False
+    """Whether it is decoded again a moment later, since its text repeats itself."""
+    readings: tuple[Hypothesis, ...] = ()
+    """What earlier decodings of it, or of the window that it is a half of, gave."""
     is_spooled: bool = False
     """Whether its samples lie on disk alone."""
     is_draft: bool = False

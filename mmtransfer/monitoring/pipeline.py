@@ -16,7 +16,7 @@ from typing import Any
 from mmtransfer.audio import is_piped
 from mmtransfer.decoding import DecodingOptions, Hypothesis
 from mmtransfer.errors import UserError
-from mmtransfer.guards import rejection
+from mmtransfer.guards import LOOPING, agreed, rejection
 from mmtransfer.monitoring.cameras import Camera, named_cameras, printable, public_address
 from mmtransfer.monitoring.clips import AROUND_S, Recorder, clip_path, cut_recording
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, FairQueue, Job
@@ -56,6 +56,8 @@ from mmtransfer.segments import Segment, SegmenterSettings
 
 logger = logging.getLogger(__name__)
 Item = Transcript | Partial | Alert | Sound | SourceEvent | SourceEnd
+_Found = list[Transcript | NoText] | NoText
+"""What became of a segment: lines of text, with a half that gave none behind them; or no text."""
 Judge = Callable[[list[str]], list[tuple[str, float]]]
 """Texts to their classes, each with its probability."""
 _WAITING_SEGMENTS = 48  # bounds memory when recognition is slower than reading
@@ -68,6 +70,7 @@ _WAITING_TURNS = 32  # beyond that the machine is too slow to decode everything 
 _TIMED_FROM_S = 1.5  # the words of a turn this long get times, by which they find their lines
 _DISK_RETRY_S = 1.0
 _RECORDINGS = 4096  # more than there are segments in work
+_DELAY_S = 0.3  # by which a doubted segment is moved in its window when it is decoded again
 _SAME_SOUND_S = 1.0  # a sound is told again after a second of less at the soonest
 
 
@@ -210,17 +213,15 @@ def _kind(recognizer: Recognizer, context_s: float) -> tuple[tuple[int, float], 
     return (id(recognizer), context_s), most
 
 
-def _joined(
-    identity: str, halves: Sequence[list[Transcript] | NoText]
-) -> list[Transcript] | NoText:
-    """What became of a window that was decoded in halves."""
+def _joined(identity: str, halves: Sequence[_Found]) -> _Found:
+    """What became of a window that was decoded in halves: lines, and the half that gave none."""
     lines = [line for half in halves if isinstance(half, list) for line in half]
+    rejected = [half for half in halves if isinstance(half, NoText)]
     if not lines:
-        first, last = halves[0], halves[-1]
-        assert isinstance(first, NoText)
-        assert isinstance(last, NoText)
-        return replace(first, end=last.end)
-    return [replace(line, id=line_id(identity, number)) for number, line in enumerate(lines)]
+        text = " ".join(half.text for half in rejected).strip()
+        return replace(rejected[0], end=rejected[-1].end, text=text)
+    numbered = [replace(line, id=line_id(identity, number)) for number, line in enumerate(lines)]
+    return [*numbered, *rejected]
 
 
 @dataclass
@@ -257,7 +258,7 @@ class _Output:
         self.count = self.emitted = 0
         self.in_memory = 0  # segments of a live source whose samples are held
         # By place; None for one that the journal has already.
-        self.done: dict[int, list[Transcript] | NoText | FileDone | Recording | None] = {}
+        self.done: dict[int, _Found | FileDone | Recording | None] = {}
         self.end: SourceEnd | None = None
         self.draft: tuple[Job, _Result] | None = None  # the last that was read
         self.said = ("", "")  # its segment, and its text
@@ -639,8 +640,18 @@ class _Run:
         recognizer = self.outputs[batch[0].camera].recognizer
         clips = [job.segment.samples for job in batch]
         found = recognizer.decode(clips, batch[0].kind[1])
+        results = self._results(found, batch)
+        each = (time.perf_counter() - started) / len(batch)
+        for job in batch:
+            self.outputs[job.camera].stats.decode_s += each
+        if self._is_endless:
+            give_back()
+        return results
+
+    def _results(self, found: Sequence[Hypothesis], jobs: Sequence[Job]) -> list[_Result]:
+        """Hypotheses with their lines, and the classes of these."""
         results = []
-        for job, hypothesis in zip(batch, found, strict=True):
+        for job, hypothesis in zip(jobs, found, strict=True):
             if job.is_turn:
                 pieces = split_pieces(hypothesis, job.segment, self._lines)
                 lines = [line for piece in pieces for line in piece]
@@ -654,39 +665,39 @@ class _Run:
             verdicts = iter(self._judge(texts) if texts else [])
             for result in judged:
                 result.judged = [next(verdicts) for _ in result.lines]
-        each = (time.perf_counter() - started) / len(batch)
-        for job in batch:
-            self.outputs[job.camera].stats.decode_s += each
-        if self._is_endless:
-            give_back()
         return results
 
     def _settle(self, job: Job, result: _Result) -> None:
         """Keep the text, reject it, or decode the segment again: in a longer context, and when
-        there is none, in two halves.
+        there is none, in two halves; and once more if it is doubted for its repetitions alone.
         """
         segment, output, hypothesis = job.segment, self.outputs[job.camera], result.hypothesis
-        reason = rejection(hypothesis, segment.end - segment.start)
-        longer = output.recognizer.longer_context_s(hypothesis.context_s)
-        if reason is not None and longer is not None:
-            output.stats.repeated += not job.is_repeat
-            kind, most = _kind(output.recognizer, longer)
-            self._waiting.add(replace(job, kind=kind, most=most, is_repeat=True))
-            return
-        halves = segment.halves() if reason is not None else None
-        if halves is not None:
-            for half in halves:
-                kind, most = _kind(output.recognizer, output.recognizer.context_s(half.samples))
-                part = replace(job, segment=half, kind=kind, most=most, is_repeat=True, halves={})
-                part.half_of = job
-                self._waiting.add(part)
-            return
+        seconds = segment.end - segment.start
+        reason = rejection(hypothesis, seconds)
         if reason is not None:
-            logger.debug("%.1f s: rejected (%s): %s", segment.start, reason, hypothesis.text)
-            times = (round(segment.start, 3), round(segment.end, 3))
-            self._finish(job, NoText(output.name, job.id, *times, reason))
-            return
-        self._finish(job, self._transcripts(output, job.id, result))
+            job.readings = (*job.readings, hypothesis)
+            again, believed = self._longer_or_halves(job), None
+            if reason == LOOPING and not again:
+                believed = agreed(job.readings, seconds)
+                if believed is None and not job.is_delayed:
+                    later = segment.delayed(_DELAY_S)
+                    again = [replace(job, segment=later, is_delayed=True)]
+            if again:
+                output.stats.repeated += not job.is_repeat
+                for part in again:
+                    part.is_repeat = True
+                    self._waiting.add(part)
+                return
+            if believed is None:
+                likeliest = max(
+                    job.readings, key=lambda found: (bool(found.text), found.avg_logprob)
+                )
+                times = (round(segment.start, 3), round(segment.end, 3))
+                rejected = NoText(output.name, job.id, *times, reason, text=likeliest.text)
+                self._finish(job, rejected)
+                return
+            [result] = self._results([believed], [job])
+        self._finish(job, [*self._transcripts(output, job.id, result)])
 
     def _transcripts(self, output: _Output, identity: str, result: _Result) -> list[Transcript]:
         recording = output.recordings.get(recording_of(identity))
@@ -702,7 +713,23 @@ class _Run:
             ]
         return found
 
-    def _finish(self, job: Job, found: list[Transcript] | NoText | None) -> None:
+    def _longer_or_halves(self, job: Job) -> list[Job]:
+        """What is to be decoded in the place of a segment whose text is doubted; empty if there is
+        no longer context, nor a pause in it.
+        """
+        recognizer = self.outputs[job.camera].recognizer
+        longer = recognizer.longer_context_s(job.readings[-1].context_s)
+        if longer is not None:
+            kind, most = _kind(recognizer, longer)
+            return [replace(job, kind=kind, most=most)]
+        parts = []
+        for half in job.segment.halves() or ():
+            kind, most = _kind(recognizer, recognizer.context_s(half.samples))
+            part = replace(job, segment=half, kind=kind, most=most, half_of=job, halves={})
+            parts.append(part)
+        return parts
+
+    def _finish(self, job: Job, found: _Found | None) -> None:
         output = self.outputs[job.camera]
         if job.half_of is not None:
             whole, halves = job.half_of, job.half_of.halves
@@ -710,8 +737,9 @@ class _Run:
             if len(halves) == 2:
                 self._finish(whole, _joined(whole.id, [halves[at] for at in sorted(halves)]))
             return
-        if isinstance(found, NoText) and found.event == NoText.event:
-            output.stats.rejected[found.reason] += 1
+        for item in [found] if isinstance(found, NoText) else found or []:
+            if isinstance(item, NoText) and item.event == NoText.event:
+                output.stats.rejected[item.reason] += 1
         output.done[job.number] = found
         output.stats.waiting -= 1
         if output.is_live and not job.is_spooled:
@@ -753,13 +781,19 @@ class _Run:
                 found = output.done[output.emitted]
                 raised: list[Alert] = []
                 written: list[Any] = [] if found is None else [found]
-                if isinstance(found, list):
+                if isinstance(found, list | NoText):
+                    told = found if isinstance(found, list) else [found]
                     if output.is_live:
                         now = self._clock()
-                        found = [replace(line, delay_s=round(now - line.end, 3)) for line in found]
-                    raised = alerts(found, output.watched)
+                        told = [
+                            replace(line, delay_s=round(now - line.end, 3))
+                            if isinstance(line, Transcript)
+                            else line
+                            for line in told
+                        ]
+                    raised = alerts(told, output.watched)
                     raised = [replace(a, clip=self._clip_name(output, a.segment)) for a in raised]
-                    written = [*found, *raised]
+                    written = [*told, *raised]
                 elif isinstance(found, FileDone | Recording):
                     written = [found.line(output.name)]
                 if written and not self._write(*written):
@@ -774,19 +808,20 @@ class _Run:
                     continue
                 if self._spool is not None:
                     self._spool.remove(found[0].id if isinstance(found, list) else found.id)
-                if isinstance(found, list):
+                lines = [line for line in told if isinstance(line, Transcript)]
+                if lines:
                     if output.is_live and output.recognizer.window_s:
-                        output.recent[found[0].id] = found
+                        output.recent[lines[0].id] = lines
                     output.stats.segments += 1
-                    output.stats.lines += len(found)
-                    output.stats.last_text = found[-1].text
-                    if found[-1].delay_s is not None:
-                        output.stats.delays_s.append(found[-1].delay_s)
-                    output.stats.alerts += len(raised)
-                    for alert in {a.segment: a for a in reversed(raised)}.values():
-                        self._clip(output, alert)
-                    yield from found
-                    yield from raised
+                    output.stats.lines += len(lines)
+                    output.stats.last_text = lines[-1].text
+                    if lines[-1].delay_s is not None:
+                        output.stats.delays_s.append(lines[-1].delay_s)
+                output.stats.alerts += len(raised)
+                for alert in {a.segment: a for a in reversed(raised)}.values():
+                    self._clip(output, alert)
+                yield from lines
+                yield from raised
             yield from self._revise(output)
             if output.turns and output.turns[0][0].after <= output.emitted:
                 return  # the disk takes no more

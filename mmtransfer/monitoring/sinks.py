@@ -88,7 +88,8 @@ class StandardOutput:
                 width = shutil.get_terminal_size().columns - 1
                 print(clear + f"{name}{item.text}"[-width:], end="", flush=True)
         elif isinstance(item, Alert):
-            print(f"{clear}ALERT {item.camera}: {item.phrase} ({item.said})", flush=True)
+            doubt = f"; text rejected: {item.rejected}" if item.rejected else ""
+            print(f"{clear}ALERT {item.camera}: {item.phrase} ({item.said}{doubt})", flush=True)
         elif isinstance(item, Sound):
             louder = f"{item.level_db:.0f} dB, usually {item.usual_db:.0f} dB"
             print(f"{clear}SOUND {item.camera} {_span(item)}: {louder}", flush=True)

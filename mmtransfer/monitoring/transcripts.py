@@ -84,6 +84,8 @@ class NoText:
     reason: str
     event: str = "no text"
     """no text: a guard rejected what was recognised. dropped: there was no room to wait."""
+    text: str = ""
+    """What was rejected: of several decodings the likeliest."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class Alert:
     clip: str | None = None
     """File that holds the moment, once the moment is over, if clips are kept."""
     event: str = "alert"
+    rejected: str = ""
+    """Why a guard rejected the text, if it did: the keyword is doubtful then."""
 
 
 @dataclass(frozen=True)
@@ -234,9 +238,9 @@ class CameraStats:
     not_revised: int = 0
     """Turns that there was no time to decode as a whole; their lines stay as they are."""
     repeated: int = 0
-    """Segments decoded again in longer contexts, because a guard objected."""
+    """Segments decoded again in longer contexts or in halves, because a guard objected."""
     rejected: Counter[str] = field(default_factory=Counter)
-    """Segments without text, by reason."""
+    """Segments, and halves of windows, without text, by reason."""
     dropped: int = 0
     """Segments for which there was no room to wait."""
     waiting: int = 0
@@ -419,8 +423,15 @@ def _word(word: Word) -> dict[str, Any]:
     }
 
 
-def alerts(lines: Sequence[Transcript], watched: WatchList) -> list[Alert]:
-    """The keywords in a segment's lines, and those that begin in one line and end in the next."""
+def alerts(found: Sequence[Transcript | NoText], watched: WatchList) -> list[Alert]:
+    """The keywords in a segment's lines, those that begin in one line and end in the next, and
+    those in what was rejected.
+    """
+    lines = [line for line in found if isinstance(line, Transcript)]
+    heard: list[tuple[Transcript | NoText, list[Match]]] = [
+        *zip(lines, _matches(lines, watched), strict=True)
+    ]
+    heard += [(line, watched.find(line.text)) for line in found if isinstance(line, NoText)]
     return [
         Alert(
             line.camera,
@@ -431,8 +442,9 @@ def alerts(lines: Sequence[Transcript], watched: WatchList) -> list[Alert]:
             line.start,
             line.end,
             line.text,
+            rejected=line.reason if isinstance(line, NoText) else "",
         )
-        for line, matches in zip(lines, _matches(lines, watched), strict=True)
+        for line, matches in heard
         for match in matches
     ]
 

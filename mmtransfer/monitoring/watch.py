@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rapidfuzz.distance import Levenshtein
 
 from mmtransfer.errors import UserError
+from mmtransfer.words import split_words
 
 THRESHOLD = 0.8
 """Similarity from which a phrase counts as said; 1 is letter for letter."""
@@ -17,8 +18,6 @@ _SOUND_WEIGHT = 0.95  # equal sound counts a little less than equal letters
 _SPELLING_FLOOR = 0.5  # less alike than this, sound alone is no evidence
 _SOUNDS_AT_LEAST = 3  # two consonants alone (fire, fair, four) tell nothing
 _EXACT_LETTERS = 3  # shorter words are too like others to be guessed
-_WORD = re.compile(r"\w+", re.UNICODE)
-_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff]")
 _SOUNDS = [
     (r"ph", "f"),
     (r"gh(?=[^aeiou]|$)", ""),
@@ -87,7 +86,7 @@ class WatchList:
         self._threshold = threshold
         self._phrases: list[tuple[str, list[str]]] = []
         for phrase in phrases:
-            units = _units(phrase)
+            units = split_words(phrase)
             if not units:
                 raise UserError(f"watch words: expected words, found {phrase!r}.")
             self._phrases.append((phrase, units))
@@ -97,7 +96,7 @@ class WatchList:
 
     def find(self, text: str) -> list[Match]:
         """The phrases that a text holds, each once, at its best place."""
-        units = _units(text)
+        units = split_words(text)
         found = []
         for phrase, wanted in self._phrases:
             best = Match(phrase, "", 0.0)
@@ -112,12 +111,3 @@ class WatchList:
             if best.score >= self._threshold:
                 found.append(best)
         return found
-
-
-def _units(text: str) -> list[str]:
-    """Words; characters of scripts that are written without spaces."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    units: list[str] = []
-    for word in _WORD.findall(folded):
-        units += list(word) if _UNSPACED.search(word) else [word]
-    return units

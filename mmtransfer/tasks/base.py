@@ -115,7 +115,7 @@ class Task(Protocol):
         """One picklable record for each of these validation examples."""
         ...
 
-    def summarize(self, records: Sequence[Any]) -> dict[str, float]:
+    def summarize(self, records: Sequence[Any]) -> dict[str, float | None]:
         """Metrics of validation records, `metric` among them."""
         ...
 

@@ -328,7 +328,7 @@ class CtcTask(StagedTask):
                     scores[position] = score_clip(clip.text, text, self._normalize)
         return [scores[position] for position in range(len(indices))]
 
-    def summarize(self, records: Sequence[ClipScore]) -> dict[str, float]:
+    def summarize(self, records: Sequence[ClipScore]) -> dict[str, float | None]:
         """WER, CER and words on silence."""
         score = summarize_speech(
             records,

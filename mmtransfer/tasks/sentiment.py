@@ -292,7 +292,7 @@ class SentimentTask(StagedTask):
             rows[part] = averaged.cpu().numpy()
         return rows.tolist()
 
-    def summarize(self, records: Sequence[list[float]]) -> dict[str, float]:
+    def summarize(self, records: Sequence[list[float]]) -> dict[str, float | None]:
         """Macro-F1, accuracy and mean cross-entropy."""
         logits, targets = np.array(records), np.array(self._validation_classes[: len(records)])
         classes = len(self.text.labels)

@@ -32,7 +32,7 @@ from mmtransfer.contexts import UNADAPTED_CONTEXT_S, longer_context_s
 from mmtransfer.data import Clip, ClipSet
 from mmtransfer.decoding import DecodingOptions, Hypothesis
 from mmtransfer.errors import UserError
-from mmtransfer.evaluation import ClipScore, SpeechScore, score_clip, speech_metric
+from mmtransfer.evaluation import ClipScore, SpeechScore, comparable, score_clip, speech_metric
 from mmtransfer.features import FeatureStore, cache_key, cached_features, weights_digest
 from mmtransfer.guards import rejection
 from mmtransfer.recognition import Recognizer
@@ -351,7 +351,7 @@ class ShortContextTask(SpeechTask):
         for margin in _MARGINS_S:
             self.speech.short.margin_s = margin
             records = self._score(self.validation.clips, device, 0.0)
-            rates.append(self.summarize(records)[self.metric])
+            rates.append(comparable(self.summarize(records), self.metric))
         best = min(rates)
         chosen = next(i for i, rate in enumerate(rates) if rate <= best + _MARGIN_GAIN)
         self.speech.short.margin_s = _MARGINS_S[chosen]

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from mmtransfer.audio import SAMPLE_RATE
 from mmtransfer.augmentation import Augmenter
 from mmtransfer.backbones import SpeechModel
-from mmtransfer.cache import atomic_path, cache_dir
+from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.config import Config
 from mmtransfer.contexts import WINDOW_S
 from mmtransfer.ctc_models import CtcModel
@@ -31,6 +31,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.evaluation import (
     ClipScore,
     SpeechScore,
+    comparable,
     default_normalizer,
     get_normalizer,
     score_clip,
@@ -395,7 +396,7 @@ class SpeechTask(StagedTask):
         """Scores in the full window."""
         return self._score(clips, device, self.speech.max_context_s)
 
-    def summarize(self, records: Sequence[ClipScore]) -> dict[str, float]:
+    def summarize(self, records: Sequence[ClipScore]) -> dict[str, float | None]:
         score = self._summary(records)
         return {"wer": score.wer, "cer": score.cer, "hallucinated_words": score.hallucinated_words}
 
@@ -418,7 +419,7 @@ class SpeechTask(StagedTask):
         sets = [clips.clips[:_SAFE_CLIPS] for clips in (self.validation, *sources)]
 
         def rates(scores: Iterable[list[ClipScore]]) -> list[float]:
-            return [self.summarize(found)[self.metric] for found in scores]
+            return [comparable(self.summarize(found), self.metric) for found in scores]
 
         shortest = self.speech.max_context_s
         reference = rates(self._reference(clips, device) for clips in sets)
@@ -462,7 +463,9 @@ class SpeechTask(StagedTask):
             ]
             single = [clip for own in windows for clip in own]
             alone = self._score(single, device, self.speech.shortest_context_s)
-            rates = [self.summarize(scores)[self.metric] for scores in (together, alone)]
+            rates = [
+                comparable(self.summarize(scores), self.metric) for scores in (together, alone)
+            ]
             is_safe = is_safe and rates[0] <= rates[1] + _SAFE_LOSS
         self.speech.window_s = WINDOW_S if is_safe and is_known else 0.0
         return self.speech.window_s
@@ -496,7 +499,7 @@ def transcribe(
         language=source.language,
         items=[clip.identity for clip in clips.clips],
     )
-    path = cache_dir("transcripts") / f"{key}.json"
+    path = cache_path("transcripts", f"{key}.json")
     if not path.exists():
         recognizer = Recognizer(
             source, device=device, batch_seconds=config.evaluation.batch_seconds

@@ -1,0 +1,118 @@
+"""A cache that cannot be written is no reason to stop."""
+
+import errno
+import logging
+import os
+
+import pytest
+from conftest import write_dataset
+
+from mmtransfer import cache
+from mmtransfer.cache import atomic_path, cache_path
+from mmtransfer.cli import main
+from mmtransfer.ctranslate2_engine import converted
+from mmtransfer.errors import UserError
+from mmtransfer.sources import files_digest
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A cache folder that has nothing to do with other tests'."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MMTRANSFER_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def read_only(root, monkeypatch):
+    """The cache folder on a disk that takes nothing more; root may write anywhere else."""
+
+    real = cache.tempfile.TemporaryFile
+
+    def refuse(**options):
+        if str(options["dir"]).startswith(str(root)):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(options["dir"]))
+        return real(**options)
+
+    def fill(name, text):
+        path = cache_path(name)
+        path.write_text(text)
+        return path
+
+    filled = fill("filled", "kept")
+    monkeypatch.setattr(cache.tempfile, "TemporaryFile", refuse)
+    return filled
+
+
+def put(*parts):
+    path = cache_path(*parts)
+    with atomic_path(path) as part:
+        part.write_text("made")
+    return path
+
+
+def test_what_is_put_into_a_writable_cache_stays_there(root, caplog):
+    assert put("digests", "a") == root / "digests" / "a"
+    assert cache_path("digests", "a").read_text() == "made"
+    assert not caplog.records
+
+
+def test_a_filled_cache_that_cannot_be_written_serves(read_only, caplog):
+    assert cache_path("filled") == read_only
+    assert cache_path("filled").read_text() == "kept"
+    assert not caplog.records
+
+
+def test_what_a_read_only_cache_lacks_goes_elsewhere(read_only, root, caplog):
+    with caplog.at_level(logging.WARNING):
+        made = put("digests", "b")
+    assert not made.is_relative_to(root)
+    assert cache_path("digests", "b") == made  # for as long as the process lives
+    assert cache_path("filled") == read_only
+    put("audio", "c")
+    (record,) = caplog.records  # said once
+    assert "MMTRANSFER_CACHE" in record.getMessage()
+    assert str(root) in record.getMessage()
+
+
+@pytest.mark.parametrize("below", ["file", "file/folder", "loop"])
+def test_a_cache_that_is_no_folder_names_the_variable(tmp_path, monkeypatch, caplog, below):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.setenv("MMTRANSFER_CACHE", str(tmp_path / below))
+    with caplog.at_level(logging.WARNING):
+        assert put("x").read_text() == "made"
+        assert len(files_digest([tmp_path / "file"])) == 64
+    (record,) = caplog.records
+    assert "MMTRANSFER_CACHE" in record.getMessage()
+
+
+def test_nowhere_to_write_at_all_is_one_line(read_only, monkeypatch):
+    def full(**options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache.tempfile, "mkdtemp", full)
+    with pytest.raises(UserError, match="MMTRANSFER_CACHE") as error:
+        cache_path("new")
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_is_evaluated_without_a_cache(random_whisper, tmp_path, monkeypatch, capsys):
+    data = write_dataset(tmp_path / "data", ["gate one", "gate two"])
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MMTRANSFER_CACHE", str(tmp_path / "file"))
+    assert main(["evaluate", str(random_whisper), "--data", str(data)]) == 0
+    assert "2 clips" in capsys.readouterr().out
+
+
+def test_a_conversion_is_used_from_a_read_only_cache(root, random_whisper, monkeypatch):
+    made = converted(str(random_whisper))
+    assert made.is_relative_to(root)
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(cache.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("mmtransfer.cache.uuid.uuid4", refuse)  # nothing is written
+    monkeypatch.setattr("mmtransfer.backbones.load_speech_model", refuse)
+    assert converted(str(random_whisper)) == made
