@@ -30,7 +30,12 @@ from mmtransfer.timeline import Timeline
 
 SAMPLE_RATE = 16_000
 _PCM = "pcm:"
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus", ".aac")
+AUDIO_SUFFIXES = (
+    *(".wav", ".wave", ".w64", ".rf64", ".bwf", ".flac", ".ogg", ".oga", ".spx", ".opus", ".mp3"),
+    *(".mp2", ".mpga", ".m4a", ".m4b", ".m4r", ".aac", ".adts", ".ac3", ".eac3", ".dts", ".wma"),
+    *(".amr", ".awb", ".3ga", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".mka", ".weba"),
+    *(".ape", ".wv", ".tta", ".gsm", ".voc", ".dss", ".ra"),
+)
 """Files that hold sound and no picture."""
 logger = logging.getLogger(__name__)
 
@@ -46,6 +51,10 @@ _SETTLE_S = 2.0  # of audio, after which the earliest stamp is that of a packet 
 
 class MediaError(UserError):
     """A recording that cannot be opened or holds no audio."""
+
+
+class MissingChannelError(MediaError):
+    """A recording that has no such channel."""
 
 
 class TruncatedMediaError(MediaError):
@@ -280,13 +289,14 @@ def channel_count(source: str | Path) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _say_tracks(source: str, tracks: int) -> None:
+def _say_tracks(source: str, tracks: int, number: int) -> None:
     """Once for each source."""
+    which = "the first" if number == 1 else f"the one it prefers, number {number},"
     logger.warning(
-        "%s: has %d audio tracks; one is read, the first unless the file prefers another "
-        "(monitor --channels split reads them all)",
+        "%s: has %d audio tracks; %s is read (monitor --channels split reads them all)",
         public_address(source),
         tracks,
+        which,
     )
 
 
@@ -364,9 +374,10 @@ class _Reading:
         try:
             self._stream, own = audio_track(container, channel)
         except ValueError as error:
-            raise MediaError(f"{self._shown}: {error}.") from None
+            raise MissingChannelError(f"{self._shown}: {error}.") from None
         if channel is None and len(container.streams.audio) > 1:
-            _say_tracks(str(source), len(container.streams.audio))
+            number = 1 + container.streams.audio.index(self._stream)
+            _say_tracks(str(source), len(container.streams.audio), number)
         self._convert = Resampler(SAMPLE_RATE, own)
         self._origin_s = (container.start_time or 0) / 1e6
         self._total_s = length_s(container)

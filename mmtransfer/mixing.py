@@ -36,6 +36,8 @@ def plain_layout(stream: Any) -> None:
     PyAV copies a channel map of its file by its address and frees it with every frame; the process
     dies of it. Nothing here needs more than the number of channels.
     """
+    if stream.codec_context is None:  # nothing decodes it
+        return
     layout = stream.codec_context.layout
     name, count = layout.name, layout.nb_channels
     if count and (" " in name or "@" in name):

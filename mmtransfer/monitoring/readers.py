@@ -81,6 +81,8 @@ class Reader:
     """Seconds of speech that are joined over pauses; see `Engine.window_s`."""
     loud_db: float | None = None
     recorder: Recorder | None = None
+    channel: int | None = None
+    """The one that is read, counted from 0; by default all, mixed."""
     folder: FolderState = field(default_factory=FolderState)
     """What an earlier session read of a folder."""
     known_s: float = 0.0
@@ -158,7 +160,7 @@ def read_recording(reader: Reader) -> None:
     if not is_once and "://" not in reader.source and Path(reader.source).is_file():
         reader.size = Path(reader.source).stat().st_size
     try:
-        for block in stream_audio(reader.source, reader.stopping.is_set):
+        for block in stream_audio(reader.source, reader.stopping.is_set, channel=reader.channel):
             at = reader.read_s
             reader.read_s += len(block) / SAMPLE_RATE
             fresh = round((reader.read_s - reader.known_s) * SAMPLE_RATE)
@@ -218,6 +220,7 @@ def read_camera(reader: Reader) -> None:
         settings=reader.live,
         now=reader.clock,
         recorder=reader.recorder,
+        channel=reader.channel,
     ):
         if not isinstance(item, Block):
             if item.event == "lost":
