@@ -46,6 +46,7 @@ _SAY_LENGTH = {"mov", "wav", "w64", "flac", "avi", "asf", "caf", "aiff", "au", "
 _LEAST_BYTES = 2.0  # a second; FLAC takes 4 for digital silence
 _LONGEST_GAP_S = 1800.0  # that is believed although no picture shows that time went by
 _SEEK_EARLY_S = 1.0  # lossy codecs need frames before the first wanted one
+_BLOCK_S = 0.25
 _SETTLE_S = 2.0  # of audio, after which the earliest stamp is that of a packet that was in time
 
 
@@ -378,7 +379,7 @@ class _Reading:
         if channel is None and len(container.streams.audio) > 1:
             number = 1 + container.streams.audio.index(self._stream)
             _say_tracks(str(source), len(container.streams.audio), number)
-        self._convert = Resampler(SAMPLE_RATE, own)
+        self._convert = Resampler(SAMPLE_RATE, own, block_s=_BLOCK_S)
         self._origin_s = (container.start_time or 0) / 1e6
         self._total_s = length_s(container)
         self._has_jumped = False
@@ -427,7 +428,7 @@ class _Reading:
             cut = error
         for gap_s, placed in timeline.finish():
             yield from self._converted(gap_s, placed)
-        for block in self._convert.flush():
+        for block in self._tried(self._convert.flush()):
             yield block, True
         mixer = self._convert.mixer
         if mixer.bad:
@@ -462,17 +463,19 @@ class _Reading:
 
     def _converted(self, gap_s: float, frame: Any) -> Iterator[tuple[np.ndarray, bool]]:
         if gap_s:
-            for block in self._convert.flush():
+            for block in self._tried(self._convert.flush()):
                 yield block, True
             for block in _silence(gap_s):
                 yield block, False
+        for block in self._tried(self._convert(frame)):
+            yield block, True
+
+    def _tried(self, blocks: Iterator[np.ndarray]) -> list[np.ndarray]:
         try:
-            blocks = list(self._convert(frame))
+            return list(blocks)
         except Exception as error:  # whatever a conversion raises is this file's alone
             why = getattr(error, "strerror", None) or error
             raise MediaError(f"{self._shown}: its audio cannot be converted ({why}).") from None
-        for block in blocks:
-            yield block, True
 
     def _can_be_missing(self, at: float, gap_s: float) -> bool:
         is_within = self._total_s is None or at + gap_s <= self._total_s + 1.0

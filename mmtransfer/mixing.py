@@ -45,7 +45,7 @@ def plain_layout(stream: Any) -> None:
 
 
 class Mixer:
-    """Frames to one channel at the stream's own rate.
+    """The channels of a stream to one.
 
     The mean of the channels; one that carries another's sound turned over is turned back, since
     they would cancel out, and one that never carried any is left out. With `channel` that one
@@ -65,42 +65,32 @@ class Mixer:
         self._turned = np.zeros(0, bool)
         self._weights = np.zeros(0, np.float32)
 
-    def __call__(self, frame: Any) -> np.ndarray:
-        """A frame as float32 [samples].
-
-        Raises:
-            ValueError: the stream has no such channel, or a frame that PyAV cannot convert.
-        """
-        samples = self._samples(frame)  # [channel, sample] or [sample, channel]
-        if samples.shape[0] == 1:
-            if self._channel:
-                raise ValueError(f"no channel {self._channel + 1}: it has one")
-            return self._clean(samples[0])
-        if self._channel is not None:
-            if self._channel >= len(samples):
-                raise ValueError(f"no channel {self._channel + 1}: it has {len(samples)}")
-            return self._clean(np.ascontiguousarray(samples[self._channel]))
-        samples = self._clean(samples)
-        self._compare(samples, frame.sample_rate)
-        return self._weights @ samples
-
-    def _samples(self, frame: Any) -> np.ndarray:
-        """Float32 [channel, sample]."""
+    def samples(self, frame: Any) -> np.ndarray:
+        """A frame as [channel, sample], in the numbers that it came in."""
         kind, channels = frame.format, frame.layout.nb_channels
         is_out_of_reach = kind.is_planar and channels > _PLANES
         if is_out_of_reach or (kind.bytes > 4 and "dbl" not in kind.name):
             frame = self._packed(frame)
             kind = frame.format
-        array = frame.to_ndarray()
-        if not kind.is_planar:
-            array = array.reshape(-1, channels).T
-        scale = _FULL_SCALES.get(array.dtype.str[1:])
-        if scale is None:
-            with np.errstate(over="ignore"):  # a double beyond float32 is no sound either
-                return array.astype(np.float32, copy=False)
-        if array.dtype == np.uint8:
-            array = array.astype(np.int16) - 128
-        return array.astype(np.float32) * np.float32(1 / scale)
+        array: np.ndarray = frame.to_ndarray()
+        return array if kind.is_planar else array.reshape(-1, channels).T
+
+    def mix(self, samples: np.ndarray, rate: int) -> np.ndarray:
+        """[channel, sample] of frames of one form to float32 [samples].
+
+        Raises:
+            ValueError: the stream has no such channel.
+        """
+        channels = len(samples)
+        if self._channel is not None or channels == 1:
+            number = self._channel or 0
+            if number >= channels:
+                raise ValueError(f"no channel {number + 1}: it has {channels}")
+            return self._clean(_as_float(samples[number]))
+        samples = self._clean(_as_float(samples))
+        self._compare(samples, rate)
+        mixed: np.ndarray = self._weights @ samples
+        return mixed
 
     def _packed(self, frame: Any) -> Any:
         shape = (frame.format.name, frame.layout.name, frame.sample_rate)
@@ -152,18 +142,31 @@ class Mixer:
         self._weights = (signs * counted / counted.sum()).astype(np.float32)
 
 
+def _as_float(samples: np.ndarray) -> np.ndarray:
+    scale = _FULL_SCALES.get(samples.dtype.str[1:])
+    if scale is None:
+        with np.errstate(over="ignore"):  # a double beyond float32 is no sound either
+            return samples.astype(np.float32, copy=False)
+    if samples.dtype == np.uint8:
+        samples = samples.astype(np.int16) - 128
+    return samples.astype(np.float32) * np.float32(1 / scale)
+
+
 class Resampler:
     """Frames to mono float32 blocks, at the stream's own rate or another one.
 
-    A stream may change its rate, format or layout; a new resampler is made when it does. See
-    `Mixer` for `channel`.
+    A stream may change its rate, format or layout; a new resampler is made when it does. Blocks are
+    of `block_s` at least, as small ones cost more time than their decoding; by default they come
+    with their frames. See `Mixer` for `channel`.
     """
 
-    def __init__(self, rate: int | None, channel: int | None = None):
+    def __init__(self, rate: int, channel: int | None = None, *, block_s: float = 0.0):
         self.mixer = Mixer(channel)
-        self._rate = rate
+        self._rate, self._block_s = rate, block_s
         self._resampler: Any = None
-        self._from = 0
+        self._shape: tuple[Any, ...] = ()
+        self._waiting: list[np.ndarray] = []
+        self._count = 0  # of their samples
 
     def __call__(self, frame: Any) -> Iterator[np.ndarray]:
         """Blocks of a frame's audio, as far as the resampler gives it.
@@ -172,12 +175,26 @@ class Resampler:
             ValueError: see `Mixer`.
         """
         rate = frame.sample_rate
-        if rate != self._from:
+        samples = self.mixer.samples(frame)
+        shape = (rate, len(samples), samples.dtype)
+        if shape != self._shape:
             yield from self.flush()
-            self._from = rate
-            if self._rate not in (None, rate):
+            self._shape = shape
+            if self._rate != rate:
                 self._resampler = av.AudioResampler("flt", "mono", self._rate)
-        samples = self.mixer(frame)
+        self._waiting.append(samples)
+        self._count += samples.shape[1]
+        if self._count >= self._block_s * rate:
+            yield from self._convert()
+
+    def _convert(self) -> Iterator[np.ndarray]:
+        if not self._waiting:
+            return
+        first, *others = self._waiting
+        joined = np.concatenate(self._waiting, axis=1) if others else first
+        self._waiting, self._count = [], 0
+        rate = self._shape[0]
+        samples = self.mixer.mix(joined, rate)
         if self._resampler is None:
             yield samples
             return
@@ -187,9 +204,10 @@ class Resampler:
             yield out.to_ndarray()[0]
 
     def flush(self) -> Iterator[np.ndarray]:
-        """What the resampler still holds."""
+        """What waits, and what the resampler still holds."""
+        yield from self._convert()
         if self._resampler is not None:
             for out in self._resampler.resample(None):
                 yield out.to_ndarray()[0]
         self._resampler = None
-        self._from = 0
+        self._shape = ()

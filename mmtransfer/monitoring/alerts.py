@@ -208,8 +208,8 @@ class Mqtt(_Queued):
             ) from None
         if re.search("[+#\0]", self._topic):
             raise UserError(
-                f"mqtt: expected a topic to publish to, found '{public_address(url)}': + and # stand "
-                "for many."
+                f"mqtt: expected a topic to publish to, found '{public_address(url)}': "
+                "+ and # stand for many."
             )
         try:
             from paho.mqtt import client as paho
