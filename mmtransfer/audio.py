@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -497,15 +498,15 @@ class _Reading:
 
 
 def _picture_goes_on(source: str | Path, start: float, end: float) -> bool:
-    """Whether a file's picture shows that time went by: one for each minute at least."""
+    """Whether a file's picture shows that time went by: one in each of its minutes at least."""
     if "://" in str(source) or is_piped(str(source)):
         return False
-    left = (end - start) / 60
+    left = set(range(ceil((end - start) / 60)))
     with suppress(MediaError, av.error.FFmpegError, OSError), open_media(source) as container:
         for packet in container.demux(container.streams.video[:1]):
-            if packet.pts is not None and start < float(packet.pts * packet.time_base) < end:
-                left -= 1
-                if left <= 0:
+            if packet.pts is not None:
+                left.discard(int((float(packet.pts * packet.time_base) - start) // 60))
+                if not left:
                     return True
     return False
 

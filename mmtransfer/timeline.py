@@ -38,7 +38,7 @@ class Timeline:
         self._filled = 0.0  # silence so far
         self._has_begun = False
         self._held: deque[tuple[Any, float | None, float]] = deque()
-        self._held_s = self._low = 0.0
+        self._held_s = self._low = self._look_s = 0.0
         self._early_s, self._high = 0.0, -float("inf")  # audio stamped too early, and its nearest
 
     def place(self, piece: Any, stamp: float | None, seconds: float) -> Iterator[tuple[float, Any]]:
@@ -57,12 +57,15 @@ class Timeline:
                 self._has_begun = True
                 yield 0.0, piece
                 continue
-            self._low = min(self._low, late) if self._held else late
+            if not self._held:
+                self._low = late
+                self._look_s = min(max(_SURE_S, 1.5 * late), _LONGEST_LOOK_S)
+            self._low = min(self._low, late)
             self._held.append((piece, stamp, seconds))
             self._held_s += seconds
             if self._low <= JITTER_S:
                 yield from self._release(0.0)
-            elif self._held_s >= min(max(_SURE_S, 1.5 * self._low), _LONGEST_LOOK_S):
+            elif self._held_s >= self._look_s:
                 first, *others = self._held
                 waiting = deque([*others, *waiting])
                 self._held = deque([first])
