@@ -12,7 +12,7 @@ from mmtransfer.errors import UserError
 
 HIDDEN = "***"
 """What stands in an address where a secret was."""
-_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://\S+")
+_ADDRESS = re.compile(r"""[a-zA-Z][a-zA-Z0-9+.-]*://\S+|[^\s'"]*:[^\s'"]+@[^\s'"]+""")
 _SECRET = (
     r"(?:pass(?:word|wd|phrase)?|pwd|psw|pw|user(?:name)?|usr|login|account|token|auth\w*|secret|"
     r"(?:api|access|private|stream)?_?-?key(?:[_-]?id)?|sig(?:nature)?|credentials?|session(?:id)?|"

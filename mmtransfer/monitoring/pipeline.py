@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.addresses import public_address, without_secrets
+from mmtransfer.addresses import public_address
 from mmtransfer.audio import is_piped
 from mmtransfer.decoding import DecodingOptions, Hypothesis
 from mmtransfer.errors import UserError
@@ -836,7 +836,7 @@ class _Run:
                 cut_recording(path, start, end, Path(name))
                 done(Path(name), "")
             except Exception as error:  # whatever it is, nobody looks into this future
-                done(Path(name), without_secrets(str(error), path) or type(error).__name__)
+                done(Path(name), str(error) or type(error).__name__)
 
         future = self._clip_pool.submit(cut)
         self._cutting.add(future)
