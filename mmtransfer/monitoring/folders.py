@@ -160,7 +160,8 @@ class Folder:
             if any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in parts):
                 continue
             if path.suffix.lower() not in MEDIA_SUFFIXES:
-                self.others[path.suffix.lower()] += path.is_file()
+                if path.is_file():
+                    self.others[path.suffix.lower()] += 1
                 continue
             try:
                 state = path.stat()
@@ -327,12 +328,13 @@ def read_folder(reader: Reader) -> None:
 
 def _tell_others(reader: Reader, folder: Folder, told: set[str]) -> None:
     """Tell once of files of each ending that is not taken."""
-    others = {ending: count for ending, count in folder.others.items() if count}
-    if others.keys() <= told:
+    fresh = sorted(folder.others.keys() - told)
+    if not fresh:
         return
-    fresh = sorted(others.keys() - told)
-    told |= others.keys()
-    counts = ", ".join(f"{others[ending]} {ending or 'without an ending'}" for ending in fresh)
+    told.update(fresh)
+    counts = ", ".join(
+        f"{folder.others[ending]} {ending or 'without an ending'}" for ending in fresh
+    )
     detail = printable(f"{counts}: no recordings by their endings; a source by name is tried")
     reader.tell(SourceEvent(reader.name, "not taken", reader.clock(), detail))
 
