@@ -172,7 +172,7 @@ class Monitor:
             for number, output in enumerate(outputs):
                 camera = output.camera
                 if output.has_ended:
-                    run.events.put((number, SourceEnd(camera.url, camera.name, None)))
+                    run.events.put((number, SourceEnd(output.source, camera.name, None)))
                     continue
                 if self._clips is not None and output.is_live:
                     output.recorder = Recorder()

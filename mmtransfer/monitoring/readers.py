@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mmtransfer.addresses import public_address
 from mmtransfer.audio import SAMPLE_RATE, MediaError, is_piped, stream_audio
 from mmtransfer.monitoring.clips import Recorder
 from mmtransfer.monitoring.live import (
@@ -103,7 +104,9 @@ class Reader:
                 error = problem
             if self.stopping.is_set() and (error is None or is_piped(self.source)):
                 error = Stopped("stopped before the end")
-            end = SourceEnd(self.source, self.name, error, self.size, round(self.read_s, 6))
+            end = SourceEnd(
+                public_address(self.source), self.name, error, self.size, round(self.read_s, 6)
+            )
             self.events.put((self.camera, end))
 
         thread = threading.Thread(target=run, name=f"reader {self.name}", daemon=True)
