@@ -25,6 +25,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from mmtransfer import __version__
+from mmtransfer.addresses import without_secrets
 from mmtransfer.errors import UserError
 
 _MODEL_HELP = "run folder, checkpoint folder, Hub id, or bundled:NAME"
@@ -33,7 +34,9 @@ _MODEL_HELP = "run folder, checkpoint folder, Hub id, or bundled:NAME"
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for input that cannot be used)."""
     _prepare_output()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Public())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("mmtransfer").setLevel(logging.INFO)
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -66,6 +69,13 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(message)
 
 
+class _Public(logging.Formatter):
+    """Messages alone, without what addresses in them hold back."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
 def entry() -> NoReturn:
     """The program: `main`, and then the end.
 
@@ -92,7 +102,7 @@ def _prepare_output() -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"mmtransfer: error: {message}", file=sys.stderr)
+    print(f"mmtransfer: error: {without_secrets(message)}", file=sys.stderr)
     return 2
 
 
@@ -197,6 +207,19 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         "audio there",
     )
     monitor.add_argument("--cameras", metavar="FILE.yaml", help="sources with names, from a file")
+    monitor.add_argument(
+        "--channels",
+        type=_channels,
+        default="mix",
+        metavar="mix|split|N",
+        help="mix: the mean of all channels (default); split: each for itself, as NAME-1, NAME-2, "
+        "...; N: one of them",
+    )
+    monitor.add_argument(
+        "--live",
+        action=argparse.BooleanOptionalAction,
+        help="whether the sources go on for ever; by default as each itself says",
+    )
     monitor.add_argument(
         "--output",
         nargs="+",
@@ -328,6 +351,14 @@ def _count(text: str) -> int:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of 1 or more, found {text!r}")
+    return int(text)
+
+
+def _channels(text: str) -> str | int:
+    if text in ("mix", "split"):
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected mix, split or a number, found {text!r}")
     return int(text)
 
 

@@ -28,7 +28,7 @@ from mmtransfer.segments import Segmenter
 
 logger = logging.getLogger(__name__)
 _READERS = 2  # more wait for each other: decoding returns to the interpreter with every packet
-_CACHE_VERSION = "1"  # raise it when decoding changes
+_CACHE_VERSION = "2"  # raise it when decoding changes
 _SUBTITLES = (".srt", ".vtt")
 _TEXT_FILES = {".csv", ".json", ".jsonl", ".txt", ".md", ".srt", ".vtt", ".tsv", ".yaml", ".yml"}
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from mmtransfer.audio import SAMPLE_RATE
+from mmtransfer.mixing import brought_up
 from mmtransfer.voice_activity import FRAME, SpeechProbability
 
 _FRAME_S = FRAME / SAMPLE_RATE
@@ -267,7 +268,9 @@ class Segmenter:
         """Speech from frame `started` to `end`, with its padding up to `high`."""
         low = max(self._first, self._taken, started - self._before)
         samples = self._frames[low - self._first : high - self._first].reshape(-1)
-        return Segment(started * _FRAME_S, end * _FRAME_S, samples.copy(), low * _FRAME_S)
+        # Models, too, take speech for what it is if it is loud enough.
+        audible = brought_up(samples.copy())
+        return Segment(started * _FRAME_S, end * _FRAME_S, audible, low * _FRAME_S)
 
     def _forget(self) -> None:
         """Drop frames that no segment can need any more."""

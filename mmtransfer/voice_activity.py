@@ -17,9 +17,12 @@ import numpy as np
 
 from mmtransfer.audio import SAMPLE_RATE
 from mmtransfer.cache import atomic_path, cache_path
+from mmtransfer.mixing import gain_for
 
 FRAME = 512
 """Samples per probability (32 ms)."""
+_FADING = np.log(10) / 20 * 0.5 * FRAME / SAMPLE_RATE
+"""Half a decibel a second, as a logarithm a frame."""
 _CONTEXT = 64  # samples of the frame before that the network sees
 _STFT, _HOP = 256, 128
 _WIDTH = 128
@@ -109,11 +112,17 @@ def _package_weights() -> dict[str, np.ndarray]:
 
 
 class SpeechProbability:
-    """Speech probabilities of one stream, block by block; keeps its state between calls."""
+    """Speech probabilities of one stream, block by block; keeps its state between calls.
+
+    What is very quiet is brought up first, since the network takes speech below -40 dB for silence;
+    noise it takes for noise at any level. Where somebody has spoken up, quiet voices behind that
+    stay quiet for a minute.
+    """
 
     def __init__(self) -> None:
         self._state = (np.zeros(_WIDTH, np.float32), np.zeros(_WIDTH, np.float32))
         self._tail = np.zeros(_CONTEXT, np.float32)
+        self._peak = 0.0  # of what came before, fading
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         """Float32 samples, a multiple of 512, at 16 kHz -> one probability per 512 samples.
@@ -128,8 +137,22 @@ class SpeechProbability:
         joined = np.concatenate([self._tail, samples])
         self._tail = joined[-_CONTEXT:].copy()
         pieces = np.lib.stride_tricks.sliding_window_view(joined, _CONTEXT + FRAME)[::FRAME]
+        gains = self._gains(samples)
+        if (gains > 1).any():
+            pieces = pieces * gains[:, None]
         probabilities, self._state = _network()(pieces, self._state)
         return probabilities
+
+    def _gains(self, samples: np.ndarray) -> np.ndarray:
+        """What each frame is multiplied by, float32 [frame]."""
+        peaks = np.abs(samples).reshape(-1, FRAME).max(axis=1)
+        # The highest peak so far, each fading with time: as a running maximum of logarithms.
+        fading = np.arange(len(peaks) + 1) * _FADING
+        highest = np.log(np.maximum(np.concatenate([[self._peak], peaks]), 1e-9)) + fading
+        highest = np.exp(np.maximum.accumulate(highest) - fading)
+        self._peak = float(highest[-1])
+        gains: np.ndarray = gain_for(highest[1:]).astype(np.float32)
+        return gains
 
 
 def speech_bounds(samples: np.ndarray, *, threshold: float = 0.5) -> tuple[float, float] | None:

@@ -128,6 +128,48 @@ def test_a_name_is_of_its_own_series(name):
     assert follows(name, name) == 0
 
 
+@pytest.mark.parametrize(
+    "name", ["gate.WMA", "gate.amr", "gate.m2ts", "gate.aiff", "gate.mka", "a/b.mpeg", "gate.wav"]
+)
+def test_recordings_of_many_endings_are_taken(tmp_path, name):
+    path, old = tmp_path / name, time.time() - 60
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x")
+    os.utime(path, (old, old))
+    folder = Folder(tmp_path)
+    assert complete_names(folder) == [name]
+    assert not folder.others
+
+
+@pytest.mark.parametrize(
+    "name", ["._gate.wav", ".gate.wav", ".trash/gate.wav", "@eaDir/gate.wav", "__MACOSX/gate.wav"]
+)
+def test_hidden_and_resource_files_are_no_recordings(tmp_path, name):
+    path, old = tmp_path / name, time.time() - 60
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x")
+    os.utime(path, (old, old))
+    folder = Folder(tmp_path)
+    assert complete_names(folder) == []
+    assert not folder.others
+
+
+def test_a_name_is_the_same_in_every_unicode_form(tmp_path):
+    """As one system writes it, and another after a copy."""
+    composed, apart, old = "B\u00fcro.wav", "Bu\u0308ro.wav", time.time() - 60
+    path = tmp_path / apart
+    path.write_bytes(b"x")
+    os.utime(path, (old, old))
+    folder = Folder(tmp_path)
+    (found,) = folder.look()
+    assert found.name == composed
+    state = path.stat()
+    for written in (composed, apart):
+        known = Folder(tmp_path, [FileDone(written, state.st_size, state.st_mtime_ns, 1)])
+        assert known.look() == []
+    assert series(found.name) == series(composed)
+
+
 # --- what is heard --------------------------------------------------------------------------------
 
 
@@ -425,3 +467,21 @@ def test_a_file_is_not_done_whose_last_segment_was_not_taken(speech, spoken, tmp
     _, lines = watch(folder, journal, lambda items: len(said(items)) >= 70 - len(heard))
     names = [t["id"].partition("@")[0] for t in texts(lines)]
     assert len(names) == len(set(names)) == 70
+
+
+def test_a_folder_tells_once_what_it_does_not_take(speech, spoken, tmp_path, impatient):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("notes.txt", "more.txt", "raw.pcmx", "noending", "._gate.wav"):
+        (folder / name).write_bytes(b"x")
+    write_at(folder / "gate.wav", speech, time.time() - 3600)
+
+    def until(items):
+        if len(said(items)) >= len(spoken):
+            (folder / "late.cfg").write_bytes(b"x")
+        return happened(items).count("not taken") >= 2
+
+    items, _ = watch(folder, tmp_path / "j", until)
+    first, second = [i.detail for i in items if getattr(i, "event", "") == "not taken"]
+    assert first.startswith("1 without an ending, 1 .pcmx, 2 .txt:")
+    assert second.startswith("1 .cfg:")

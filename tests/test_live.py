@@ -20,7 +20,7 @@ from mmtransfer.cli import main
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring import Camera, Journal, LiveSettings, Monitor, SourceEvent, Transcript
 from mmtransfer.monitoring.cameras import load_cameras
-from mmtransfer.monitoring.live import is_live
+from mmtransfer.monitoring.kinds import is_live
 from mmtransfer.monitoring.spool import Spool
 from mmtransfer.recognition import Recognizer
 from mmtransfer.segments import Segment

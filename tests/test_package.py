@@ -12,7 +12,7 @@ CODE = ("mmtransfer", "benchmarks", "tasks", "examples")
 LOADERS = ("from_pretrained", "from_config", "pipeline")
 # Lowest first: a module may import from its own line or a lower one.
 LAYERS = [
-    {"errors", "cache", "progress", "contexts", "words"},
+    {"errors", "addresses", "timeline", "mixing", "cache", "progress", "contexts", "words"},
     {"checkpoints"},
     {"config"},
     {"audio", "encoders", "heads", "transfer"},

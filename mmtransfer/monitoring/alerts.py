@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from mmtransfer.addresses import checked_address, host_of, public_address, without_secrets
 from mmtransfer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -63,13 +64,14 @@ def _request(url: str) -> tuple[str, dict[str, str]]:
         UserError: no http or https address.
     """
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(checked_address(url))
         port, host = parts.port, (parts.hostname or "").encode("idna").decode()
         if parts.scheme not in ("http", "https") or not host or re.search(r"\s", parts.netloc):
             raise ValueError("no http address")
-    except ValueError:
+    except (ValueError, UserError):
         raise UserError(
-            f"webhook: expected an address http[s]://HOST[:PORT]/PATH, found '{url}'."
+            f"webhook: expected an address http[s]://HOST[:PORT]/PATH, found '{host_of(url)}'. "
+            "Write # / ? [ in a user or password as %23 %2F %3F %5B."
         ) from None
     host = f"[{host}]" if ":" in host else host
     place = host if port is None else f"{host}:{port}"
@@ -168,7 +170,7 @@ class Webhook(_Queued):
                 if error.code < 500 and error.code not in (408, 429):
                     break  # the other side understood and refuses; again would be no better
             except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = str(getattr(error, "reason", None) or error)
+                reason = without_secrets(str(getattr(error, "reason", None) or error), self._url)
             if time.monotonic() + pause > deadline:
                 break
             if self._closing.wait(pause):
@@ -192,20 +194,22 @@ class Mqtt(_Queued):
 
     def __init__(self, url: str, *, settled: Settled | None = None):
         try:
-            parts = urlsplit(url)
+            parts = urlsplit(checked_address(url))
             port = parts.port or (8883 if parts.scheme == "mqtts" else 1883)
             self._topic = unquote(url.partition("://")[2].partition("/")[2]).strip("/")
             host = parts.hostname or ""
             is_address = parts.scheme in ("mqtt", "mqtts") and host and self._topic
             if not is_address or re.search(r"\s", parts.netloc):
                 raise ValueError("no address")
-        except ValueError:
+        except (ValueError, UserError):
             raise UserError(
-                f"mqtt: expected mqtt[s]://[USER:PASSWORD@]HOST[:PORT]/TOPIC, found '{url}'."
+                f"mqtt: expected mqtt[s]://[USER:PASSWORD@]HOST[:PORT]/TOPIC, found "
+                f"'{public_address(url)}'. Write # / ? [ in a user or password as %23 %2F %3F %5B."
             ) from None
         if re.search("[+#\0]", self._topic):
             raise UserError(
-                f"mqtt: expected a topic to publish to, found '{url}': + and # stand for many."
+                f"mqtt: expected a topic to publish to, found '{public_address(url)}': "
+                "+ and # stand for many."
             )
         try:
             from paho.mqtt import client as paho

@@ -8,13 +8,16 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from annotated_types import Gt, Lt, MinLen
+from annotated_types import Ge, Gt, Lt, MinLen
 
+from mmtransfer.addresses import checked_address, public_address, without_secrets
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.watch import WatchList
+
+_SHOWN = 80  # characters of what was found in place of a camera
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class Camera:
     """A recogniser of its own; by default that of the monitor."""
     loud_db: Annotated[float, Gt(0), Lt(100)] | None = None
     """Tell of sounds so many dB above what is usual there."""
+    channels: Literal["mix", "split"] | Annotated[int, Ge(1)] = "mix"
+    """The mean of all channels; each for itself, as NAME-1, NAME-2 and so on (a call with one
+    speaker on each); or one of them by its number."""
+    live: bool | None = None
+    """Whether it goes on for ever; by default as the source itself says."""
 
 
 def load_cameras(path: str | Path) -> list[Camera]:
@@ -68,7 +76,8 @@ def load_cameras(path: str | Path) -> list[Camera]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise UserError(
-                f"{path}: camera {number}: expected keys with values ({known}), found {row!r}."
+                f"{path}: camera {number}: expected keys with values ({known}), found "
+                f"{without_secrets(repr(row)[:_SHOWN])}."
             )
         where = f"{path}: camera {number}"
         try:
@@ -81,11 +90,13 @@ def load_cameras(path: str | Path) -> list[Camera]:
             raise UserError(f"{where}: {key}: {first['msg']}. Keys are {known}.") from None
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
+        if public_address(camera.name) != camera.name:
+            raise UserError(f"{where}: name: it holds a password or token; give another name.")
         if printable(camera.name) != camera.name:
             raise UserError(
                 f"{where}: name: expected no control characters, found {camera.name!r}."
             )
-        if camera.name in {other.name for other in cameras}:
+        if same_form(camera.name) in {same_form(other.name) for other in cameras}:
             raise UserError(f"{where}: the name '{camera.name}' occurs twice.")
         beside = path.parent / camera.url
         if "://" not in camera.url and beside.exists():
@@ -120,23 +131,9 @@ def named_cameras(sources: Iterable[str | Path | Camera]) -> list[Camera]:
 
 def _short_name(source: str) -> str:
     if "://" not in source:
-        return Path(source).stem or source
+        return Path(public_address(source)).stem or source
     address = urlsplit(public_address(source))
-    return f"{address.netloc}{address.path}".rstrip("/") or source
-
-
-def checked_address(source: str) -> str:
-    """The source, if it is a path, or an address with a host and a port that can be one.
-
-    Raises:
-        UserError: an address that is none.
-    """
-    if "://" in source:
-        try:
-            urlsplit(source).port  # noqa: B018 - raises for what is no port
-        except ValueError as error:
-            raise UserError(f"{source}: not an address: {error}.") from None
-    return source
+    return f"{address.netloc}{address.path}".rstrip("/") or "stream"
 
 
 def file_name(name: str) -> str:
@@ -147,6 +144,13 @@ def file_name(name: str) -> str:
     return f"{plain.lstrip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
+def same_form(name: str) -> str:
+    """A name in the one Unicode form that names are compared in: what looks the same is the same,
+    whichever system wrote it.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def printable(text: str) -> str:
     r"""A name as files and terminals take it: bytes that are no UTF-8, and control characters, are
     written as in `\x0a`.
@@ -154,11 +158,3 @@ def printable(text: str) -> str:
     return "".join(
         f"\\x{ord(c) & 0xFF:02x}" if unicodedata.category(c) in ("Cc", "Cs") else c for c in text
     )
-
-
-def public_address(source: str) -> str:
-    """A stream's address without user and password, which belong in no file; else as it is."""
-    if "://" not in source:
-        return source
-    parts = urlsplit(source)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -14,6 +14,7 @@ from typing import Any
 
 import av
 
+from mmtransfer.addresses import without_secrets
 from mmtransfer.audio import media_file
 from mmtransfer.monitoring.cameras import file_name
 
@@ -35,6 +36,13 @@ def cut_recording(source: str, start: float, end: float, path: Path) -> None:
     Raises:
         OSError: the file cannot be read or written.
     """
+    try:
+        _cut_recording(source, start, end, path)
+    except Exception as error:  # PyAV's quote the address
+        raise OSError(without_secrets(str(error), source) or type(error).__name__) from None
+
+
+def _cut_recording(source: str, start: float, end: float, path: Path) -> None:
     with av.open(media_file(source), metadata_errors="replace") as container:
         streams = [s for s in container.streams if s.type in _KINDS]
         origin = (container.start_time or 0) / 1e6

@@ -14,16 +14,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from mmtransfer.addresses import public_address
 from mmtransfer.audio import MediaError, is_piped, is_standard_input, open_media
 from mmtransfer.decoding import DecodingOptions
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.alerts import STOPPED, Channel, Mqtt, Settled, Webhook
-from mmtransfer.monitoring.cameras import Camera, load_cameras, named_cameras, public_address
+from mmtransfer.monitoring.cameras import Camera, load_cameras, named_cameras
 from mmtransfer.monitoring.dashboard import dashboard, host_and_port, metrics_server
-from mmtransfer.monitoring.folders import is_folder
 from mmtransfer.monitoring.journal import Journal
+from mmtransfer.monitoring.kinds import goes_on, is_folder, settle
 from mmtransfer.monitoring.lines import LineSettings
-from mmtransfer.monitoring.live import LiveSettings, SourceEvent, is_live
+from mmtransfer.monitoring.live import LiveSettings, SourceEvent
 from mmtransfer.monitoring.memory import keep_steady
 from mmtransfer.monitoring.pipeline import Monitor, load_monitor
 from mmtransfer.monitoring.sinks import (
@@ -52,7 +53,7 @@ def run(arguments: Namespace) -> int:
     """
     cameras = _cameras(arguments)
     outputs = [Path(path) for path in arguments.output]
-    endless = [c.name for c in cameras if is_live(c.url) or is_folder(c.url)]
+    endless = [c.name for c in cameras if goes_on(c) or is_folder(c.url)]
     if endless or any(is_piped(c.url) for c in cameras):  # costs a recording a fifth of its time
         keep_steady()
     check_outputs(outputs, live=endless)
@@ -60,10 +61,7 @@ def run(arguments: Namespace) -> int:
     for camera in cameras:  # before the model is loaded, which takes seconds
         WatchList(camera.watch)
         if camera.name not in endless and not is_piped(camera.url):
-            with open_media(camera.url) as container:
-                if len(container.streams.audio) > 1:
-                    tracks = len(container.streams.audio)
-                    logger.warning("%s: has %d audio tracks; the first is read", camera.url, tracks)
+            open_media(camera.url).close()
     if arguments.metrics_port is not None:
         host_and_port(arguments.metrics_port)
     with ExitStack() as opened:
@@ -216,14 +214,18 @@ def _cameras(arguments: Namespace) -> list[Camera]:
     )
     if sum(is_standard_input(camera.url) for camera in cameras) > 1:
         raise UserError("standard input is named twice; it can be read once only.")
-    return [
-        replace(
-            camera,
-            watch=[*camera.watch, *arguments.watch],
-            loud_db=camera.loud_db or arguments.loud,
-        )
-        for camera in cameras
-    ]
+    return settle(
+        [
+            replace(
+                camera,
+                watch=[*camera.watch, *arguments.watch],
+                loud_db=camera.loud_db or arguments.loud,
+                channels=arguments.channels if camera.channels == "mix" else camera.channels,
+                live=arguments.live if camera.live is None else camera.live,
+            )
+            for camera in cameras
+        ]
+    )
 
 
 def _open_journal(arguments: Namespace, cameras: list[Camera]) -> Journal:

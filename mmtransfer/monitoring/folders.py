@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +20,12 @@ from mmtransfer.audio import (
     AUDIO_SUFFIXES,
     SAMPLE_RATE,
     MediaError,
+    MissingChannelError,
     beginning_digest,
-    length_s,
-    open_media,
+    recording_length_s,
     stream_audio,
 )
-from mmtransfer.monitoring.cameras import printable
+from mmtransfer.monitoring.cameras import printable, same_form
 from mmtransfer.monitoring.live import SourceEvent
 from mmtransfer.monitoring.readers import Reader
 from mmtransfer.monitoring.transcripts import FileDone, Recording
@@ -38,10 +38,14 @@ _PATIENCE_S = 60.0  # beyond twice a file's length, how long the next one of its
 _PROBE_BYTES = 1 << 22  # that tell whether a file is still what it was
 _EDGE = SAMPLE_RATE // 2  # the last samples of a file change when it grows
 MEDIA_SUFFIXES = (
-    *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".ts", ".flv", ".mpg"),
+    *(".mp4", ".m4v", ".mkv", ".mov", ".qt", ".avi", ".divx", ".webm", ".ts", ".m2ts", ".mts"),
+    *(".m2t", ".tp", ".trp", ".flv", ".f4v", ".mpg", ".mpeg", ".mpe", ".vob", ".mod", ".tod"),
+    *(".wmv", ".asf", ".3gp", ".3g2", ".3gpp", ".ogv", ".ogm", ".rm", ".rmvb", ".mxf", ".dv"),
+    *(".dav", ".nut", ".wtv"),
     *AUDIO_SUFFIXES,
 )
 """Files of a folder that are read."""
+_SYSTEM_FOLDERS = {"@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class _Digest:
         return self._made.hexdigest()[:16], self._count
 
 
-def goes_on(path: Path, before: FileDone) -> bool:
+def goes_on(path: Path, before: FileDone, channel: int | None = None) -> bool:
     """Whether a file holds all that was read of another, so that it is the same and has grown.
 
     Raises:
@@ -82,7 +86,7 @@ def goes_on(path: Path, before: FileDone) -> bool:
     """
     made, left = hashlib.sha256(), before.hashed
     if left:
-        for block in stream_audio(path):
+        for block in stream_audio(path, channel=channel):
             made.update(block[:left].tobytes())
             left -= min(left, len(block))
             if not left:
@@ -96,8 +100,7 @@ def recorded_at(path: Path) -> float:
     Raises:
         MediaError: the file cannot be read.
     """
-    with open_media(path) as container:
-        return path.stat().st_mtime - (length_s(container) or 0.0)
+    return path.stat().st_mtime - (recording_length_s(path) or 0.0)
 
 
 def series(name: str) -> str:
@@ -132,6 +135,10 @@ class Folder:
         self.path = path
         self.writing: set[str] = set()
         """Series of which a file is being written."""
+        self.others: Counter[str] = Counter()
+        """Files that are no recordings by their ending, counted by it. Hidden files and what
+        systems put beside files (`._gate.mp4`) are not even that.
+        """
         self._by_name: dict[str, FileDone] = {}
         self._by_inode: dict[int, FileDone] = {}
         self._changing: dict[str, tuple[tuple[int, int], float]] = {}  # version, since when
@@ -140,16 +147,21 @@ class Folder:
 
     def add(self, done: FileDone) -> None:
         """A file has been read."""
-        self._by_name[done.name] = self._by_inode[done.inode] = done
+        self._by_name[same_form(done.name)] = self._by_inode[done.inode] = done
 
     def look(self) -> list[Unread]:
         """What is complete and unread, in the order of the last change."""
         now, today = time.monotonic(), time.time()
         found: list[tuple[int, str, Unread]] = []
         changing: dict[str, tuple[tuple[int, int], float]] = {}
-        self.writing = set()
+        self.writing, self.others = set(), Counter()
         for path in self.path.rglob("*"):
+            parts = path.relative_to(self.path).parts
+            if any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in parts):
+                continue
             if path.suffix.lower() not in MEDIA_SUFFIXES:
+                if path.is_file():
+                    self.others[path.suffix.lower()] += 1
                 continue
             try:
                 state = path.stat()
@@ -157,18 +169,18 @@ class Folder:
                 continue
             if not stat.S_ISREG(state.st_mode):
                 continue
-            name = printable(path.relative_to(self.path).as_posix())
+            name = same_form(printable(path.relative_to(self.path).as_posix()))
             known = (self._by_inode.get(state.st_ino), self._by_name.get(name))
             before = tuple(dict.fromkeys(one for one in known if one is not None))
             version = (state.st_size, state.st_mtime_ns)
             if any(version == (one.size, one.mtime_ns) for one in before):
                 continue
-            last, since = self._changing.get(name, (None, 0.0))
+            last, since = self._changing.get(str(path), (None, 0.0))
             if last is None:  # a time in the future says nothing
                 since = now - max(0.0, today - state.st_mtime)
             elif last != version:
                 since = now
-            changing[name] = (version, since)
+            changing[str(path)] = (version, since)
             if now - since < _SETTLED_S:
                 self.writing.add(series(name))
             else:
@@ -282,11 +294,6 @@ class _Chain:
             self._reader.tell(done)
 
 
-def is_folder(source: str) -> bool:
-    """Whether a source is a folder that recordings are written to."""
-    return "://" not in source and Path(source).is_dir()
-
-
 def read_folder(reader: Reader) -> None:
     """Read the recordings in a folder in the order they were written, and wait for more.
 
@@ -296,6 +303,7 @@ def read_folder(reader: Reader) -> None:
     """
     folder, is_there = Folder(Path(reader.source), reader.folder.done.values()), True
     chains: list[_Chain] = []
+    told: set[str] = set()
     while not reader.stopping.is_set():
         looked = time.monotonic()
         if folder.path.is_dir() != is_there:  # a disk that was unmounted
@@ -303,6 +311,7 @@ def read_folder(reader: Reader) -> None:
             event = ("connected", "") if is_there else ("lost", "the folder is not there")
             reader.tell(SourceEvent(reader.name, event[0], reader.clock(), event[1]))
         found = folder.look()
+        _tell_others(reader, folder, told)
         for place, unread in enumerate(found):
             folder.add(_read_file(reader, unread, chains))
             if reader.stopping.is_set():  # what is running is read again in the next session
@@ -315,6 +324,19 @@ def read_folder(reader: Reader) -> None:
         _finish(chains, [one for one in chains if not one.may_go_on(folder.writing)])
         took = time.monotonic() - looked  # months of recordings take a while to list
         reader.stopping.wait(max(_LOOK_S, 10 * took))
+
+
+def _tell_others(reader: Reader, folder: Folder, told: set[str]) -> None:
+    """Tell once of files of each ending that is not taken."""
+    fresh = sorted(folder.others.keys() - told)
+    if not fresh:
+        return
+    told.update(fresh)
+    counts = ", ".join(
+        f"{folder.others[ending]} {ending or 'without an ending'}" for ending in fresh
+    )
+    detail = printable(f"{counts}: no recordings by their endings; a source by name is tried")
+    reader.tell(SourceEvent(reader.name, "not taken", reader.clock(), detail))
 
 
 def _finish(chains: list[_Chain], over: list[_Chain]) -> None:
@@ -332,7 +354,7 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
     digest, seconds = _Digest(), 0.0
     try:
         at = recorded_at(path)
-        before = next((one for one in unread.before if goes_on(path, one)), None)
+        before = next((one for one in unread.before if goes_on(path, one, reader.channel)), None)
         # Another recording under a known name, and what was added to one, has ids of its own.
         is_new = before is None and all(one.name != name for one in unread.before)
         of = f"{reader.name}/{name}" + ("" if is_new else f"~{done.mtime_ns:x}")
@@ -348,7 +370,7 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
         probe = beginning_digest(path, _PROBE_BYTES, done.size)
         reader.tell(Recording(name, done.inode, of, round(at, 6), done.size, probe, path))
         chain.begin(_Part(name, of, at, known_s))
-        for block in stream_audio(path):
+        for block in stream_audio(path, channel=reader.channel):
             digest.feed(block)
             seconds += len(block) / SAMPLE_RATE
             fresh = round((seconds - known_s) * SAMPLE_RATE)
@@ -356,6 +378,8 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
                 chain.feed(block[-fresh:])
             if reader.stopping.is_set():
                 return done
+    except MissingChannelError:
+        pass  # a recording of one channel among those of two
     except (MediaError, OSError) as error:  # the other files are read all the same
         why = printable(str(error))
         reader.tell(SourceEvent(reader.name, "unreadable", reader.clock(), why))
@@ -378,7 +402,7 @@ def _heard_s(reader: Reader, path: Path, name: str, inode: int, is_new: bool) ->
     have been touched, copied or renamed, or have grown since.
     """
     begun = reader.folder.begun
-    same = [key for key in begun if inode == key[1] or name == key[0]]
+    same = [key for key in begun if inode == key[1] or name == same_form(key[0])]
     found = 0.0
     for key in sorted(same, key=lambda key: key != (name, inode)):
         heard_s, size, probe = begun[key]

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmtransfer.addresses import public_address
 from mmtransfer.audio import beginning_digest
 from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring.cameras import printable, public_address
+from mmtransfer.monitoring.cameras import printable
 from mmtransfer.monitoring.spool import Spool
 from mmtransfer.monitoring.transcripts import FileDone, FolderState, recording_of
 

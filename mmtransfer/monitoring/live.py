@@ -15,41 +15,31 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 import av
 import av.error
 import numpy as np
 
-from mmtransfer.audio import SAMPLE_RATE, Resampler
+from mmtransfer.addresses import public_address, without_secrets
+from mmtransfer.audio import SAMPLE_RATE, audio_track
+from mmtransfer.mixing import Resampler, plain_layout
 from mmtransfer.monitoring.clips import Recorder
+from mmtransfer.monitoring.kinds import is_device
 
 logger = logging.getLogger(__name__)
-_LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "tcp", "tls", "udp", "mms"}
-_DEVICES = ("alsa", "pulse", "avfoundation", "dshow", "jack", "oss")
-_RECORDINGS = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".wav", ".flac", ".mp3", ".m4a", ".ogg"}
 _GAP_S = 2.0  # less is jitter
 _DRIFT_S = 30.0  # how often the sender's clock is compared with ours
 _DRIFT_STEP_S = 0.05
 _PROBED_S = 2.0  # audio that FFmpeg may have looked at before it hands it over
 _AT_ONCE_S, _BURST_S = 0.01, 0.2  # what comes without pause, and how long that may take
 _HUNG_CONNECTIONS = 4  # threads that FFmpeg may keep before no more are made
+_SAY_LENGTH = ("http", "rtsp", "rtmp")  # beginnings of schemes; what has a length ends
 _BLOCKS_AHEAD = 64  # decoded blocks that wait for the segmenter
 _OPTIONS = {
     "rtsp_transport": "tcp",  # UDP loses packets silently
     "analyzeduration": "1000000",  # microseconds; FFmpeg's own 5 s delay the first words
 }
-
-
-def is_live(source: str) -> bool:
-    """Whether a source goes on for ever: a stream's address or an audio device (`alsa:hw:0`)."""
-    parts = urlsplit(source)
-    if parts.scheme in ("http", "https"):
-        return PurePosixPath(parts.path).suffix.lower() not in _RECORDINGS
-    is_device = source.split(":", 1)[0] in _DEVICES and ":" in source
-    return is_device or (parts.scheme in _LIVE_SCHEMES and "://" in source)
 
 
 @dataclass(frozen=True)
@@ -71,7 +61,8 @@ class SourceEvent:
     camera: str
     event: str
     """connected, gap, lost (once for attempts that fail alike); silent: nothing but zeros for a
-    minute; unreadable: a file of a folder; no clip: what was around an alert could not be kept.
+    minute; unreadable: a file of a folder; not taken: files of a folder
+    that are no recordings by their ending; no clip: what was around an alert could not be kept.
     """
     at: float
     """Seconds since 1970."""
@@ -98,6 +89,10 @@ class LiveSettings:
     """Speech after which a provisional text is made, and made again."""
 
 
+class _OverError(EOFError):
+    """A stream that said how long it is has been read to its end."""
+
+
 class SteadyClock:
     """Seconds since 1970 that never jump: the wall clock at the start, then the monotonic one."""
 
@@ -116,8 +111,10 @@ def read_live(
     settings: LiveSettings | None = None,
     now: Callable[[], float] | None = None,
     recorder: Recorder | None = None,
+    channel: int | None = None,
 ) -> Iterator[Block | SourceEvent]:
-    """Audio and events of a live source, until `stopping` is set; `recorder` gets its packets.
+    """Audio and events of a live source, until `stopping` is set; `recorder` gets its packets, and
+    with `channel` one channel alone is read, counted from 0 over all tracks.
 
     Every failure is an event, followed by another attempt after a pause. A gap in the audio is an
     event as well; the block behind it says that it is not joined to the one before.
@@ -132,7 +129,7 @@ def read_live(
         if len(hung) >= _HUNG_CONNECTIONS:
             stopping.wait(pause)
             continue
-        connection = _Connection(source, settings, recorder)
+        connection = _Connection(source, settings, recorder, channel)
         line: _TimeLine | None = None
         try:
             while not stopping.is_set():
@@ -140,6 +137,9 @@ def read_live(
                 found = connection.next(limit, stopping)
                 if found is None:
                     continue
+                if isinstance(found, _OverError):
+                    yield SourceEvent(camera, "lost", now(), "the recording that it is has ended")
+                    return
                 if isinstance(found, Exception):
                     reason = _reason(found)
                     if reason != told[0] or now() - told[1] >= settings.tell_again_s:
@@ -226,12 +226,21 @@ class _TimeLine:
 class _Connection:
     """One attempt at a source, read by a thread that can be left behind."""
 
-    def __init__(self, source: str, settings: LiveSettings, recorder: Recorder | None):
+    def __init__(
+        self,
+        source: str,
+        settings: LiveSettings,
+        recorder: Recorder | None,
+        channel: int | None = None,
+    ):
         self._source, self._settings, self._recorder = source, settings, recorder
+        self._channel = channel
         self._found: queue.Queue[_Found | Exception] = queue.Queue(_BLOCKS_AHEAD)
         self._ended: Exception | None = None
         self._left = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"connection {source}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name=f"connection {public_address(source)}", daemon=True
+        )
         self._thread.start()
 
     def next(self, limit_s: float, stopping: threading.Event) -> _Found | Exception | None:
@@ -282,32 +291,36 @@ class _Connection:
 
     def _run(self) -> None:
         try:
-            self._read()
-            self._put(EOFError("the stream ended"))
+            has_length = self._read()
+            self._put(_OverError() if has_length else EOFError("the stream ended"))
         except Exception as error:  # whatever a camera sends must not end the others
             self._put(error)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Read until it ends; returns whether it had said that it would."""
         name, options = self._source, dict(_OPTIONS)
         format_name: str | None = None
         kind, _, device = self._source.partition(":")
-        if kind in _DEVICES:
+        if is_device(self._source):
             name, format_name, options = device, kind, {}
         limits = (self._settings.open_s, self._settings.read_s)
-        convert = Resampler(SAMPLE_RATE)
         with av.open(
             name, format=format_name, options=options, timeout=limits, metadata_errors="replace"
         ) as container:
             if not container.streams.audio:
                 raise ValueError("the stream has no audio track")
-            streams: list[Any] = [container.streams.audio[0]]
+            for stream in container.streams.audio:
+                plain_layout(stream)
+            track, channel = audio_track(container, self._channel)
+            convert = Resampler(SAMPLE_RATE, channel)
+            streams: list[Any] = [track]
             if self._recorder is not None:
                 streams += container.streams.video[:1]
                 self._recorder.begin()
             try:
                 for packet in container.demux(streams):
                     if self._left.is_set():
-                        return
+                        return False
                     if self._recorder is not None:
                         self._recorder.keep(packet)
                     if packet.stream.type != "audio":
@@ -319,6 +332,7 @@ class _Connection:
             finally:
                 if self._recorder is not None:
                     self._recorder.leave()
+            return bool(container.duration) and self._source.startswith(_SAY_LENGTH)
 
 
 def _frames(packet: Any) -> list[Any]:
@@ -332,4 +346,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, av.error.ExitError):  # "immediate exit requested", by its own time limit
         return "no answer in time"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:200]
+    return without_secrets(" ".join(str(text).split()))[:200]

@@ -13,17 +13,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmtransfer.addresses import public_address
 from mmtransfer.audio import is_piped
 from mmtransfer.decoding import DecodingOptions, Hypothesis
 from mmtransfer.errors import UserError
 from mmtransfer.guards import LOOPING, agreed, rejection
-from mmtransfer.monitoring.cameras import Camera, named_cameras, printable, public_address
+from mmtransfer.monitoring.cameras import Camera, named_cameras, printable
 from mmtransfer.monitoring.clips import AROUND_S, Recorder, clip_path, cut_recording
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, FairQueue, Job
-from mmtransfer.monitoring.folders import is_folder, read_folder
+from mmtransfer.monitoring.folders import read_folder
 from mmtransfer.monitoring.journal import Heard, Journal
+from mmtransfer.monitoring.kinds import goes_on, is_folder, settle
 from mmtransfer.monitoring.lines import Line, LineSettings, split_lines, split_pieces
-from mmtransfer.monitoring.live import LiveSettings, SourceEvent, SteadyClock, is_live
+from mmtransfer.monitoring.live import LiveSettings, SourceEvent, SteadyClock
 from mmtransfer.monitoring.memory import give_back
 from mmtransfer.monitoring.readers import Cut, Draft, Reader, Turn, read_camera, read_recording
 from mmtransfer.monitoring.spool import Spool
@@ -144,7 +146,7 @@ class Monitor:
         Raises:
             OSError: the journal cannot be written.
         """
-        cameras = named_cameras(sources)
+        cameras = settle(named_cameras(sources))
         self.stats.add_cameras(camera.name for camera in cameras)
         self._stopping = threading.Event()
         clock, readers = SteadyClock(), []
@@ -173,7 +175,7 @@ class Monitor:
             for number, output in enumerate(outputs):
                 camera = output.camera
                 if output.has_ended:
-                    run.events.put((number, SourceEnd(camera.url, camera.name, None)))
+                    run.events.put((number, SourceEnd(output.source, camera.name, None)))
                     continue
                 if self._clips is not None and output.is_live:
                     output.recorder = Recorder()
@@ -191,6 +193,7 @@ class Monitor:
                     window_s=output.recognizer.window_s,
                     loud_db=camera.loud_db,
                     recorder=output.recorder,
+                    channel=None if isinstance(camera.channels, str) else camera.channels - 1,
                     folder=output.folder,
                     known_s=output.known_s,
                 )
@@ -243,7 +246,7 @@ class _Output:
         self.camera, self.name = camera, camera.name
         self.recognizer, self.stats = recognizer, stats
         self.source = printable(public_address(camera.url))
-        self.is_live, self.is_folder = is_live(camera.url), is_folder(camera.url)
+        self.is_live, self.is_folder = goes_on(camera), is_folder(camera.url)
         self.is_piped = is_piped(camera.url)
         self.watched = WatchList(camera.watch)
         self.most = max(BATCH_SEGMENTS, _WAITING_SEGMENTS // max(1, count))
@@ -906,7 +909,7 @@ def load_monitor(
     with_words = options.words_from_s <= 0
     # What may have to be split into lines needs the times of its words.
     options = replace(options, words_from_s=min(options.words_from_s, lines.longest_s))
-    has_live = any(is_live(camera.url) for camera in cameras)
+    has_live = any(goes_on(camera) for camera in cameras)
     if has_live:
         options = replace(options, words_from_s=min(options.words_from_s, _TIMED_FROM_S))
     opened: dict[tuple[str, str | None], Recognizer] = {}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mmtransfer.addresses import public_address
 from mmtransfer.audio import SAMPLE_RATE, MediaError, is_piped, stream_audio
 from mmtransfer.monitoring.clips import Recorder
 from mmtransfer.monitoring.live import (
@@ -81,6 +82,8 @@ class Reader:
     """Seconds of speech that are joined over pauses; see `Engine.window_s`."""
     loud_db: float | None = None
     recorder: Recorder | None = None
+    channel: int | None = None
+    """The one that is read, counted from 0; by default all, mixed."""
     folder: FolderState = field(default_factory=FolderState)
     """What an earlier session read of a folder."""
     known_s: float = 0.0
@@ -101,7 +104,9 @@ class Reader:
                 error = problem
             if self.stopping.is_set() and (error is None or is_piped(self.source)):
                 error = Stopped("stopped before the end")
-            end = SourceEnd(self.source, self.name, error, self.size, round(self.read_s, 6))
+            end = SourceEnd(
+                public_address(self.source), self.name, error, self.size, round(self.read_s, 6)
+            )
             self.events.put((self.camera, end))
 
         thread = threading.Thread(target=run, name=f"reader {self.name}", daemon=True)
@@ -158,7 +163,7 @@ def read_recording(reader: Reader) -> None:
     if not is_once and "://" not in reader.source and Path(reader.source).is_file():
         reader.size = Path(reader.source).stat().st_size
     try:
-        for block in stream_audio(reader.source, reader.stopping.is_set):
+        for block in stream_audio(reader.source, reader.stopping.is_set, channel=reader.channel):
             at = reader.read_s
             reader.read_s += len(block) / SAMPLE_RATE
             fresh = round((reader.read_s - reader.known_s) * SAMPLE_RATE)
@@ -218,6 +223,7 @@ def read_camera(reader: Reader) -> None:
         settings=reader.live,
         now=reader.clock,
         recorder=reader.recorder,
+        channel=reader.channel,
     ):
         if not isinstance(item, Block):
             if item.event == "lost":
