@@ -1,6 +1,6 @@
 """Cases of models and of their text; `cases.py` runs them."""
 
-# ruff: noqa: N802 - functions are called like their cases
+
 
 from __future__ import annotations
 

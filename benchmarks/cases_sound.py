@@ -5,7 +5,7 @@
 One function for each case: what is right, what was found, whether that is right.
 """
 
-# ruff: noqa: N802 - functions are called like their cases
+
 
 from __future__ import annotations
 

@@ -82,6 +82,14 @@ class SpeechModel:
         return float(self.processor.feature_extractor.chunk_length)
 
     @property
+    def languages(self) -> list[str]:
+        """Codes of the languages that it has."""
+        generation = self.model.generation_config
+        if not getattr(generation, "is_multilingual", False):
+            return ["en"]
+        return sorted(token.strip("<|>") for token in generation.lang_to_id)
+
+    @property
     def shortest_context_s(self) -> float:
         """Shortest context that keeps accuracy; stored with the model by training."""
         stored = getattr(self.model.config, _CONTEXT_KEY, None)
@@ -218,6 +226,7 @@ def load_speech_model(
     revision: str | None = None,
     language: str | None = None,
     short_contexts: bool = True,
+    can_detect: bool = True,
 ) -> SpeechModel:
     """Load a Whisper in float32, with tokenizer and feature extractor.
 
@@ -262,7 +271,9 @@ def load_speech_model(
             model.generation_config = GenerationConfig.from_pretrained(parts.folder)
         complete_generation(model, processor.tokenizer, parts.folder, parts.weights)
         check_generation(model, processor.tokenizer, parts.folder, parts.weights)
-        language = choose_language(source, model.generation_config.to_dict(), language)
+        language = choose_language(
+            source, model.generation_config.to_dict(), language, can_detect=can_detect
+        )
         short = None
         taught = parts.short or {}
         if short_contexts and taught and (language or "en") in [*taught["languages"], "auto"]:

@@ -155,7 +155,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         "--data",
         required=True,
         help="speech: folder with metadata.csv, manifest, subtitled recordings, or one recording "
-        "with --reference; text: CSV, JSONL or Parquet file, or Hub dataset",
+        "with --reference; text: CSV, TSV, JSONL or Parquet file, or Hub dataset",
     )
     evaluate.add_argument(
         "--reference",
@@ -165,8 +165,10 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--language", help="ISO code, for multilingual models")
     evaluate.add_argument("--text-column", help="column with the text or transcript")
-    evaluate.add_argument("--label-column", default="label", help="column with the class")
-    evaluate.add_argument("--target-column", default="target", help="column with the target")
+    evaluate.add_argument("--label-column", help="column with the class (default label)")
+    evaluate.add_argument(
+        "--target-column", help="column with the target (default target); none for none"
+    )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.set_defaults(run=_evaluate)
 
@@ -179,14 +181,16 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     predict.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     given = predict.add_mutually_exclusive_group(required=True)
     given.add_argument("--text", nargs="+", metavar="TEXT", help="texts to classify")
-    given.add_argument("--data", metavar="FILE", help="CSV, JSONL or Parquet file of texts")
+    given.add_argument("--data", metavar="FILE", help="CSV, TSV, JSONL or Parquet file of texts")
     predict.add_argument("--target", help="what the texts given by --text are about")
     predict.add_argument(
         "--output", metavar="FILE", help="CSV or JSONL file to write; by default JSON lines"
     )
     predict.add_argument("--resume", action="store_true", help="continue an interrupted --output")
-    predict.add_argument("--text-column", default="text", help="column with the text")
-    predict.add_argument("--target-column", default="target", help="column with the target")
+    predict.add_argument("--text-column", help="column with the text (default text)")
+    predict.add_argument(
+        "--target-column", help="column with the target (default target); none for none"
+    )
     predict.add_argument("--threads", type=_count, default=0, help="CPU threads; 0 uses every core")
     predict.set_defaults(run=_predict)
 
@@ -506,16 +510,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(json.dumps(score.as_dict(found)) if arguments.json else score.table(found))
         return 0
     from mmtransfer import runs
-    from mmtransfer.config import Config, DataConfig
     from mmtransfer.evaluation import shown, silence_note
 
-    data = DataConfig(
-        language=arguments.language,
-        text_column=arguments.text_column,
-        label_column=arguments.label_column,
-        target_column=arguments.target_column,
-    )
-    result = runs.evaluate(arguments.model, arguments.data, config=Config(data=data))
+    config = _data_config(arguments, "language", "text_column", "label_column", "target_column")
+    result = runs.evaluate(arguments.model, arguments.data, config=config)
     if arguments.json:
         print(json.dumps(result))
         return 0
@@ -531,6 +529,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             f"{result['ci_high']:.4f}]  (WER {shown(result['wer'])}, CER {shown(result['cer'])}, "
             f"normaliser {result['normalizer']})"
         )
+    for language, found in result["languages"].items():
+        rate = found[found["metric"]]
+        print(f"{language}: {found['metric'].upper()} {shown(rate)}, {found['clips']} clips")
     print(
         f"{result['clips']} clips, {result['seconds_audio']:.1f} s of audio recognised in "
         f"{result['seconds_wall']:.1f} s"
@@ -538,6 +539,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if result["silence_clips"] and result[metric] is not None:
         print(silence_note(result))
     return 0
+
+
+def _data_config(arguments: argparse.Namespace, *names: str) -> Any:
+    """A configuration with those of these settings of the data that were given."""
+    from mmtransfer.config import build_config
+
+    given = {name: getattr(arguments, name) for name in names}
+    data = {name: value for name, value in given.items() if value is not None}
+    return build_config({"data": data}, origin="command line")
 
 
 def _print_classes(result: dict[str, Any]) -> None:
@@ -565,7 +575,7 @@ def _print_classes(result: dict[str, Any]) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
-    from mmtransfer.config import DataConfig, RuntimeConfig
+    from mmtransfer.config import RuntimeConfig
     from mmtransfer.prediction import predict_file, predict_texts
 
     runtime = RuntimeConfig(threads=arguments.threads)
@@ -575,12 +585,11 @@ def _predict(arguments: argparse.Namespace) -> int:
         ):
             print(json.dumps(row, ensure_ascii=False))
         return 0
-    data = DataConfig(text_column=arguments.text_column, target_column=arguments.target_column)
     counts = predict_file(
         arguments.model,
         arguments.data,
         arguments.output,
-        config=data,
+        config=_data_config(arguments, "text_column", "target_column").data,
         resume=arguments.resume,
         runtime=runtime,
     )

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mmtransfer.errors import UserError
+from mmtransfer.languages import normal_language
 
 
 class _Section(BaseModel):
@@ -26,9 +27,9 @@ class DataConfig(_Section):
     """Target data, and the source-domain sets on which forgetting is measured."""
 
     train: str | None = None
-    """Training data. Speech: a folder with metadata.csv, a CSV/JSONL manifest, or a folder of
-    recordings with .srt/.vtt files beside them. Text: a CSV, JSONL or Parquet file, or a Hub
-    dataset as NAME or NAME:SPLIT."""
+    """Training data. Speech: a folder with metadata.csv, a manifest (CSV, TSV, JSONL, Parquet), or
+    a folder of recordings with .srt/.vtt files beside them. Text: a CSV, TSV, JSONL or Parquet
+    file, or a Hub dataset as NAME, NAME:SPLIT or NAME:CONFIGURATION:SPLIT."""
     validation: str | None = None
     """Validation data, in the same forms. Without it a tenth of the training data is held out."""
     sources: dict[str, str] = Field(default_factory=dict)
@@ -50,11 +51,15 @@ class DataConfig(_Section):
     label_texts: dict[str, list[str]] = Field(default_factory=dict)
     """Texts that say what a label means, e.g. {positive: [This sentence is positive.]}: learnt as
     examples of it, never validated on. With a handful of examples per class they gain most."""
-    target_column: str = "target"
-    """Column with what the sentiment is about (a person, a body); without it texts stand alone."""
-    group_column: str = "group"
+    target_column: str | None = "target"
+    """Column with what the sentiment is about (a person, a body); without it, or with `none`, texts
+    stand alone."""
+    group_column: str | None = "group"
     """Column that keeps examples together when validation data is held out (speaker, camera, file,
-    article)."""
+    article); `none` for none."""
+    language_column: str | None = "language"
+    """Column with the language of each clip, by code or name; where it is empty `language` holds.
+    `none` for none."""
     allow_leaks: list[Literal["same-recording", "same-audio", "same-text"]] = Field(
         default_factory=list
     )
@@ -62,7 +67,8 @@ class DataConfig(_Section):
     max_undecodable: float = Field(0.05, ge=0, le=1)
     """Largest share of files that may fail to decode before the run stops."""
     language: str | None = None
-    """Language of the speech as an ISO code (en, zh, ...); needed by multilingual sources."""
+    """Language of the speech, by code or name (en, zh, English, ...); multilingual sources need it
+    where clips do not name theirs. Of several subtitles beside a recording those in it are read."""
     max_tokens: int | None = Field(None, ge=16)
     """Longest piece of text in tokens; by default what the backbone takes, at most 512."""
     long_texts: Literal["truncate", "windows"] = "truncate"
@@ -71,6 +77,27 @@ class DataConfig(_Section):
     """Tokens that neighbouring windows share."""
     max_windows: int = Field(16, ge=1)
     """Windows read of one text; what lies behind them is not read."""
+
+    @field_validator("target_column", "group_column", "language_column", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    @field_validator("language", mode="before")
+    @classmethod
+    def _norwegian(cls, value: Any) -> Any:
+        """YAML reads the code of Norwegian as a truth value."""
+        return "no" if value is False else value
+
+    @field_validator("language")
+    @classmethod
+    def _one_code(cls, value: str | None) -> str | None:
+        if value is None or value == "auto":
+            return value
+        code = normal_language(value)
+        if code is None:
+            raise ValueError("expected a language such as en, en-US or English")
+        return code
 
     @field_validator("label_texts", mode="before")
     @classmethod

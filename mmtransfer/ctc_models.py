@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +22,7 @@ from mmtransfer.contexts import context_step_s
 from mmtransfer.encoders import WAVE_ENCODERS, SpeechEncoder
 from mmtransfer.errors import UserError
 from mmtransfer.heads import CtcHead
+from mmtransfer.languages import read_language
 from mmtransfer.loading import load_weights, loading
 from mmtransfer.networks import Network, build_head, check_base, read_head, write_head
 from mmtransfer.progress import no_library_bars
@@ -32,8 +36,13 @@ from mmtransfer.sources import (
     write_metadata,
 )
 
+logger = logging.getLogger(__name__)
 _BLANK, _UNKNOWN, _SPACE = "<pad>", "<unk>", "|"  # as in transformers' CTC vocabularies
 _LONGEST_S = 30.0
+# Characters that a source's output layer is worth more than: a share of all, or as many in a small
+# set.
+_STRAY, _FEW_STRAYS = 0.01, 2
+_SAME = dict.fromkeys("’‘ʼ`´", "'") | {"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o"}
 
 
 @dataclass
@@ -107,10 +116,26 @@ class CtcModel:
         return torch.arange(total)[None] < lengths[:, None]
 
     def spell(self, text: str) -> list[int]:
-        """Symbol numbers of a transcript; characters that are not in the alphabet are `<unk>`."""
+        """Symbol numbers of a transcript, each character as the alphabet has it (see `spelling`);
+        others are `<unk>`, or left out where there is none.
+        """
         numbers = {symbol: number for number, symbol in enumerate(self.symbols)}
-        unknown = numbers.get(_UNKNOWN, self.blank)
-        return [numbers.get(_SPACE if c == " " else c, unknown) for c in " ".join(text.split())]
+        unknown = numbers.get(_UNKNOWN)
+        spelt: dict[str, list[int]] = {}
+        for character in set(text):
+            found = spelling(character, numbers)
+            if found is not None:
+                spelt[character] = [numbers[symbol] for symbol in found]
+            else:
+                spelt[character] = [] if unknown is None else [unknown]
+        space = numbers.get(_SPACE)
+        words = ([n for c in word for n in spelt[c]] for word in _words(text, numbers))
+        parts = [word for word in words if word]
+        joined: list[int] = []
+        for number, word in enumerate(parts):
+            joined += [space] if number and space is not None else []
+            joined += word
+        return joined
 
     @property
     def blank(self) -> int:
@@ -192,9 +217,34 @@ def alphabet(transcripts: Iterable[str]) -> list[str]:
     return [_BLANK, _UNKNOWN, _SPACE, *characters]
 
 
+def spelling(character: str, known: Container[str]) -> list[str] | None:
+    """A character by symbols of an alphabet: as it is, in the other case, without its accents, or,
+    if it is no letter or digit, as nothing; None where the alphabet cannot spell it.
+    """
+    if character in known:
+        return [character]
+    for other in (character.upper(), character.lower(), _SAME.get(character, "")):
+        if other and all(part in known for part in other):
+            return list(other)
+    if not character.isalnum() and unicodedata.category(character)[0] != "M":
+        return []  # not spoken
+    bare = [c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)]
+    cased = [c if c in known else c.upper() if c.upper() in known else c.lower() for c in bare]
+    return cased if cased != [character] and all(c in known for c in cased) else None
+
+
+def _words(text: str, known: Container[str]) -> list[str]:
+    """The words of a text; dashes that the alphabet does not have stand between words."""
+    parted = "".join(
+        " " if unicodedata.category(c) == "Pd" and c not in known and "-" not in known else c
+        for c in text
+    )
+    return parted.split()
+
+
 def new_ctc_model(
     source: str,
-    transcripts: Iterable[str],
+    transcripts: Sequence[str],
     *,
     revision: str | None = None,
     language: str | None = None,
@@ -202,7 +252,8 @@ def new_ctc_model(
     seed: int = 0,
 ) -> CtcModel:
     """A source encoder with a new output layer over the transcripts' characters; or a source CTC
-    model, whose own output layer is kept where it has all of these characters.
+    model, whose own output layer is kept where its alphabet spells nearly all of them (see
+    `spelling`). What becomes of the layer is said.
 
     Raises:
         UserError: not found, or not a speech encoder.
@@ -210,15 +261,19 @@ def new_ctc_model(
     folder, commit = fetch(source, revision)
     symbols = alphabet(transcripts)
     if is_ctc(source, folder):
-        found = load_ctc_model(source, revision=revision, language=language)
+        found = load_ctc_model(source, revision=revision)
+        found.language = language or found.language
         found.base = Base(source, commit, None, "")
         wanted = head.model_dump(exclude={"dropout", "type"})
         same = wanted == found.network.config.model_dump(exclude={"dropout", "type"})
-        if same and set(symbols) <= set(found.symbols):
+        if same and _can_spell(found, transcripts):
             found.is_source_head = True
             return found
+        if not same:
+            logger.info("%s: a new output layer, of the form that head asks for", source)
         encoder, extractor = found._encoder, found.extractor
         base = found.base
+        language = found.language
     else:
         encoder = SpeechEncoder(_load_encoder(source, folder))
         extractor = _load_extractor(source, folder)
@@ -226,6 +281,39 @@ def new_ctc_model(
     module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, seed)
     network = Network(encoder, module, head)
     return CtcModel(network, extractor, symbols, base, language, source)
+
+
+def _can_spell(model: CtcModel, transcripts: Iterable[str]) -> bool:
+    """Whether a model's alphabet spells all but a few stray characters; says which it does not."""
+    known = set(model.symbols)
+    counts = Counter(c for text in transcripts for c in text if not c.isspace())
+    strays = Counter({c: n for c, n in counts.items() if spelling(c, known) is None})
+    unspoken = {c for c in counts if spelling(c, known) == []}
+    others = {c for c in counts if c not in known} - set(strays) - unspoken
+    share = sum(strays.values()) / max(1, counts.total())
+    shown = ", ".join(f"{c!r} ({n})" for c, n in strays.most_common(8))
+    shown += f" and {len(strays) - 8} more" if len(strays) > 8 else ""
+    if strays.total() > _FEW_STRAYS and share > _STRAY:
+        logger.warning(
+            "%s: a new output layer, since its alphabet does not spell %s: %.1f %% of the "
+            "transcripts' characters",
+            model.source,
+            shown,
+            100 * share,
+        )
+        return False
+    changes = []
+    if others:
+        case = {spelling(c, known) == [c.swapcase()] for c in others} == {True}
+        how = "in the case of its alphabet" if case else "with the nearest letters of its alphabet"
+        changes.append(f"transcripts are spelt {how}")
+    if unspoken:
+        changes.append(f"{' '.join(sorted(unspoken)[:12])} left out")
+    if strays:
+        changes.append(f"not in its alphabet: {shown}")
+    if changes:
+        logger.warning("%s: its output layer is kept; %s", model.source, "; ".join(changes))
+    return True
 
 
 def is_ctc(source: str, folder: Path) -> bool:
@@ -239,13 +327,25 @@ def is_ctc(source: str, folder: Path) -> bool:
 def load_ctc_model(
     source: str, *, revision: str | None = None, language: str | None = None
 ) -> CtcModel:
-    """Load a CTC recogniser: a finished transfer in any form, or a plain checkpoint.
+    """Load a CTC recogniser: a finished transfer in any form, or a plain checkpoint, of which
+    `language` says what it recognises.
 
     Raises:
-        UserError: not found, or no CTC model.
+        UserError: not found, no CTC model, or a language that is not the model's.
     """
     folder, commit = fetch(source, revision)
     metadata = read_metadata(folder)
+    known = metadata.get("language") if metadata else None
+    if language == "auto":
+        raise UserError(
+            f"{source}: a CTC model detects no language; name the one it recognises, or none."
+        )
+    if language is not None:
+        language = read_language(language, f"{source}: language")
+        if known is not None and language != known:
+            raise UserError(
+                f"{source}: recognises '{known}', but the language is set to '{language}'."
+            )
     if metadata is None or metadata["form"] == "full":
         _, architectures = model_type(source, folder)
         if any(name.endswith("ForCTC") for name in architectures):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
 import math
+import mimetypes
 import random
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,14 +22,33 @@ from mmtransfer.audio import SAMPLE_RATE, MediaError, decode_clip, stream_audio
 from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.config import DataConfig
 from mmtransfer.errors import UserError
+from mmtransfer.languages import is_listed, normal_language, read_language
 from mmtransfer.progress import track
 from mmtransfer.segments import Segmenter
+from mmtransfer.subtitles import read_subtitles
+from mmtransfer.tables import numbered_rows, plain, speech_columns, with_columns
 
 logger = logging.getLogger(__name__)
 _READERS = 2  # more wait for each other: decoding returns to the interpreter with every packet
 _CACHE_VERSION = "2"  # raise it when decoding changes
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.tsv", "metadata.parquet")
 _SUBTITLES = (".srt", ".vtt")
-_TEXT_FILES = {".csv", ".json", ".jsonl", ".txt", ".md", ".srt", ".vtt", ".tsv", ".yaml", ".yml"}
+_PARTIAL = {"forced", "foreign", "signs", "songs", "commentary"}  # in names of subtitles
+_MOST_TAGS = 3  # between the name of a recording and the ending of its subtitles
+_SOUND_FILES = {
+    *(".aac", ".ac3", ".amr", ".caf", ".flac", ".flv", ".m2ts", ".m4a", ".m4b", ".mka", ".mkv"),
+    *(".mts", ".mxf", ".oga", ".ogg", ".ogv", ".opus", ".ts", ".vob", ".webm", ".wma", ".wmv"),
+}
+# What lies beside recordings: tables, texts, other subtitles, pictures, archives, unfinished files.
+_OTHER_FILES = {
+    *(".csv", ".json", ".json5", ".jsonl", ".md", ".parquet", ".txt", ".tsv", ".xml", ".yaml"),
+    *(".yml", ".xlsx", ".xls", ".ods", ".pdf", ".doc", ".docx", ".html", ".htm", ".url", ".log"),
+    *(".srt", ".vtt", ".ass", ".ssa", ".sub", ".idx", ".sbv", ".ttml", ".dfxp", ".lrc", ".sup"),
+    *(".nfo", ".description", ".annotations", ".textgrid", ".eaf", ".npy", ".npz", ".pt", ".py"),
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".heic", ".avif"),
+    *(".ico", ".psd", ".zip", ".gz", ".tar", ".7z", ".rar", ".xz", ".bz2", ".zst", ".db", ".ini"),
+    *(".part", ".ytdl", ".crdownload", ".tmp", ".bak", ".lock", ".md5", ".sha256", ".sfk", ".pkf"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,12 +65,15 @@ class Clip:
     group: str | None = None
     """What must stay in one split: speaker, camera, source file."""
     language: str | None = None
+    """Its code; None where the data does not say."""
     seconds: float = 0.0
     """Length of the decoded audio."""
     digest: str = ""
     """Identity of the decoded audio; empty for digital silence."""
     cached: Path | None = None
     """Decoded samples (float16 .npy)."""
+    where: str = ""
+    """Where it is named: the table or subtitles, and the line."""
 
     @property
     def identity(self) -> str:
@@ -94,89 +115,57 @@ class ClipSet:
 
 
 def read_clips(source: str | Path, config: DataConfig, *, labelled: bool = True) -> list[Clip]:
-    """Clips named by a folder with metadata.csv/.jsonl, a CSV/JSONL manifest, or a folder of
-    recordings with .srt/.vtt files beside them. Nothing is decoded yet.
+    """Clips named by a folder with a metadata table, a manifest (CSV, TSV, JSON lines, Parquet), or
+    a folder of recordings with .srt/.vtt files beside them. Nothing is decoded yet.
 
     Unless `labelled`, transcripts may be missing, and a folder of recordings alone gives the
     stretches of speech in them.
 
     Raises:
-        UserError: no such path, no manifest or subtitles in it, a missing column, a bad value.
+        UserError: no such path, no manifest or subtitles in it, a missing column, a bad value,
+            subtitles of which none can be chosen.
     """
     path = Path(source)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder (expected speech data).")
     if path.is_file():
         if path.suffix.lower() in _SUBTITLES:
-            return _subtitle_clips(path)
+            return _subtitle_clips(_beside(path, _recordings(path.parent)), config)
         return _manifest_clips(path, config, labelled)
-    for name in ("metadata.csv", "metadata.jsonl"):
-        if (path / name).is_file():
-            return _manifest_clips(path / name, config, labelled)
-    subtitles = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUBTITLES)
-    clips = [clip for subtitle in subtitles for clip in _subtitle_clips(subtitle)]
+    tables = [path / name for name in _METADATA if (path / name).is_file()]
+    if tables:
+        if len(tables) > 1:
+            logger.warning("%s: %s is read, not %s", path, tables[0].name, tables[1].name)
+        return _manifest_clips(tables[0], config, labelled)
+    clips = _subtitled_clips(path, config)
     if not clips and not labelled:
         clips = _spoken_clips(path)
     if not clips:
         raise UserError(
-            f"{path}: expected metadata.csv (columns {config.file_column},{_text_column(config)}), "
-            "or recordings with .srt or .vtt files beside them; found neither."
+            f"{path}: expected metadata.csv (columns {config.file_column},"
+            f"{config.text_column or 'transcription'}), or recordings with .srt or .vtt files "
+            "beside them; found neither."
         )
     return clips
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 (byte {error.start} cannot be read). Save it as UTF-8."
-        ) from None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV or JSONL file as mappings.
-
-    Raises:
-        UserError: another ending, not UTF-8, malformed, or empty.
+def is_recording(path: Path) -> bool:
+    """Whether a file of a data folder may hold sound: not text, a picture, an archive or a hidden
+    file (such as `._talk.mp4`, the resource file of another system).
     """
-    text = _read_text(path)
-    kind = path.suffix.lower()
-    rows: list[dict[str, Any]] = []
-    if kind == ".csv":
-        try:
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-        except csv.Error as error:
-            raise UserError(f"{path}: not a valid CSV file: {error}.") from None
-    elif kind == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not valid JSON: {error.msg}.") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: expected a JSON object.")
-            rows.append(row)
-    else:
-        raise UserError(f"{path}: expected a .csv or .jsonl manifest, found '{kind or 'no'}' file.")
-    if not rows:
-        raise UserError(f"{path}: the manifest is empty.")
-    return rows
+    return (
+        not path.name.startswith(".") and path.suffix.lower() not in _OTHER_FILES and path.is_file()
+    )
 
 
-def _text_column(config: DataConfig) -> str:
-    return config.text_column or "transcription"
+def _visible_files(folder: Path) -> list[Path]:
+    found = (p for p in folder.rglob("*") if not p.name.startswith(".") and p.is_file())
+    return sorted(p for p in found if not any(x[0] == "." for x in p.relative_to(folder).parts))
 
 
 def _spoken_clips(folder: Path) -> list[Clip]:
     """Stretches of speech in every recording below a folder."""
-    paths = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix.lower() not in _TEXT_FILES
-    ]
+    paths = [path for path in _visible_files(folder) if is_recording(path)]
     clips = []
     for path in track(paths, "finding speech", total=len(paths)):
         segmenter = Segmenter()
@@ -192,95 +181,215 @@ def _spoken_clips(folder: Path) -> list[Clip]:
 
 
 def _manifest_clips(path: Path, config: DataConfig, labelled: bool) -> list[Clip]:
-    rows = read_rows(path)
-    text_column = _text_column(config)
-    needed = {"file_column": config.file_column}
-    if labelled:
-        needed["text_column"] = text_column
-    for setting, column in needed.items():
-        if column not in rows[0]:
-            found = ", ".join(str(name) for name in rows[0])
-            raise UserError(
-                f"{path}: column '{column}' not found; columns are {found}. Set data.{setting}."
-            )
+    columns = speech_columns(config)
+    needed = {"file_column", "text_column"} if labelled else {"file_column"}
+    rows = with_columns(str(path), numbered_rows(str(path)), columns, needed)
+    file, text, group, language, start, end = columns.values()
+    assert file is not None  # only the others may be left out
+    assert text is not None
+    languages: dict[str, str | None] = {"": None}
+    folder, prefix = path.parent, f"{path}:"
     clips = []
-    for number, row in enumerate(rows, 2 if path.suffix.lower() == ".csv" else 1):
-        where = f"{path}:{number}"
-        if not row.get(config.file_column):
-            raise UserError(f"{where}: column '{config.file_column}' is empty.")
-        start = _seconds(row.get("start"), where, "start") or 0.0
-        end = _seconds(row.get("end"), where, "end")
-        if end is not None and end <= start:
-            raise UserError(f"{where}: end ({end:g} s) is not after start ({start:g} s).")
+    for number, row in rows:
+        where = f"{prefix}{number}"
+        if text not in row and labelled:
+            raise UserError(
+                f"{where}: '{text}' is missing; expected the transcript, or an empty one for "
+                'silence ("").'
+            )
+        begins = _seconds(row.get(start), where, "start") or 0.0 if start is not None else 0.0
+        ends = _seconds(row.get(end), where, "end") if end is not None else None
+        if ends is not None and ends <= begins:
+            raise UserError(f"{where}: end ({ends:g} s) is not after start ({begins:g} s).")
+        spoken = row.get(language, "") if language is not None else ""
+        if not isinstance(spoken, str) or spoken not in languages:
+            spoken = _cell(row, language, where)
+            if spoken not in languages:
+                languages[spoken] = read_language(spoken, f"{where}: column '{language}'")
         clips.append(
             Clip(
-                path=path.parent / str(row[config.file_column]),
-                text=" ".join(str(row.get(text_column) or "").split()),
-                start=start,
-                end=end,
-                group=str(row[config.group_column]) if row.get(config.group_column) else None,
-                language=row.get("language") or None,
+                path=folder / _file_name(row.get(file), where, file),
+                text=_cell(row, text, where),
+                start=begins,
+                end=ends,
+                group=_cell(row, group, where) or None,
+                language=languages[spoken],
+                where=where,
             )
+        )
+    silent = sum(not clip.text for clip in clips)
+    if silent and labelled:
+        logger.info("%s: %d of %d transcripts are empty: silence", path, silent, len(clips))
+    return clips
+
+
+def _cell(row: dict[str, Any], column: str | None, where: str) -> str:
+    if column is None:
+        return ""
+    value = row.get(column)
+    return "" if value is None or value == "" else plain(value, where, column)
+
+
+def _file_name(value: Any, where: str, column: str) -> str:
+    # As it is: a name may hold several spaces.
+    name = value.strip() if isinstance(value, str) else plain(value, where, column)
+    if not name:
+        raise UserError(f"{where}: column '{column}' is empty.")
+    return name
+
+
+def _seconds(value: Any, where: str, column: str) -> float | None:
+    if value is None or value == "":
+        return None
+    text = value if isinstance(value, str) else plain(value, where, column)
+    try:
+        seconds = math.nan if "_" in text else float(text or "nan")
+    except ValueError:
+        if not text.strip():
+            return None
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        if not text:  # not a number, as tables have it where there is none
+            return None
+        raise UserError(f"{where}: column '{column}': expected seconds, found {text[:40]!r}.")
+    return seconds
+
+
+# --- subtitles -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Subtitle:
+    """A subtitle file beside its recording."""
+
+    path: Path
+    recording: Path
+    tags: tuple[str, ...]
+    """What its name has beyond the recording's: languages and kinds, `talk.en.sdh.srt`."""
+
+    @property
+    def language(self) -> str | None:
+        """The language that it names."""
+        found = (normal_language(tag) for tag in self.tags)
+        return next((code for code in found if code is not None and is_listed(code)), None)
+
+    @property
+    def rank(self) -> tuple[bool, int, int, str]:
+        """Best first: in full, with the fewest tags, SRT."""
+        kinds = {kind for tag in self.tags for kind in re.split(r"[-_]", tag.lower())}
+        is_part = bool(kinds & _PARTIAL)
+        form = _SUBTITLES.index(self.path.suffix.lower())
+        return is_part, len(self.tags), form, self.path.name
+
+
+def _subtitled_clips(folder: Path, config: DataConfig) -> list[Clip]:
+    """The cues of all recordings below a folder that have subtitles beside them."""
+    files = _visible_files(folder)
+    recordings: dict[Path, dict[str, list[Path]]] = {}
+    of: dict[Path, list[_Subtitle]] = defaultdict(list)
+    for path in files:
+        if path.suffix.lower() in _SUBTITLES:
+            if path.parent not in recordings:
+                recordings[path.parent] = _recordings(path.parent)
+            found = _beside(path, recordings[path.parent])
+            of[found.recording].append(found)
+    clips = []
+    for recording, subtitles in sorted(of.items()):
+        clips += _subtitle_clips(_choose_subtitle(recording, subtitles, config.language), config)
+    bare = [p.name for p in files if is_recording(p) and p not in of and _has_sound_name(p)]
+    if clips and bare:
+        logger.warning(
+            "%s: %d recordings without subtitles are left out: %s%s",
+            folder,
+            len(bare),
+            ", ".join(bare[:3]),
+            ", ..." if len(bare) > 3 else "",
         )
     return clips
 
 
-def _seconds(value: Any, where: str, column: str) -> float | None:
-    if value in (None, ""):
-        return None
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if not math.isfinite(seconds) or seconds < 0:
-        raise UserError(f"{where}: column '{column}': expected seconds, found {value!r}.")
-    return seconds
+def _choose_subtitle(recording: Path, found: list[_Subtitle], language: str | None) -> _Subtitle:
+    """The one of several subtitles that is read, which is said.
 
-
-_CUE = re.compile(
-    r"(?:(\d+):)?(\d{1,2}):(\d{2})[.,](\d{1,3})\s*-->\s*(?:(\d+):)?(\d{1,2}):(\d{2})[.,](\d{1,3})"
-)
-_TAG = re.compile(r"<[^>\n]*>|\{\\[^}\n]*\}")
-
-
-def parse_subtitles(text: str) -> Iterator[tuple[float, float, str]]:
-    """Cues of an SRT or WebVTT text as (start, end, text), times in seconds."""
-    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
-        lines = block.strip().split("\n")
-        for index, line in enumerate(lines):
-            match = _CUE.search(line)
-            if not match:
-                continue
-            numbers = match.groups()
-            start, end = (
-                int(hours or 0) * 3600
-                + int(minutes) * 60
-                + int(seconds)
-                + int(fraction.ljust(3, "0")) / 1000
-                for hours, minutes, seconds, fraction in (numbers[:4], numbers[4:])
+    Raises:
+        UserError: languages of which none is that of the data, or none is named.
+    """
+    known = sorted({s.language for s in found if s.language is not None})
+    if language not in (None, "auto"):
+        fitting = [s for s in found if s.language == language] or [
+            s for s in found if s.language is None
+        ]
+        if not fitting:
+            raise UserError(
+                f"{recording}: subtitles in {', '.join(known)} beside it, the language is set to "
+                f"'{language}'. Set data.language to what is spoken, or add subtitles in it."
             )
-            words = _TAG.sub("", " ".join(lines[index + 1 :]))
-            yield start, end, " ".join(words.split())
-            break
+    else:
+        fitting = [s for s in found if s.language is None] or found
+        if len({s.language for s in fitting}) > 1:
+            raise UserError(
+                f"{recording}: subtitles in {', '.join(known)} beside it. Set data.language to the "
+                "one that is spoken."
+            )
+    chosen = min(fitting, key=lambda subtitle: subtitle.rank)
+    if len(found) > 1:
+        others = ", ".join(sorted(s.path.name for s in found if s is not chosen))
+        logger.info("%s: %s is read, not %s", recording.name, chosen.path.name, others)
+    return chosen
 
 
-def _subtitle_clips(subtitle: Path) -> list[Clip]:
-    stem = subtitle.with_suffix("")
-    beside = [
-        p
-        for p in sorted(subtitle.parent.iterdir())
-        # `talk.mp4` with `talk.srt`, or `talk.mp4` with `talk.mp4.srt` or `talk.en.srt`
-        if p.is_file()
-        and p.suffix.lower() not in _TEXT_FILES
-        and (p.with_suffix("") == stem or p == stem or p.with_suffix("") == stem.with_suffix(""))
-    ]
-    if not beside:
+def _recordings(folder: Path) -> dict[str, list[Path]]:
+    """The recordings of a folder by their names with and without ending."""
+    named: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if is_recording(path):
+            named[path.name].append(path)
+            if path.stem != path.name:
+                named[path.stem].append(path)
+    return named
+
+
+def _beside(subtitle: Path, recordings: dict[str, list[Path]]) -> _Subtitle:
+    """A subtitle file with the recording beside it: `talk.mp4` with `talk.srt`, `talk.mp4.srt`,
+    `talk.en.srt` or `talk.en.forced.vtt`.
+
+    Raises:
+        UserError: there is none.
+    """
+    stem, tags = subtitle.stem, list[str]()
+    while stem not in recordings and "." in stem and len(tags) < _MOST_TAGS:
+        stem, _, tag = stem.rpartition(".")
+        tags.insert(0, tag)
+    if stem not in recordings:
         raise UserError(f"{subtitle}: no recording of the same name beside it.")
-    cues = [cue for cue in parse_subtitles(_read_text(subtitle)) if cue[1] > cue[0]]
-    if not cues:
-        raise UserError(f"{subtitle}: no subtitle cues found.")
-    group = str(beside[0])
-    return [Clip(beside[0], text, start, end, group) for start, end, text in cues]
+    found = [path for path in recordings[stem] if _has_sound_name(path)] or recordings[stem]
+    if len(found) > 1:
+        others = ", ".join(path.name for path in found[1:])
+        logger.info("%s: %s is read, not %s", subtitle.name, found[0].name, others)
+    return _Subtitle(subtitle, found[0], tuple(tags))
+
+
+def _has_sound_name(path: Path) -> bool:
+    """Whether a name's ending is that of a kind of file with sound."""
+    kind, _ = mimetypes.guess_type(path.name)
+    return (kind or "").startswith(("audio/", "video/")) or path.suffix.lower() in _SOUND_FILES
+
+
+def _subtitle_clips(subtitle: _Subtitle, config: DataConfig) -> list[Clip]:
+    path, recording, language = subtitle.path, subtitle.recording, subtitle.language
+    group = str(recording)
+    return [
+        Clip(
+            recording,
+            cue.text,
+            cue.start,
+            cue.end,
+            group,
+            language,
+            where=f"{path}:{cue.line}",
+        )
+        for cue in read_subtitles(path, language=language or config.language)
+    ]
 
 
 # --- decoding and cache --------------------------------------------------------------------------
@@ -315,16 +424,22 @@ def load_clips(
     name: str,
     max_seconds: float = 30.0,
     labelled: bool = True,
+    languages: Sequence[str] | None = None,
+    clips: list[Clip] | None = None,
 ) -> ClipSet:
-    """Read and decode a set of clips; see `read_clips` for `labelled`.
+    """Read and decode a set of clips; see `read_clips` for `labelled`. `languages` are those that
+    the model has; `clips` are what `read_clips` gave, where that is known.
 
     Clips that cannot be decoded or are longer than `max_seconds` are left out and listed.
 
     Raises:
-        UserError: see `read_clips`; more than `data.max_undecodable` of the clips failed to
-            decode; nothing usable is left.
+        UserError: see `read_clips`; a clip in another language; more than `data.max_undecodable` of
+            the clips failed to decode; nothing usable is left.
     """
-    clips = read_clips(source, config, labelled=labelled)
+    if clips is None:
+        clips = read_clips(source, config, labelled=labelled)
+    if languages is not None:
+        _refuse_languages(source, clips, languages)
 
     def attempt(clip: Clip) -> Clip | str:
         try:
@@ -344,9 +459,7 @@ def load_clips(
         )
     usable: list[Clip] = []
     skipped = list(failed)
-    for clip in results:
-        if isinstance(clip, str):
-            continue
+    for clip in (result for result in results if isinstance(result, Clip)):
         if clip.seconds > max_seconds:
             skipped.append(
                 f"{clip.path}: {clip.seconds:.1f} s is longer than {max_seconds:g} s; cut it by "
@@ -358,6 +471,23 @@ def load_clips(
     if not usable:
         raise UserError(f"{source}: none of the {len(clips)} clips is usable. First: {skipped[0]}")
     return ClipSet(name, usable, skipped)
+
+
+def usual_language(clips: Iterable[Clip]) -> str | None:
+    """The language of most clips; None unless all of them say theirs."""
+    counts = Counter(clip.language for clip in clips)
+    return None if None in counts or not counts else counts.most_common(1)[0][0]
+
+
+def _refuse_languages(source: str | Path, clips: Sequence[Clip], languages: Sequence[str]) -> None:
+    others = [clip for clip in clips if clip.language not in (None, *languages)]
+    if others:
+        has = ", ".join(languages[:8]) + (", ..." if len(languages) > 8 else "")
+        raise UserError(
+            f"{others[0].where or source}: the language is "
+            f"'{others[0].language}', the model has {has} ({len(others)} such clips). Leave them "
+            "out, or choose a model that has it."
+        )
 
 
 def bundled_speech(language: str) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -188,6 +188,8 @@ class SpeechScore:
     hallucinated_words: int
     """Words emitted on those."""
     normalizer: str
+    languages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Where clips are in several languages: of each its clips, its metric and the rate by that."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

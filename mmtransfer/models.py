@@ -21,20 +21,29 @@ def load(source: str, *, revision: str | None = None, language: str | None = Non
     Raises:
         UserError: not found, or nothing that this toolkit runs.
     """
-    folder, commit = fetch(source, revision)
+    _, commit = fetch(source, revision)
     revision = commit or revision  # the parts below come from the same commit
-    metadata = read_metadata(folder)
-    task = metadata["task"] if metadata else None
-    if task is None:
-        kind, _ = model_type(source, folder)
-        task = "speech" if kind in _SPEECH_TYPES else "sentiment"
-        if is_ctc(source, folder):
-            task = "ctc"
+    task = task_of(source, revision=revision)
     if task == "sentiment":
         return load_text_model(source, revision=revision)
     if task == "ctc":
         return load_ctc_model(source, revision=revision, language=language)
     return load_speech_model(source, revision=revision, language=language)
+
+
+def task_of(source: str, *, revision: str | None = None) -> str:
+    """What a model is for: `speech` (a Whisper), `ctc` or `sentiment`.
+
+    Raises:
+        UserError: not found.
+    """
+    folder, _ = fetch(source, revision)
+    metadata = read_metadata(folder)
+    if metadata is not None:
+        return str(metadata["task"])
+    if is_ctc(source, folder):
+        return "ctc"
+    return "speech" if model_type(source, folder)[0] in _SPEECH_TYPES else "sentiment"
 
 
 def load_recognizable(

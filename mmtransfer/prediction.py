@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,9 +19,10 @@ from mmtransfer.errors import UserError
 from mmtransfer.models import load
 from mmtransfer.progress import track
 from mmtransfer.runtime import choose_device, use_runtime
-from mmtransfer.text_models import Prediction, TextModel
-from mmtransfer.texts import iter_rows
+from mmtransfer.tables import numbered_rows, plain, text_columns, with_columns
+from mmtransfer.text_models import Prediction, TextModel, cut_note
 
+logger = logging.getLogger(__name__)
 _ROWS = 2048  # held at a time; sorted by length within, so batches waste little
 _PREFIX = "probability_"
 _GIVEN = "given_label"
@@ -48,7 +51,14 @@ def predict_texts(
 ) -> list[dict[str, Any]]:
     """Rows `text`, `label`, `probabilities` of a few texts about one target."""
     targets = [target] * len(texts) if target else None
-    found = predict(model, texts, targets, runtime=runtime)
+    with use_runtime(runtime):
+        classifier = _classifier(model, runtime)
+        found = classifier.predict(texts, targets)
+    note = cut_note(sum(one.is_cut for one in found), len(found), classifier.settings)
+    if note is not None:
+        logger.warning("%s", note)
+    if target and classifier.settings.targets is False:
+        logger.warning("the target is not used; the model was trained without targets")
     return [
         {"text": text, "label": one.label, "probabilities": one.probabilities}
         for text, one in zip(texts, found, strict=True)
@@ -89,7 +99,8 @@ def predict_file(
     part = None if target is None else target.with_name(target.name + ".part")
     if part is not None and part.exists() and not resume:
         raise UserError(f"{part}: an interrupted output. Continue it with --resume, or remove it.")
-    rows = _checked(iter_rows(data), data, config)
+    columns = text_columns(config, labelled=False)
+    rows = _checked(data, columns)
     first = next(rows, None)
     if first is None:
         raise UserError(f"{data}: expected rows of texts, found none.")
@@ -98,41 +109,58 @@ def predict_file(
         done = _written(part, kind) if part is not None and resume else 0
         counts: Counter[str] = Counter()
         with _opened(part, done) as file:
-            writer = _Writer(file, kind, list(first), text_model.labels, header=not done)
+            writer = _Writer(file, kind, list(first.row), text_model.labels, header=not done)
             everything = islice(chain([first], rows), done, None)
+            cut = empty = total = with_target = 0
             for chunk in _chunks(track(everything, "classifying")):
-                texts = [str(row[config.text_column or "text"]) for row in chunk]
-                targets = [_cell(row.get(config.target_column)) for row in chunk]
-                found = text_model.predict([" ".join(t.split()) for t in texts], targets)
-                for row, one in zip(chunk, found, strict=True):
-                    writer.write(row, one)
+                targets = [given.target or None for given in chunk]
+                found = text_model.predict([given.text for given in chunk], targets)
+                for given, one in zip(chunk, found, strict=True):
+                    writer.write(given.row, one)
                     counts[one.label] += 1
                 file.flush()
+                total += len(chunk)
+                cut += sum(one.is_cut for one in found)
+                empty += sum(not given.text for given in chunk)
+                with_target += sum(target is not None for target in targets)
+    for note in (
+        cut_note(cut, total, text_model.settings),
+        f"{empty} of {total} rows have no text; their class means nothing." if empty else None,
+        f"column '{columns['target_column']}' is not used; the model was trained without targets."
+        if with_target and text_model.settings.targets is False
+        else None,
+    ):
+        if note is not None:
+            logger.warning("%s: %s", data, note)
     if part is not None and target is not None:
         part.replace(target)
     return dict(counts)
 
 
-def _cell(value: Any) -> str | None:
-    return " ".join(str(value).split()) or None if value is not None else None
+@dataclass(frozen=True)
+class _Given:
+    """A row of a file, and what of it is judged."""
+
+    row: dict[str, Any]
+    text: str
+    target: str
 
 
-def _checked(
-    rows: Iterable[dict[str, Any]], data: str, config: DataConfig
-) -> Iterator[dict[str, Any]]:
-    column = config.text_column or "text"
-    for number, row in enumerate(rows, 1):
-        if row.get(column) is None:
-            if number == 1:
-                found = ", ".join(map(str, row))
-                raise UserError(
-                    f"{data}: column '{column}' not found; columns are {found}. Set --text-column."
-                )
-            row = {**row, column: ""}
-        yield row
+def _checked(data: str, columns: dict[str, str | None]) -> Iterator[_Given]:
+    text, target = columns["text_column"], columns["target_column"]
+    assert text is not None  # only the others may be left out
+    rows = with_columns(data, numbered_rows(data), columns, {"text_column"}, option="--{}")
+    for number, row in rows:
+        where = f"{data}:{number}"
+        about = row.get(target) if target is not None else None
+        yield _Given(
+            row if text in row else {**row, text: ""},
+            plain(row.get(text), where, text),
+            plain(about, where, str(target)),
+        )
 
 
-def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _chunks(rows: Iterator[_Given]) -> Iterator[list[_Given]]:
     while chunk := list(islice(rows, _ROWS)):
         yield chunk
 

@@ -103,7 +103,8 @@ def _metadata(config: Config, report: dict[str, Any]) -> str:
     if not plain:
         metadata["library_name"] = "peft" if report["form"] == "adapter" else "mmtransfer"
     if report["model"].get("language"):
-        metadata["language"] = [report["model"]["language"]]
+        spoken = report["model"].get("languages") or [report["model"]["language"]]
+        metadata["language"] = spoken
     if bundle is not None:
         metadata["license"] = bundle.license
     base = bundle.base_model if bundle else config.source

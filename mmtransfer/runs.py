@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -25,11 +25,20 @@ from mmtransfer.cache import atomic_path
 from mmtransfer.classification import ClassificationScore
 from mmtransfer.config import Config, DataConfig
 from mmtransfer.ctc_models import CtcModel, is_ctc, new_ctc_model
-from mmtransfer.data import ClipSet, bundled_speech, hold_out, load_clips, refuse_leaks
+from mmtransfer.data import (
+    Clip,
+    ClipSet,
+    bundled_speech,
+    hold_out,
+    load_clips,
+    read_clips,
+    refuse_leaks,
+    usual_language,
+)
 from mmtransfer.encoders import WAVE_ENCODERS
 from mmtransfer.errors import UserError
-from mmtransfer.evaluation import SpeechScore, speech_metric
-from mmtransfer.models import load
+from mmtransfer.evaluation import SpeechScore
+from mmtransfer.models import load, task_of
 from mmtransfer.publishing import model_card
 from mmtransfer.runtime import choose_device, make_accelerator, use_runtime
 from mmtransfer.sources import fetch, model_type, read_metadata, speech_parts
@@ -37,7 +46,7 @@ from mmtransfer.tasks.base import refuse_objective
 from mmtransfer.tasks.ctc import CtcTask
 from mmtransfer.tasks.sentiment import SentimentTask, evaluate_texts
 from mmtransfer.tasks.short_context import ShortContextTask
-from mmtransfer.tasks.speech import SpeechTask, evaluate_clips, transcribe
+from mmtransfer.tasks.speech import ClipScoring, SpeechTask, evaluate_clips, transcribe
 from mmtransfer.text_models import TextModel, new_text_model
 from mmtransfer.texts import (
     TextSet,
@@ -86,6 +95,11 @@ class Splits(Generic[Split]):
 def _check_data(config: Config) -> str:
     if config.data.train is None:
         raise UserError("data.train is not set. Name the training data: --data.train PATH")
+    if config.task == "speech" and config.data.language == "auto":
+        raise UserError(
+            "data.language: training needs the language of the speech, found 'auto'. Name it (en, "
+            "zh, ...), or give the clips a column 'language'."
+        )
     if config.data.rehearsal not in ("auto", "none") and not rehearsal_share(config):
         raise UserError("data.rehearsal is not used: set transfer.rehearsal, e.g. to 0.3.")
     return config.data.train
@@ -173,29 +187,28 @@ def load_splits(
     max_seconds: float,
     *,
     labelled: bool = True,
+    languages: Sequence[str] | None = None,
+    train_clips: list[Clip] | None = None,
 ) -> Splits[ClipSet]:
     """Training, validation and source-domain clips, checked for leaks.
 
-    Unless `labelled`, training and validation clips need no transcripts.
+    Unless `labelled`, training and validation clips need no transcripts. `languages` are those
+    that the source has, `train_clips` what `read_clips` gave of the training data.
 
     Raises:
         UserError: no training data named, unusable data, or a leak between splits.
     """
     data, named = config.data, _check_data(config)
-    train = load_clips(named, data, name="train", max_seconds=max_seconds, labelled=labelled)
+    load = partial(load_clips, config=data, max_seconds=max_seconds, languages=languages)
+    train = load(named, name="train", labelled=labelled, clips=train_clips)
     if data.validation is None:
         chosen, held = hold_out(train.clips, data.validation_fraction, config.runtime.seed)
         validation = ClipSet("validation (held out)", [train.clips[i] for i in held])
         train = ClipSet("train", [train.clips[i] for i in chosen], train.skipped)
     else:
-        validation = load_clips(
-            data.validation, data, name="validation", max_seconds=max_seconds, labelled=labelled
-        )
+        validation = load(data.validation, name="validation", labelled=labelled)
     refuse_leaks(train, validation, data.allow_leaks)
-    sources = {
-        name: load_clips(path, data, name=name, max_seconds=max_seconds)
-        for name, path in data.sources.items()
-    }
+    sources = {name: load(path, name=name) for name, path in data.sources.items()}
     return Splits(train, validation, sources, None)
 
 
@@ -259,19 +272,23 @@ def _job(config: Config, device: torch.device) -> _Job:
 
 def _speech_job(config: Config, device: torch.device) -> _Job:
     stages = resolve_stages(config)
+    is_short = any(stage.objective == "short_context" for stage in stages)
+    clips = read_clips(_check_data(config), config.data, labelled=not is_short)
+    language = config.data.language or usual_language(clips)
     if _reads_by_ctc(config):
-        splits = load_splits(config, 30.0)
+        splits = load_splits(config, 30.0, train_clips=clips)
         ctc = new_ctc_model(
             config.source,
             [clip.text for clip in splits.train.clips],
             revision=config.revision,
-            language=config.data.language,
+            language=language,
             head=config.head,
             seed=config.runtime.seed,
         )
-        language = (ctc.language or "unknown") if ctc.is_source_head else None
-        add_rehearsal(splits, ctc, language, config, device)
+        heard = (ctc.language or "unknown") if ctc.is_source_head else None
+        add_rehearsal(splits, ctc, heard, config, device)
         ctc_task = CtcTask(ctc, splits.train, splits.validation, config, stages, splits.rehearsal)
+        splits.train = ctc_task.target
         return _Job(
             ctc_task,
             splits,
@@ -284,15 +301,20 @@ def _speech_job(config: Config, device: torch.device) -> _Job:
     speech = load_speech_model(
         config.source,
         revision=config.revision,
-        language=config.data.language,
+        language=language,
         short_contexts=False,
+        can_detect=False,
     )
-    if any(stage.objective == "short_context" for stage in stages):
-        return _short_context_job(speech, config, stages)
+    if is_short:
+        return _short_context_job(speech, config, stages, clips)
     refuse_objective(stages, "another objective")
-    splits = load_splits(config, speech.max_context_s)
+    splits = load_splits(
+        config, speech.max_context_s, languages=speech.languages, train_clips=clips
+    )
     add_rehearsal(splits, speech, speech.language or "en", config, device)
     task = SpeechTask(speech, splits.train, splits.validation, config, stages, splits.rehearsal)
+    splits.train = task.target
+    spoken = sorted({clip.language or speech.language or "en" for clip in splits.train.clips})
 
     def finish(device: torch.device) -> None:
         task.measure_shortest_context(device, list(splits.sources.values()))
@@ -306,6 +328,7 @@ def _speech_job(config: Config, device: torch.device) -> _Job:
         finish,
         lambda: {
             "language": speech.language or "en",
+            **({"languages": spoken} if len(spoken) > 1 else {}),
             "shortest_context_s": speech.shortest_context_s,
             "window_s": speech.window_s,
             "max_context_s": speech.max_context_s,
@@ -336,14 +359,23 @@ def _source_scorer(
     return lambda clips, device: evaluate_clips(as_used(), clips, config, device).as_dict()
 
 
-def _short_context_job(speech: SpeechModel, config: Config, stages: Sequence[Stage]) -> _Job:
+def _short_context_job(
+    speech: SpeechModel, config: Config, stages: Sequence[Stage], clips: list[Clip]
+) -> _Job:
     if config.data.rehearsal not in ("auto", "none"):
         raise UserError(
             "data.rehearsal: a short_context stage has the source as its target and forgets "
             "nothing; remove it, or put those recordings into data.train."
         )
-    splits = load_splits(config, speech.max_context_s, labelled=False)
+    splits = load_splits(
+        config,
+        speech.max_context_s,
+        labelled=False,
+        languages=speech.languages,
+        train_clips=clips,
+    )
     task = ShortContextTask(speech, splits.train, splits.validation, config, stages)
+    splits.train = task.target
 
     def finish(device: torch.device) -> None:
         task.measure_margin(device)
@@ -401,6 +433,7 @@ def _text_job(config: Config) -> _Job:
         head=config.head,
         seed=config.runtime.seed,
     )
+    text.settings = replace(text.settings, targets=any(e.target for e in splits.train.examples))
     task = SentimentTask(text, splits.train, splits.validation, config, stages, splits.rehearsal)
 
     def finish(device: torch.device) -> None:
@@ -699,7 +732,11 @@ def evaluate(
     config = config or Config(data=DataConfig(language=language))
     with use_runtime(config.runtime):
         device = choose_device(config.runtime)
-        found = load(model, revision=config.revision, language=config.data.language)
+        language, read = config.data.language, None
+        if task_of(model, revision=config.revision) != "sentiment":
+            read = read_clips(data, config.data)
+            language = language or usual_language(read)
+        found = load(model, revision=config.revision, language=language)
         score: SpeechScore | ClassificationScore
         if isinstance(found, TextModel):
             texts = read_texts(data, config.data, name="data", split="validation")
@@ -709,12 +746,20 @@ def evaluate(
             score = evaluate_texts(found, texts, config, device)
             extra = {"metric": SentimentTask.metric, "skipped": len(texts.skipped)}
         else:
-            clips = load_clips(data, config.data, name="data", max_seconds=found.max_context_s)
+            known = found.languages if isinstance(found, SpeechModel) else None
+            clips = load_clips(
+                data,
+                config.data,
+                name="data",
+                max_seconds=found.max_context_s,
+                languages=known,
+                clips=read,
+            )
             found.model.to(device)
             started = time.perf_counter()
             score = evaluate_clips(found, clips, config, device)
             extra = {
-                "metric": speech_metric(found.language),
+                "metric": ClipScoring(clips.clips, found.language, config).metric,
                 "skipped": len(clips.skipped),
                 "seconds_audio": round(clips.seconds, 3),
             }

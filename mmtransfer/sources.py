@@ -17,6 +17,7 @@ from typing import Any
 from mmtransfer.bundled import BUNDLES, PREFIX, get_bundle, is_installed, materialize
 from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.errors import UserError
+from mmtransfer.languages import read_language
 
 METADATA = "mmtransfer.json"
 ADAPTER = "adapter_config.json"
@@ -234,13 +235,23 @@ def speech_parts(source: str, revision: str | None = None) -> SpeechParts:
     )
 
 
-def choose_language(source: str, generation: dict[str, Any], language: str | None) -> str | None:
+def choose_language(
+    source: str,
+    generation: dict[str, Any],
+    language: str | None,
+    *,
+    can_detect: bool = True,
+) -> str | None:
     """The language that a Whisper reads: the one asked for, else that of its checkpoint; None for
-    an English-only model, `auto` where it is to be detected.
+    an English-only model, `auto` where it is to be detected, if it `can` be.
 
     Raises:
         UserError: a language it does not have, or a multilingual model and none named.
     """
+    if language not in (None, "auto"):
+        language = read_language(str(language), f"{source}: language")
+    if language == "auto" and not can_detect:
+        raise UserError(f"{source}: training needs the language of the speech, found 'auto'.")
     if not generation.get("is_multilingual"):
         if language not in (None, "en", "auto"):
             raise UserError(f"{source}: English only, but the language is set to '{language}'.")
@@ -248,10 +259,12 @@ def choose_language(source: str, generation: dict[str, Any], language: str | Non
     language = language or generation.get("language")
     known = sorted(token.strip("<|>") for token in generation["lang_to_id"])
     if language is None:
-        raise UserError(
-            f"{source}: multilingual; name the language (data.language: en; --language en, or "
-            "auto to detect it)."
+        named = (
+            "--language en, or auto to detect it"
+            if can_detect
+            else "data.language: en, or a column 'language'"
         )
+        raise UserError(f"{source}: multilingual; name the language ({named}).")
     if language not in [*known, "auto"]:
         raise UserError(f"{source}: no language '{language}'; it has {', '.join(known)}.")
     return language

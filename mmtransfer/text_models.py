@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Encoded:
     """Token ids of each window [token]."""
     types: tuple[np.ndarray, ...] | None
     """Token types of each window (0: text, 1: target), for models that use them."""
+    is_cut: bool = False
+    """Whether the text goes on beyond what is read of it."""
 
     @property
     def tokens(self) -> int:
@@ -60,6 +62,8 @@ class TextSettings:
     long_texts: str = "truncate"
     window_overlap: int = 64
     max_windows: int = 16
+    targets: bool | None = None
+    """Whether it was trained on texts with targets; None if that was not noted."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Prediction:
     label: str
     probabilities: dict[str, float]
     """Of every class, after temperature scaling."""
+    is_cut: bool = False
+    """Whether the text was longer than what was read of it."""
 
 
 @dataclass
@@ -88,7 +94,12 @@ class TextModel:
     """Whether the head came with the source, so that the source can be scored."""
 
     def encode(self, texts: Sequence[str], targets: Sequence[str | None]) -> list[Encoded]:
-        """Tokenise texts, each with its target as a second segment where it has one."""
+        """Tokenise texts, each with its target as a second segment where it has one.
+
+        Of a text that is too long, the part that mentions its target is read.
+        """
+        if self.settings.targets is False:  # it never saw a second segment
+            targets = [None] * len(texts)
         with_target = [i for i, target in enumerate(targets) if target]
         without = [i for i, target in enumerate(targets) if not target]
         found: dict[int, Encoded] = {}
@@ -100,37 +111,88 @@ class TextModel:
         return [found[index] for index in range(len(texts))]
 
     def _encode(self, texts: list[str], targets: list[str] | None) -> list[Encoded]:
+        # Tokenising what cannot be read anyway takes minutes on a text of millions of characters.
+        parts = [text[: self._reach] for text in texts]
+        short = None if targets is None else [self._short_target(target) for target in targets]
+        encoded = self._windows(parts, short)
+        for index, (found, text) in enumerate(zip(encoded, texts, strict=True)):
+            if len(text) > self._reach:
+                encoded[index] = found = replace(found, is_cut=True)
+            if found.is_cut and targets is not None and short is not None:
+                encoded[index] = self._around(text, targets[index], short[index]) or found
+        return encoded
+
+    @property
+    def _reach(self) -> int:
+        """Characters of a text that are tokenised."""
+        settings = self.settings
+        windows = settings.max_windows if settings.long_texts == "windows" else 1
+        return settings.max_tokens * _CHARACTERS_PER_TOKEN * windows
+
+    def _windows(self, texts: list[str], targets: list[str] | None) -> list[Encoded]:
+        """Texts as they are read from their beginning."""
         settings = self.settings
         windows = settings.long_texts == "windows"
-        # Tokenising what cannot be read anyway takes minutes on a text of millions of characters.
-        reach = (
-            settings.max_tokens * _CHARACTERS_PER_TOKEN * (settings.max_windows if windows else 1)
-        )
-        texts = [text[:reach] for text in texts]
-        if targets is not None:
-            targets = [self._short_target(target) for target in targets]
         output = self.tokenizer(
             texts,
             targets,
             truncation="only_first",
             max_length=settings.max_tokens,
             stride=self._overlap if windows else 0,
-            return_overflowing_tokens=windows,
+            return_overflowing_tokens=True,  # what is left over shows that a text is cut
             return_attention_mask=False,
         )
-        owners = output.get("overflow_to_sample_mapping") or range(len(texts))
         types = output.get("token_type_ids")
+        most = settings.max_windows if windows else 1
         rows: list[list[int]] = [[] for _ in texts]
-        for row, owner in enumerate(owners):
-            if len(rows[owner]) < settings.max_windows:
-                rows[owner].append(row)
+        for row, owner in enumerate(output["overflow_to_sample_mapping"]):
+            rows[owner].append(row)
         return [
             Encoded(
-                tuple(np.array(output["input_ids"][row], np.int32) for row in mine),
-                tuple(np.array(types[row], np.int8) for row in mine) if types else None,
+                tuple(np.array(output["input_ids"][row], np.int32) for row in mine[:most]),
+                tuple(np.array(types[row], np.int8) for row in mine[:most]) if types else None,
+                len(mine) > most,
             )
             for mine in rows
         ]
+
+    def _around(self, text: str, target: str, short: str) -> Encoded | None:
+        """A text from a little before its first mention of the target on; None where it has none,
+        or where that is read anyway.
+        """
+        mention = find_mention(text, target)
+        if mention is None:
+            return None
+        begin, end = mention
+        room = self._read_to(text[: self._reach], short)
+        if end <= room:
+            return None
+        # A third of what is read comes before, if what follows is no denser than the beginning.
+        for before in (room // 3, room // 12, 0):
+            start = max(0, begin - before)
+            start += (text[start:begin].find(" ") + 1) if start else 0
+            part = text[start : start + self._reach]
+            if end - start <= self._read_to(part, short):
+                break
+        [found] = self._windows([part], [short])
+        return replace(found, is_cut=True)
+
+    def _read_to(self, text: str, target: str) -> int:
+        """Characters of a text that are read."""
+        settings = self.settings
+        windows = settings.long_texts == "windows"
+        output = self.tokenizer(
+            [text],
+            [target],
+            truncation="only_first",
+            max_length=settings.max_tokens,
+            stride=self._overlap if windows else 0,
+            return_overflowing_tokens=windows,
+            return_offsets_mapping=True,
+        )
+        last = min(len(output["input_ids"]), settings.max_windows if windows else 1) - 1
+        spans = zip(output.sequence_ids(last), output["offset_mapping"][last], strict=True)
+        return max((end for owner, (_, end) in spans if owner == 0), default=0)
 
     @property
     def _overlap(self) -> int:
@@ -231,8 +293,9 @@ class TextModel:
             Prediction(
                 self.labels[int(row.argmax())],
                 {label: float(p) for label, p in zip(self.labels, row, strict=True)},
+                one.is_cut,
             )
-            for row in self.probabilities(logits)
+            for row, one in zip(self.probabilities(logits), encoded, strict=True)
         ]
 
     # --- on disk ----------------------------------------------------------------------------
@@ -263,6 +326,33 @@ class TextModel:
             text=asdict(self.settings),
             temperature=self.temperature,
         )
+
+
+def find_mention(text: str, target: str) -> tuple[int, int] | None:
+    """Where a text first mentions a target: its words, else the longest of them; None if nowhere.
+    Case and white space do not matter.
+    """
+    words = [re.escape(word) for word in target.split()]
+    longest = max(target.split(), key=len, default="")
+    whole = r"\s+".join(words)
+    patterns = [rf"(?<!\w){whole}(?!\w)", whole]
+    if len(words) > 1 and len(longest) > 2:
+        patterns.append(rf"(?<!\w){re.escape(longest)}(?!\w)")
+    for pattern in patterns if words else ():
+        match = re.search(pattern, text, re.IGNORECASE)
+        if match is not None:
+            return match.span()
+    return None
+
+
+def cut_note(cut: int, total: int, settings: TextSettings) -> str | None:
+    """The line that says how many texts were cut; None if none was."""
+    if not cut:
+        return None
+    windows = settings.max_windows if settings.long_texts == "windows" else 1
+    limit = f"{settings.max_tokens} tokens" + (f" x {windows} windows" if windows > 1 else "")
+    advice = " data.long_texts: windows, at training, reads more." if windows == 1 else ""
+    return f"{cut} of {total} texts are longer than {limit} and were cut.{advice}"
 
 
 def average_windows(logits: torch.Tensor, owner: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,33 +1,22 @@
-"""Target data for text classification: CSV, JSONL, Parquet and Hub sets, splits, leak checks."""
+"""Target data for text classification: sets, labels, splits, leak checks."""
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-import math
-import os
 import random
 import re
-import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
-from pathlib import Path
-from typing import Any
 
 from mmtransfer.config import DataConfig
 from mmtransfer.data import connected
 from mmtransfer.errors import UserError
 from mmtransfer.progress import track
+from mmtransfer.tables import as_file, numbered_rows, plain, text_columns, with_columns
 
 logger = logging.getLogger(__name__)
-_SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
-_LONGEST_FIELD = 2**26  # characters; a quote that is never closed must not swallow all memory
-_FIELD_LIMIT = threading.Lock()
-_HEAD = 100  # rows looked at for column names: JSON objects may leave out what they lack
 _NAMED_SKIPS = 3
 _TOLERATED_LEAK = 0.01
 
@@ -64,245 +53,43 @@ class TextSet:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def iter_rows(source: str, *, split: str = "train", chunk: int = 4096) -> Iterator[dict[str, Any]]:
-    """Rows of a CSV, JSONL or Parquet file, or of a Hub dataset given as NAME or NAME:SPLIT.
-
-    Rows are read as they are asked for; at most `chunk` of them are in memory. What exists is a
-    file, and so is what ends or begins like one; anything else is the name of a Hub dataset, of
-    which `split` is read unless the name says otherwise. Cells of a CSV file are text, and None
-    where a row ends early; integers of a Hub dataset's class column become the names of classes.
-
-    Raises:
-        UserError: at once for a path that is no readable kind of file; while reading for a file
-            that is malformed, not UTF-8 or without rows, and a Hub dataset that cannot be loaded.
-    """
-    return (row for _, row in _numbered_rows(source, split, chunk))
-
-
-def _numbered_rows(source: str, split: str, chunk: int = 4096) -> Iterator[tuple[int, Any]]:
-    """Rows with their line in the file (Parquet and Hub: their number, from 1)."""
-    path = _as_file(source)
-    if path is None:
-        return _hub_rows(source, split, chunk)
-    if not os.path.exists(path):
-        raise UserError(f"{path}: no such file (expected text data).")
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; expected a file: {', '.join(_SUFFIXES)}.")
-    kind = path.suffix.lower()
-    if kind not in _SUFFIXES:
-        raise UserError(
-            f"{path}: expected a file of {', '.join(_SUFFIXES)}, found '{kind or 'no suffix'}'."
-        )
-    return _file_rows(path, kind, chunk)
-
-
-def _as_file(source: str) -> Path | None:
-    """The path that a source means; None for a Hub dataset."""
-    path = Path(os.path.expanduser(source))
-    if os.path.exists(path) or source.lower().endswith(_SUFFIXES) or source[:1] in ("", *"./~"):
-        return path
-    return None
-
-
-def _file_rows(path: Path, kind: str, chunk: int) -> Iterator[tuple[int, Any]]:
-    if kind == ".csv":
-        rows = _csv_rows(path)
-    elif kind == ".parquet":
-        rows = _parquet_rows(path, chunk)
-    else:
-        rows = _json_rows(path)
-    empty = True
-    try:
-        for numbered in rows:
-            empty = False
-            yield numbered
-    except UnicodeDecodeError:
-        line, byte = _first_not_utf8(path)
-        raise UserError(
-            f"{path}:{line}: not UTF-8 (byte {byte} of the line cannot be read). Save it as UTF-8."
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from None
-    if empty:
-        below = "below its header" if kind == ".csv" and path.stat().st_size else "in it"
-        raise UserError(f"{path}: the file is empty: expected rows {below}, found none.")
-
-
-def _first_not_utf8(path: Path) -> tuple[int, int]:
-    """Line and byte within it (both from 1) of the first that is not UTF-8. A decoder that reads
-    ahead does not know them.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return number, error.start + 1
-    return 1, 1
-
-
-@contextmanager
-def _long_fields() -> Iterator[None]:
-    """Within the block the csv module reads long fields; its limit belongs to the process, so it
-    is put back, and one thread at a time may change it.
-    """
-    with _FIELD_LIMIT:
-        before = csv.field_size_limit(_LONGEST_FIELD)
-        try:
-            yield
-        finally:
-            csv.field_size_limit(before)
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        header: list[str] = []
-        while True:
-            line = reader.line_num + 1  # where the row begins: a quoted cell may hold line breaks
-            try:
-                with _long_fields():
-                    cells = next(reader, None)
-            except csv.Error as error:
-                raise UserError(f"{path}:{line}: not valid CSV: {error}.") from None
-            if cells is None:
-                return
-            if not cells:
-                continue  # a blank line
-            if not header:
-                header = [name.strip() for name in cells]
-                _refuse_repeated(path, header)
-                continue
-            if len(cells) > len(header):
-                raise UserError(
-                    f"{path}:{line}: expected {len(header)} cells as in the header, found "
-                    f"{len(cells)}. Put cells that hold commas or line breaks in double quotes."
-                )
-            # A row that ends early lacks its last cells.
-            yield line, dict.fromkeys(header) | dict(zip(header, cells, strict=False))
-
-
-def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
-    # Spreadsheets leave columns without a name at the right; nobody can ask for those.
-    repeated = [name for name, count in Counter(columns).items() if count > 1 and name]
-    if repeated:
-        raise UserError(
-            f"{path}: column '{repeated[0]}' occurs more than once; expected distinct names. "
-            "Rename or remove one."
-        )
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                raise UserError(
-                    f"{path}:{number}: not valid JSON: {reason}. Expected one object per line."
-                ) from None
-            if not isinstance(row, dict):
-                raise UserError(
-                    f"{path}:{number}: expected a JSON object per line, found a "
-                    f"{type(row).__name__}."
-                )
-            yield number, row
-
-
-def _parquet_rows(path: Path, chunk: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _refuse_repeated(path, file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=chunk):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a valid Parquet file: {_first_line(error)}") from None
-
-
-def _hub_rows(source: str, split: str, chunk: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    import datasets
-
-    name, _, own_split = source.partition(":")
-    split = own_split or split
-    try:
-        rows = datasets.load_dataset(name, split=split, streaming=False)
-    except Exception as error:  # the library raises whatever its many readers do
-        raise UserError(
-            f"{source}: no such file, and the Hub dataset '{name}' (split '{split}') cannot be "
-            f"loaded: {_first_line(error)}"
-        ) from None
-    classes = {
-        column: feature.names
-        for column, feature in rows.features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
-    if not len(rows):
-        raise UserError(f"{source}: the Hub dataset has no rows in split '{split}'.")
-    number = 0
-    for batch in rows.iter(batch_size=chunk):
-        for cells in zip(*batch.values(), strict=True):
-            number += 1
-            row = dict(zip(batch, cells, strict=True))
-            for column, names in classes.items():
-                value = row[column]
-                # Splits without published labels hold -1.
-                row[column] = names[value] if value is not None and value >= 0 else None
-            yield number, row
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def read_texts(
     source: str, config: DataConfig, *, name: str, split: str = "train", labelled: bool = True
 ) -> TextSet:
-    """Read a set of texts (see `iter_rows` for what `source` and `split` mean).
+    """Read a set of texts (see `tables.numbered_rows` for what `source` and `split` mean).
 
     Rows without a text, and unless `labelled` is off without a label, are left out and listed.
     Numbers become the label that they are written as: 1 and 1.0 are "1", True is "true".
 
     Raises:
-        UserError: see `iter_rows`; a missing column; a cell that is no text or number; nothing
-            usable is left.
+        UserError: see `tables.numbered_rows`; a column that is missing or has two roles; a cell
+            that is no text or number; nothing usable is left.
     """
-    rows = _numbered_rows(source, split)
-    head = list(islice(rows, _HEAD))
-    text_column = config.text_column or "text"
-    _check_columns(source, list(dict.fromkeys(chain(*(row for _, row in head)))), config, labelled)
-    path = _as_file(source)
+    columns = text_columns(config, labelled=labelled)
+    needed = {"text_column", *(["label_column"] if labelled else [])}
+    rows = with_columns(source, numbered_rows(source, split=split), columns, needed)
+    if not labelled:
+        columns["label_column"] = config.label_column
+    path = as_file(source)
     short = path.name if path else source if ":" in source else f"{source}:{split}"
+    roles = ("text_column", "label_column", "target_column", "group_column")
+    named = [columns[role] for role in roles]
     examples: list[TextExample] = []
     skipped: list[str] = []
-    for number, row in track(chain(head, rows), f"reading {name}"):
+    for number, row in track(rows, f"reading {name}"):
         where = f"{short}:{number}"
         text, label, target, group = (
-            _plain(row.get(column), where, column)
-            for column in (
-                text_column,
-                config.label_column,
-                config.target_column,
-                config.group_column,
-            )
+            plain(row.get(column), where, column) if column is not None else "" for column in named
         )
         if not text or (labelled and not label):
-            empty = config.label_column if text else text_column
+            empty = columns["label_column" if text else "text_column"]
             skipped.append(f"{where}: column '{empty}' is empty.")
             continue
         examples.append(TextExample(text, label, target or None, group or None, where))
     if not examples:
-        needed = "a text and a label" if labelled else "a text"
+        wanted = "a text and a label" if labelled else "a text"
         raise UserError(
-            f"{source}: expected rows with {needed}, found none among {len(skipped)}. "
+            f"{source}: expected rows with {wanted}, found none among {len(skipped)}. "
             f"First: {skipped[0]}"
         )
     for line in skipped[:_NAMED_SKIPS]:
@@ -310,39 +97,39 @@ def read_texts(
     if len(skipped) > _NAMED_SKIPS:
         more = len(skipped) - _NAMED_SKIPS
         logger.warning("skipped: %d more rows of '%s', for the same reasons", more, name)
+    if labelled:
+        _warn_of_copies(name, examples, columns)
     return TextSet(name, examples, skipped)
 
 
-def _check_columns(source: str, columns: Sequence[str], config: DataConfig, labelled: bool) -> None:
-    needed = {"text_column": config.text_column or "text"}
-    if labelled:
-        needed["label_column"] = config.label_column
-    for setting in ("target_column", "group_column"):  # needed only if the user named them
-        if getattr(config, setting) != DataConfig.model_fields[setting].default:
-            needed[setting] = getattr(config, setting)
-    for setting, column in needed.items():
-        if column not in columns:
-            raise UserError(
-                f"{source}: column '{column}' not found; columns are {', '.join(columns)}. "
-                f"Set data.{setting}."
-            )
-
-
-def _plain(value: Any, where: str, column: str) -> str:
-    """A cell as text with single spaces; empty for null and NaN."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, dict, bytes)):
-        raise UserError(
-            f"{where}: column '{column}': expected text or a number, found a "
-            f"{type(value).__name__}."
-        )
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    # JSON can spell half of a surrogate pair (a cut emoji), which no tokeniser takes.
-    return " ".join(str(value).encode("utf-8", "replace").decode("utf-8").split())
+def _warn_of_copies(
+    name: str, examples: Sequence[TextExample], columns: Mapping[str, str | None]
+) -> None:
+    """Say which columns stand for the label one to one: they may hold the answer itself."""
+    labels = {example.label for example in examples}
+    if not 2 <= len(labels) <= len(examples) // 2:
+        return
+    for role in ("text", "target", "group"):
+        found: dict[str, str] = {}
+        for example in examples:
+            value = getattr(example, role)
+            if value is None or found.setdefault(value, example.label) != example.label:
+                break
+            if len(found) > len(labels):
+                break
+        else:
+            if len(set(found.values())) == len(found):
+                shown = ", ".join(f"{value[:20]} = {label}" for value, label in found.items())
+                setting = f"{role}_column"
+                logger.warning(
+                    "'%s': column '%s' determines the label one to one (%s). If it holds the "
+                    "answer, scores mean nothing: choose another with data.%s%s.",
+                    name,
+                    columns[setting],
+                    shown if len(found) <= 5 else f"{len(found)} values",
+                    setting,
+                    "" if role == "text" else ", or none",
+                )
 
 
 # --- labels --------------------------------------------------------------------------------------
@@ -352,15 +139,50 @@ def label_names(train: TextSet) -> list[str]:
     """The classes of the training data, sorted; by value if all are integers.
 
     Raises:
-        UserError: fewer than two.
+        UserError: fewer than two, or two that look alike.
     """
-    labels = sorted({example.label for example in train.examples})
+    first: dict[str, str] = {}
+    for example in train.examples:
+        first.setdefault(example.label, example.name)
+    labels = sorted(first)
+    _refuse_lookalikes(train, labels, first)
     if len(labels) < 2:
         found = f"only '{labels[0]}'" if labels else "none"
         raise UserError(f"'{train.name}': expected at least two classes, found {found}.")
     if all(re.fullmatch(r"[+-]?[0-9]{1,18}", label) for label in labels):
         labels.sort(key=int)
     return labels
+
+
+# Letters of Greek and Cyrillic that are drawn as those of Latin.
+_DRAWN = str.maketrans("аеіјорсухѕԁһкмтвαεινοορτυχκ", "aeijopcyxsdhkmtbaeivooptuxk")
+
+
+def _look(label: str) -> str:
+    """What a label looks like: labels that differ in case, width, kind of space, form of a number,
+    quotes or a final point are one class spelt in two ways.
+    """
+    text = unicodedata.normalize("NFKC", label).casefold().translate(_DRAWN)
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf").strip(" .,;:'\"")
+    if re.fullmatch(r"[+-]?[0-9]{1,18}(\.0+)?", text):
+        return str(int(text.partition(".")[0]))
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", text)
+
+
+def _refuse_lookalikes(train: TextSet, labels: Sequence[str], first: Mapping[str, str]) -> None:
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        alike[_look(label)].append(label)
+    counts = Counter(example.label for example in train.examples)
+    for found in alike.values():
+        if len(found) > 1:
+            shown = " and ".join(
+                f"{label!r} ({counts[label]}, first {first[label]})" for label in found[:5]
+            )
+            raise UserError(
+                f"'{train.name}': the classes {shown} look alike; expected one spelling of each "
+                "class. Rename one."
+            )
 
 
 def check_labels(examples: TextSet, labels: Sequence[str], *, where: str) -> None:
@@ -375,7 +197,11 @@ def check_labels(examples: TextSet, labels: Sequence[str], *, where: str) -> Non
         if example.label not in known:
             unseen.setdefault(example.label, example.name)
     if unseen:
-        named = ", ".join(f"'{label}'" for label in sorted(unseen)[:5])
+        looks = {_look(label): label for label in labels}
+        named = ", ".join(
+            f"'{label}'" + (f" (like '{looks[_look(label)]}')" if _look(label) in looks else "")
+            for label in sorted(unseen)[:5]
+        )
         raise UserError(
             f"{where}: expected labels of the training data ({_shorten(labels)}), found "
             f"{named}{', ...' if len(unseen) > 5 else ''}. First: {next(iter(unseen.values()))}. "
@@ -391,7 +217,7 @@ def add_label_texts(train: TextSet, texts: Mapping[str, Sequence[str]]) -> TextS
     """
     where = "data.label_texts"
     added = [
-        TextExample(_plain(text, where, label), label, name=f"{where}.{label}")
+        TextExample(plain(text, where, label), label, name=f"{where}.{label}")
         for label, meaning in texts.items()
         for text in meaning
     ]

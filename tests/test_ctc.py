@@ -187,7 +187,75 @@ def test_a_clip_too_short_for_its_transcript_is_named_and_skipped(data, waves, t
     config["data"]["train"] = str(folder)
     task = runs._job(build_config(config), CPU).task
     assert len(task.train) == 2
-    assert "clip1.wav: its transcript has more characters" in caplog.text
+    assert "clip1.wav (800 characters)" in caplog.text
+    assert "more characters than the clip has frames" in caplog.text
+    assert len(task.target.skipped) == 1
+
+
+# --- the source's own output layer ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def letters(waves, tmp_path_factory):
+    """A CTC model whose alphabet is A to H."""
+    folder = tmp_path_factory.mktemp("letters")
+    model = new_ctc_model(str(waves["wav2vec2"]), ["ABCDEFGH' "], head=HeadConfig(type="ctc"))
+    model.save(folder, "full")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["AB CD", "HGFE"], None),
+        (["ab cd", "hgfe"], "in the case of its alphabet"),
+        (["Ab, cd.", "Hé - g’fe?"], "with the nearest letters"),
+        (["abcdefgh " * 40, "b7d x"], "not in its alphabet: '7' (1), 'x' (1)"),
+    ],
+)
+def test_a_source_keeps_its_output_layer_where_its_alphabet_spells_the_target(
+    letters, caplog, texts, said
+):
+    model = new_ctc_model(letters, texts, head=HeadConfig(type="ctc"))
+    assert model.is_source_head
+    assert model.symbols[3:] == ["'", *"ABCDEFGH"]
+    lines = [r.getMessage() for r in caplog.records]
+    assert (said is None and not lines) or said in lines[0]
+    assert len(lines) <= 1
+
+
+def test_a_target_that_the_alphabet_does_not_spell_gets_a_new_layer_and_it_is_said(letters, caplog):
+    model = new_ctc_model(letters, ["abcd xyz", "привет"], head=HeadConfig(type="ctc"))
+    assert not model.is_source_head
+    assert "z" in model.symbols
+    assert "a new output layer, since its alphabet does not spell" in caplog.text
+
+
+def test_transcripts_are_spelt_by_the_alphabet(letters):
+    model = new_ctc_model(letters, ["ab"], head=HeadConfig(type="ctc"))
+
+    def spelt(text):
+        return "".join(model.symbols[number] for number in model.spell(text))
+
+    assert spelt("ab  cd") == "AB|CD"
+    assert spelt("A-B, ’c’!") == "A|B|'C'"
+    assert spelt("é ç – ,") == "E|C"
+    assert spelt("a7b") == "A<unk>B"
+
+
+def test_a_ctc_model_takes_no_language_that_is_not_its_own(letters, data, waves, tmp_path):
+    with pytest.raises(UserError, match="detects no language"):
+        load(letters, language="auto")
+    with pytest.raises(UserError, match="expected a language"):
+        load(letters, language="klingon")
+    assert load(letters, language="German").language == "de"
+    model = new_ctc_model(
+        str(waves["wav2vec2"]), ["ab"], language="en", head=HeadConfig(type="ctc")
+    )
+    model.save(tmp_path, "full")
+    assert load(str(tmp_path), language="en-US").language == "en"
+    with pytest.raises(UserError, match="recognises 'en', but the language is set to 'de'"):
+        load(str(tmp_path), language="de")
 
 
 # --- augmentation over a frozen prefix -----------------------------------------------------------

@@ -14,7 +14,6 @@ from mmtransfer.data import (
     find_leaks,
     hold_out,
     load_clips,
-    parse_subtitles,
     read_clips,
     refuse_leaks,
 )
@@ -65,29 +64,6 @@ def test_subtitled_videos_are_cut_by_their_cues(tmp_path):
         ("talk.mp4", "Good bye", 3.0, 5.25),
         ("more.mkv", "Yes", 1.0, 2.5),
     }
-
-
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 10**7), st.integers(1, 10**5), st.text("abc é", min_size=1)),
-        min_size=1,
-        max_size=8,
-    )
-)
-def test_subtitle_cues_round_trip(cues):
-    def stamp(ms):
-        seconds, ms = divmod(ms, 1000)
-        return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d},{ms:03d}"
-
-    text = "\n\n".join(
-        f"{i}\n{stamp(start)} --> {stamp(start + length)}\n{words}"
-        for i, (start, length, words) in enumerate(cues, 1)
-    )
-    parsed = list(parse_subtitles(text))
-    assert [(round(s * 1000), round(e * 1000)) for s, e, _ in parsed] == [
-        (start, start + length) for start, length, _ in cues
-    ]
-    assert [words for *_, words in parsed] == [" ".join(w.split()) for *_, w in cues]
 
 
 @pytest.mark.parametrize(

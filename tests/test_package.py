@@ -13,8 +13,11 @@ LOADERS = ("from_pretrained", "from_config", "pipeline")
 # Lowest first: a module may import from its own line or a lower one.
 LAYERS = [
     {"errors", "addresses", "timeline", "mixing", "cache", "progress", "contexts", "words"},
+    {"languages"},
     {"checkpoints"},
     {"config"},
+    {"tables", "encodings"},
+    {"subtitles"},
     {"audio", "encoders", "heads", "transfer"},
     {"logmel", "voice_activity"},
     {"segments"},

@@ -90,7 +90,7 @@ def test_references_of_every_form(name, tmp_path):
         ("a.json", '[{"words": "x"}]', "item 1: expected an object with a string `text`"),
         ("a.jsonl", '{"text": "x", "start": "now"}', "item 1: start and end are numbers"),
         ("a.txt", "\n", "has no text"),
-        ("a.srt", "", "has no text"),
+        ("a.srt", "", "no subtitle cues found"),
     ],
 )
 def test_references_that_cannot_be_used(name, text, problem, tmp_path):

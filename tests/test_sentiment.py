@@ -532,3 +532,83 @@ def test_other_backbones_train_partly_frozen_with_their_own_head(texts, kind, tm
     model = load(str(tmp_path / "run"))
     found = classify("good harbour news")[0]
     assert found["label"] in model.labels
+
+
+# --- texts that are too long, and columns ---------------------------------------------------------
+
+
+def long_text(mention, at, words=3000):
+    text = ["port"] * words
+    text[at] = mention
+    return " ".join(text)
+
+
+@pytest.mark.parametrize("long_texts", ["truncate", "windows"])
+@pytest.mark.parametrize("at", [3, 700, 2990])
+def test_of_a_long_text_the_part_that_mentions_its_target_is_read(text_backbone, long_texts, at):
+    data = DataConfig(max_tokens=64, long_texts=long_texts, max_windows=2, window_overlap=8)
+    model = new_text_model(str(text_backbone), ["a", "b"], data=data, head=HeadConfig())
+    texts = [long_text("Mayor rain", at), long_text("rain", at), "the mayor is good"]
+    encoded = model.encode(texts, ["Mayor  Rain", "mayor rain", "mayor"])
+    assert [one.is_cut for one in encoded] == [True, True, False]
+    for one, word in zip(encoded, ("mayor", "rain", "mayor"), strict=True):
+        assert len(one.windows) <= 2
+        assert max(map(len, one.windows)) <= 64
+        read = [model.tokenizer.decode(window) for window in one.windows]
+        assert any(word in text.split("[SEP]")[0] for text in read)
+    plain = model.encode([texts[0]], [None])[0]
+    assert plain.is_cut
+    assert model.encode([texts[0]], ["gate"])[0].windows[0][1] == plain.windows[0][1]
+
+
+def test_texts_that_are_cut_are_counted_and_said(classifier, tmp_path, capsys, caplog):
+    data = tmp_path / "long.csv"
+    rows = [long_text("good", 5), "good news", long_text("bad", 5)]
+    data.write_text("text,label\n" + "\n".join(f"{text},positive" for text in rows) + "\n")
+    line = "2 of 3 texts are longer than 512 tokens and were cut"
+    assert main(["predict", str(classifier), "--data", str(data)]) == 0
+    assert line in caplog.text
+    caplog.clear()
+    assert main(["evaluate", str(classifier), "--data", str(data)]) == 0
+    assert line in caplog.text
+    caplog.clear()
+    assert main(["predict", str(classifier), "--text", rows[0]]) == 0
+    assert "1 of 1 texts are longer" in caplog.text
+    assert main(["predict", str(classifier), "--text", rows[1]]) == 0
+    assert caplog.text.count("longer than") == 1
+
+
+def test_predict_refuses_what_is_no_text_and_says_what_it_does_not_use(
+    classifier, tmp_path, caplog, capsys
+):
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"text": "good", "target": 1}\n{"text": null, "target": 0}\n')
+    assert main(["predict", str(classifier), "--data", str(data)]) == 0
+    assert "column 'target' is not used; the model was trained without targets" in caplog.text
+    assert "1 of 2 rows have no text" in caplog.text
+    data.write_text('{"text": "good"}\n{"text": {"0": "bad"}}\n')
+    assert main(["predict", str(classifier), "--data", str(data)]) == 2
+    assert "a.jsonl:2: column 'text': expected text or a number, found a dict" in (
+        capsys.readouterr().err
+    )
+    data.write_text('{"text": {"0": "good", "1": "bad"}}\n')
+    assert main(["predict", str(classifier), "--data", str(data)]) == 2
+    assert "holds whole columns" in capsys.readouterr().err
+    csv_data = tmp_path / "a.csv"
+    csv_data.write_text("text,other\ngood,x\nbad\n")
+    assert main(["predict", str(classifier), "--data", str(csv_data)]) == 2
+    assert "a.csv:3: expected 2 cells" in capsys.readouterr().err
+    command = ["predict", str(classifier), "--data", str(csv_data), "--text-column", "other"]
+    assert main([*command, "--target-column", "other"]) == 2
+    assert "are the same column" in capsys.readouterr().err
+
+
+def test_a_label_in_the_target_column_scores_no_better_than_chance(classifier, tmp_path, capsys):
+    rows = "".join(f"{i},news port gate,{i % 2}\n" for i in range(12))
+    data = tmp_path / "tweets.csv"
+    data.write_text(
+        "id,text,target\n" + rows.replace(",0\n", ",positive\n").replace(",1\n", ",negative\n")
+    )
+    command = ["evaluate", str(classifier), "--data", str(data), "--label-column", "target"]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["macro_f1"] < 0.6

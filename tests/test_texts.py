@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from mmtransfer.config import DataConfig
 from mmtransfer.errors import UserError
+from mmtransfer.tables import iter_rows
 from mmtransfer.texts import (
     TextExample,
     TextSet,
     check_labels,
     hold_out_texts,
-    iter_rows,
     label_names,
     read_texts,
     refuse_text_leaks,
@@ -162,7 +162,7 @@ def test_labels_are_text(tmp_path, values, labels):
 
 
 def test_rows_without_text_or_label_are_skipped_named_and_counted(tmp_path, caplog):
-    content = "text,label\n" + "good,x\n" + "   ,x\n" + "no label,\n" + "ends early\n" + ",,\n"[1:]
+    content = "text,label\n" + "good,x\n" + "   ,x\n" + "no label,\n" + "neither,\n" + ",\n"
     with caplog.at_level(logging.WARNING):
         read = read_texts(write(tmp_path / "a.csv", content), CONFIG, name="train")
     assert [example.text for example in read.examples] == ["good"]
@@ -338,16 +338,24 @@ def hub(monkeypatch):
     )
     calls = []
 
-    def load(name, *, split, streaming):
-        calls.append((name, split))
+    def load(name, configuration, *, split, streaming):
+        calls.append((name, configuration, split))
         assert not streaming
         if name == "empty":
             return known.select([])
-        if name != "someone/reviews":
+        if name == "several/parts" and configuration not in ("small", "large"):
+            raise ValueError("Config name is missing.")
+        if name not in ("someone/reviews", "several/parts"):
             raise datasets.exceptions.DatasetNotFoundError(f"'{name}' doesn't exist.\nReally.")
         return known
 
+    def configurations(name):
+        if name == "several/parts":
+            return ["small", "large"]
+        raise datasets.exceptions.DatasetNotFoundError(name)
+
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", configurations)
     return calls
 
 
@@ -360,16 +368,26 @@ def test_hub_datasets_give_class_names(hub):
     assert read.examples[0].name == "someone/reviews:validation:1"
     rows = iter_rows("someone/reviews", chunk=3)
     assert [row["label"] for row in rows] == ["good", "bad", None, None]
+    read = read_texts("someone/reviews:large:test", CONFIG, name="train")
+    assert read.examples[0].name == "someone/reviews:large:test:1"
     assert hub == [
-        ("someone/reviews", "test[:10%]"),
-        ("someone/reviews", "validation"),
-        ("someone/reviews", "train"),
+        ("someone/reviews", None, "test[:10%]"),
+        ("someone/reviews", None, "validation"),
+        ("someone/reviews", None, "train"),
+        ("someone/reviews", "large", "test"),
     ]
 
 
 def test_hub_datasets_that_cannot_be_read(hub):
     with pytest.raises(UserError, match=r"no such file, and the Hub dataset 'x/y' .*exist\.$"):
         read_texts("x/y:test", CONFIG, name="train")
+    with pytest.raises(
+        UserError,
+        match=r"Config name is missing\. It has the configurations small, large: name one as "
+        r"several/parts:CONFIGURATION:SPLIT\.$",
+    ):
+        read_texts("several/parts:test", CONFIG, name="train")
+    assert len(read_texts("several/parts:small:test", CONFIG, name="train")) == 2
     with pytest.raises(UserError, match="no rows in split 'train'"):
         read_texts("empty", CONFIG, name="train")
     with pytest.raises(UserError, match="column 'stars' not found; columns are text, label"):

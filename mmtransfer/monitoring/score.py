@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from mmtransfer.data import parse_subtitles
 from mmtransfer.decoding import DecodingOptions
 from mmtransfer.errors import UserError
 from mmtransfer.evaluation import default_normalizer, get_normalizer, speech_metric
 from mmtransfer.monitoring.pipeline import load_monitor
 from mmtransfer.monitoring.transcripts import Transcript
+from mmtransfer.subtitles import read_subtitles
 
 REFERENCES = (".json", ".jsonl", ".srt", ".vtt", ".txt")
 _BOOTSTRAP_SAMPLES = 1000
@@ -108,18 +108,20 @@ def read_reference(path: str | Path) -> list[Spoken]:
     path = Path(path)
     if path.suffix.lower() not in REFERENCES:
         raise UserError(f"{path}: expected a reference in {', '.join(REFERENCES)}.")
+    kind = path.suffix.lower()
+    text, spoken = "", list[Spoken]()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        if kind in (".srt", ".vtt"):
+            spoken = [Spoken(cue.text, cue.start, cue.end) for cue in read_subtitles(path)]
+        else:
+            text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such reference.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be used as a reference ({error}); write UTF-8.") from None
-    kind = path.suffix.lower()
-    if kind in (".srt", ".vtt"):
-        spoken = [Spoken(words, start, end) for start, end, words in parse_subtitles(text)]
-    elif kind == ".txt":
+    if kind == ".txt":
         spoken = [Spoken(line) for line in text.splitlines() if line.strip()]
-    else:
+    elif text:
         spoken = _objects(path, text)
     if not any(part.text.strip() for part in spoken):
         raise UserError(f"{path}: the reference has no text.")

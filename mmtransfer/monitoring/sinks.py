@@ -22,6 +22,7 @@ from mmtransfer.monitoring.cameras import file_name
 from mmtransfer.monitoring.lines import rows
 from mmtransfer.monitoring.report import report
 from mmtransfer.monitoring.transcripts import Alert, Partial, Sound, Transcript
+from mmtransfer.subtitles import escape_subtitle
 
 Shown = Transcript | Partial | Alert | Sound
 SUFFIXES = (".jsonl", ".srt", ".vtt", ".txt", ".html")
@@ -144,11 +145,9 @@ class FileSink:
         else:
             separator = "," if suffix == ".srt" else "."
             start, end = (clock(t, decimals=3, separator=separator) for t in (item.start, item.end))
-            # "-->" inside a cue's text would end the cue.
-            body = "\n".join(rows(item.text.replace("-->", "→")))
+            is_vtt = suffix == ".vtt"
+            body = "\n".join(escape_subtitle(row, is_vtt=is_vtt) for row in rows(item.text))
             number = f"{self._count}\n" if suffix == ".srt" else ""
-            if suffix == ".vtt":
-                body = body.replace("&", "&amp;").replace("<", "&lt;")
             text = f"{number}{start} --> {end}\n{body}\n\n"
         self._file.write(text)
         self._file.flush()

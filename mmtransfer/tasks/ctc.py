@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,20 +19,11 @@ from mmtransfer.ctc_models import CtcModel
 from mmtransfer.data import Clip, ClipSet
 from mmtransfer.encoders import SpeechEncoder
 from mmtransfer.errors import UserError
-from mmtransfer.evaluation import (
-    ClipScore,
-    default_normalizer,
-    get_normalizer,
-    score_clip,
-    speech_metric,
-    summarize_speech,
-)
+from mmtransfer.evaluation import ClipScore
 from mmtransfer.features import FeatureStore, cache_key, cached_features, weights_digest
 from mmtransfer.tasks.base import StagedTask, name_some, network_layout, refuse_objective
-from mmtransfer.tasks.speech import check_views
+from mmtransfer.tasks.speech import ClipScoring, check_views, skip_long
 from mmtransfer.transfer import Stage, frozen_modules, resolve_stages
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -74,33 +64,33 @@ class CtcTask(StagedTask):
         super().__init__(speech, network, network_layout(network), encoder.model, stages, config)
         self.speech, self._network, self._encoder = speech, network, encoder
         self._augmenter = Augmenter(config.augment, speech.max_context_s)
-        fitting = [clip for clip in train.clips if self._fits(clip)]
-        if not fitting:
+        # The target's clips without those that are too short; rehearsal clips are numbered behind.
+        self.target = self._fitting(train)
+        if not self.target.clips:
             raise UserError("Every training transcript is longer than its clip has frames.")
-        self._targets = len(fitting)
-        extra = [clip for clip in rehearsal.clips if self._fits(clip)] if rehearsal else []
-        # Rehearsal clips are numbered behind the target's.
-        self.train, self.validation = ClipSet("train", fitting + extra), validation
-        self.metric = speech_metric(speech.language)
-        self._normalizer_name = config.evaluation.normalizer or default_normalizer(speech.language)
-        self._normalize = get_normalizer(self._normalizer_name)
+        self._targets = len(self.target)
+        extra = self._fitting(rehearsal).clips if rehearsal else []
+        self.train, self.validation = ClipSet("train", self.target.clips + extra), validation
+        self._scoring = ClipScoring(validation.clips, speech.language, config)
+        self.metric = self._scoring.metric
         self._symbols = [speech.spell(clip.text) for clip in self.train.clips]
         self.lengths = [speech.context_s(clip.seconds) for clip in self.train.clips]
         self._stores: tuple[FeatureStore, FeatureStore] | None = None
         self._views = 1
 
-    def _fits(self, clip: Clip) -> bool:
-        """Whether the clip has frames for its symbols: one each, and a blank between doubles."""
-        symbols = self.speech.spell(clip.text)
-        doubles = sum(a == b for a, b in pairwise(symbols))
+    def _fitting(self, clips: ClipSet) -> ClipSet:
+        """The clips with frames for their symbols: one each, and a blank between doubles."""
         fastest = max(1.0, *(self.config.augment.speed or (1.0,)))
-        fits = len(symbols) + doubles <= self.speech.frames(clip.seconds / fastest)
-        if not fits:
-            logger.warning(
-                "skipped: %s: its transcript has more characters than the clip has frames",
-                clip.name,
-            )
-        return fits
+        kept, short = [], []
+        for clip in clips.clips:
+            symbols = self.speech.spell(clip.text)
+            doubles = sum(a == b for a, b in pairwise(symbols))
+            if len(symbols) + doubles <= self.speech.frames(clip.seconds / fastest):
+                kept.append(clip)
+            else:
+                short.append((clip, f"{len(symbols)} characters"))
+        skipped = skip_long(clips.name, short, "more characters than the clip has frames")
+        return replace(clips, clips=kept, skipped=[*clips.skipped, *skipped])
 
     # --- training ---------------------------------------------------------------------------
 
@@ -325,15 +315,10 @@ class CtcTask(StagedTask):
                 best = logits.argmax(-1).cpu()
                 for position, clip, row, shown in zip(part, chosen, best, mask, strict=True):
                     text, _ = speech.read(row[shown].tolist())
-                    scores[position] = score_clip(clip.text, text, self._normalize)
+                    scores[position] = self._scoring.score(clip, text)
         return [scores[position] for position in range(len(indices))]
 
     def summarize(self, records: Sequence[ClipScore]) -> dict[str, float | None]:
         """WER, CER and words on silence."""
-        score = summarize_speech(
-            records,
-            normalizer=self._normalizer_name,
-            metric=self.metric,
-            bootstrap_samples=100,
-        )
+        score = self._scoring.summary(records)
         return {"wer": score.wer, "cer": score.cer, "hallucinated_words": score.hallucinated_words}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,13 @@ from mmtransfer.config import Config
 from mmtransfer.errors import UserError
 from mmtransfer.features import FeatureStore, cache_key, cached_features, weights_digest
 from mmtransfer.tasks.base import StagedTask, name_some, network_layout
-from mmtransfer.text_models import Encoded, TextModel, average_windows, length_batches
+from mmtransfer.text_models import (
+    Encoded,
+    TextModel,
+    average_windows,
+    cut_note,
+    length_batches,
+)
 from mmtransfer.texts import TextExample, TextSet
 from mmtransfer.transfer import (
     Stage,
@@ -32,6 +39,8 @@ from mmtransfer.transfer import (
     resolve_stages,
     supervised_contrastive_loss,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -81,8 +90,8 @@ class SentimentTask(StagedTask):
         number = {label: index for index, label in enumerate(text.labels)}
         self._classes = [number[example.label] for example in self.examples]
         self._validation_classes = [number[example.label] for example in validation.examples]
-        self._encoded = encode_examples(text, self.examples)
-        self._validation_encoded = encode_examples(text, validation.examples)
+        self._encoded = encode_examples(text, self.examples, "train")
+        self._validation_encoded = encode_examples(text, validation.examples, validation.name)
         self._tokens = [float(encoded.tokens) for encoded in self._encoded]
         self.lengths = self._tokens
         counts = Counter(self._classes)
@@ -310,12 +319,17 @@ class SentimentTask(StagedTask):
         return self.text.temperature
 
 
-def encode_examples(text: TextModel, examples: Sequence[TextExample]) -> list[Encoded]:
-    """Tokenise examples in blocks, so that memory stays bounded."""
+def encode_examples(text: TextModel, examples: Sequence[TextExample], name: str) -> list[Encoded]:
+    """Tokenise examples in blocks, so that memory stays bounded; says how many were cut."""
     encoded: list[Encoded] = []
     for start in range(0, len(examples), 4096):
         part = examples[start : start + 4096]
         encoded += text.encode([e.text for e in part], [e.target for e in part])
+    note = cut_note(sum(one.is_cut for one in encoded), len(encoded), text.settings)
+    if note is not None:
+        logger.warning("'%s': %s", name, note)
+    if text.settings.targets is False and any(example.target for example in examples):
+        logger.warning("'%s': targets are not used; the model was trained without", name)
     return encoded
 
 
@@ -323,7 +337,7 @@ def evaluate_texts(
     text: TextModel, texts: TextSet, config: Config, device: torch.device
 ) -> ClassificationScore:
     """Score a classifier on labelled texts."""
-    encoded = encode_examples(text, texts.examples)
+    encoded = encode_examples(text, texts.examples, texts.name)
     budget = config.evaluation.batch_tokens
     logits = text.encoded_logits(encoded, device=device, batch_tokens=budget)
     number = {label: index for index, label in enumerate(text.labels)}

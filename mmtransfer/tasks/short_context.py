@@ -32,11 +32,11 @@ from mmtransfer.contexts import UNADAPTED_CONTEXT_S, longer_context_s
 from mmtransfer.data import Clip, ClipSet
 from mmtransfer.decoding import DecodingOptions, Hypothesis
 from mmtransfer.errors import UserError
-from mmtransfer.evaluation import ClipScore, SpeechScore, comparable, score_clip, speech_metric
+from mmtransfer.evaluation import ClipScore, SpeechScore, comparable, speech_metric
 from mmtransfer.features import FeatureStore, cache_key, cached_features, weights_digest
 from mmtransfer.guards import rejection
 from mmtransfer.recognition import Recognizer
-from mmtransfer.tasks.speech import SpeechTask
+from mmtransfer.tasks.speech import ClipScoring, SpeechTask
 from mmtransfer.torch_engines import TorchWhisper
 from mmtransfer.transfer import Stage, resolve_stages
 
@@ -90,11 +90,9 @@ class ShortContextTask(SpeechTask):
         longest_s = max(clip.seconds for clip in train.clips)
         speech.short = ShortReader(copied, UNADAPTED_CONTEXT_S, 0.0, self.languages, longest_s)
         super().__init__(speech, train, validation, config, stages)
-        metrics = {speech_metric(clip.language or own) for clip in validation.clips}
-        self.metric = "cer" if "cer" in metrics else self.metric
         self._told: FeatureStore | None = None
         self._unlabelled: set[str] = set()  # clips whose text is what the source reads
-        self._usable = list(range(len(train)))
+        self._usable = list(range(len(self.train)))
 
     # --- what the source reads ----------------------------------------------------------------
 
@@ -166,8 +164,9 @@ class ShortContextTask(SpeechTask):
         unsaid = [wave for wave, text in zip(waves, texts, strict=True) if not text]
         found = iter(engine.decode(unsaid, full) if unsaid else [])
         tokenizer = speech.processor.tokenizer
+        space = " " if speech_metric(speech.language) == "wer" else ""
         read = [
-            tokenizer.encode(f" {text}", add_special_tokens=False) if text else next(found)
+            tokenizer.encode(f"{space}{text}", add_special_tokens=False) if text else next(found)
             for text in texts
         ]
         tokens = [[*(r if isinstance(r, list) else r.tokens)] for r in read]
@@ -330,6 +329,7 @@ class ShortContextTask(SpeechTask):
         for index, clip in enumerate(clips):
             by_language[clip.language].append(index)
         scores: dict[int, ClipScore] = {}
+        scoring = ClipScoring(clips, self.speech.language, self._config)
         for indices in by_language.values():
             recognizer = Recognizer(
                 self._engine(clips[indices[0]]),
@@ -340,8 +340,7 @@ class ShortContextTask(SpeechTask):
             waves = [np.pad(clips[index].samples(), (before, 0)) for index in indices]
             found = recognizer.transcribe(waves, guarded=True)  # as it is used
             for index, hypothesis in zip(indices, found, strict=True):
-                text = clips[index].text
-                scores[index] = score_clip(text, hypothesis.text, self._normalize)
+                scores[index] = scoring.score(clips[index], hypothesis.text)
         return [scores[index] for index in range(len(clips))]
 
     def measure_margin(self, device: torch.device) -> float:

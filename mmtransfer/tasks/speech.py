@@ -12,6 +12,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from mmtransfer.config import Config
 from mmtransfer.contexts import WINDOW_S
 from mmtransfer.ctc_models import CtcModel
 from mmtransfer.data import Clip, ClipSet
+from mmtransfer.decoding import Hypothesis
 from mmtransfer.encoders import FRAMES_PER_SECOND, SpeechEncoder
 from mmtransfer.errors import UserError
 from mmtransfer.evaluation import (
@@ -55,6 +57,128 @@ _STAMPED_S = 12.0  # longer clips hold several sentences, which Whisper stamps o
 
 _Example = tuple[np.ndarray, list[int]]
 """Samples of a clip and its target."""
+
+
+class ClipScoring:
+    """How a set of clips is scored: each by the rules of its language."""
+
+    def __init__(self, clips: Sequence[Clip], language: str | None, config: Config):
+        self._own, self._config = language, config
+        self._normalizers: dict[str, Any] = {}
+        spoken = {clip.language or language for clip in clips}
+        metrics = {speech_metric(code) for code in spoken}
+        self.metric = "cer" if metrics == {"cer"} else "wer"
+        """The metric that counts for the set."""
+        self._name = ", ".join(sorted({self._normalizer_name(code) for code in spoken}))
+
+    def _normalizer_name(self, language: str | None) -> str:
+        return self._config.evaluation.normalizer or default_normalizer(language)
+
+    def score(self, clip: Clip, text: str) -> ClipScore:
+        """Errors of what was recognised in a clip."""
+        name = self._normalizer_name(clip.language or self._own)
+        if name not in self._normalizers:
+            self._normalizers[name] = get_normalizer(name)
+        return score_clip(clip.text, text, self._normalizers[name])
+
+    def summary(self, records: Sequence[ClipScore]) -> SpeechScore:
+        """Scores of the whole set."""
+        return summarize_speech(
+            records,
+            normalizer=self._name,
+            metric=self.metric,
+            bootstrap_samples=self._config.evaluation.bootstrap_samples,
+            seed=self._config.runtime.seed,
+        )
+
+    def by_language(
+        self, clips: Sequence[Clip], records: Sequence[ClipScore]
+    ) -> dict[str, dict[str, Any]]:
+        """Where there are several languages, the rate of each by its own metric."""
+        parts: dict[str | None, list[int]] = clips_by_language(clips, self._own)
+        if len(parts) < 2:
+            return {}
+        found = {}
+        for language, rows in parts.items():
+            metric = speech_metric(language)
+            score = summarize_speech(
+                [records[row] for row in rows],
+                normalizer=self._normalizer_name(language),
+                metric=metric,
+                bootstrap_samples=100,
+            )
+            rate = getattr(score, metric)
+            found[language or "unknown"] = {"clips": len(rows), "metric": metric, metric: rate}
+        return found
+
+
+def clips_by_language(clips: Sequence[Clip], language: str | None) -> dict[str | None, list[int]]:
+    """Indices of clips by language; `language` is that of clips that do not say theirs."""
+    rows: dict[str | None, list[int]] = defaultdict(list)
+    for row, clip in enumerate(clips):
+        rows[clip.language or language].append(row)
+    return dict(rows)
+
+
+def decode_waves(
+    speech: SpeechModel | CtcModel,
+    waves: Sequence[np.ndarray],
+    clips: Sequence[Clip],
+    device: torch.device,
+    batch_seconds: float,
+    *,
+    shortest_context_s: float | None = None,
+    progress: str | None = None,
+) -> list[Hypothesis]:
+    """What a model recognises in samples, each in the language of its clip."""
+    found: dict[int, Hypothesis] = {}
+    for language, rows in clips_by_language(clips, speech.language).items():
+        spoken = speech
+        # A model of one language has no prompt for it, and one of characters none at all.
+        if isinstance(speech, SpeechModel) and speech.language is not None:
+            spoken = replace(speech, language=language)
+        recognizer = Recognizer(
+            spoken,
+            device=device,
+            batch_seconds=batch_seconds,
+            shortest_context_s=shortest_context_s,
+        )
+        heard = recognizer.transcribe([waves[row] for row in rows], progress=progress)
+        found |= zip(rows, heard, strict=True)
+    return [found[row] for row in range(len(clips))]
+
+
+def decode_clips(
+    speech: SpeechModel | CtcModel,
+    clips: Sequence[Clip],
+    device: torch.device,
+    batch_seconds: float,
+    **options: Any,
+) -> list[Hypothesis]:
+    """What a model recognises in clips, each in its language; options as for `decode_waves`."""
+    waves = [clip.samples() for clip in clips]
+    return decode_waves(speech, waves, clips, device, batch_seconds, **options)
+
+
+def skip_long(name: str, found: Sequence[tuple[Clip, str]], limit: str) -> list[str]:
+    """Say which clips are left out since their transcripts are too long, all of them at once; gives
+    a line for each.
+    """
+    lines = [
+        f"{clip.where or clip.name}: {clip.name}: the transcript has {length}, {limit}"
+        for clip, length in found
+    ]
+    if found:
+        names = [f"{clip.name} ({length})" for clip, length in found]
+        logger.warning(
+            "skipped: %d of the clips of '%s' have transcripts that are too long (%s): %s. Cut "
+            "the clips, or mend the transcripts.",
+            len(found),
+            name,
+            limit,
+            name_some(names),
+        )
+    return lines
 
 
 @dataclass
@@ -90,32 +214,20 @@ class SpeechTask(StagedTask):
         super().__init__(speech, model, whisper_layout(model), model, stages, config)
         self.speech = speech
         self._encoder = SpeechEncoder(model.get_encoder())
-        self._targets = len(train)
-        # Rehearsal clips are numbered behind the target's.
-        clips = train.clips + (rehearsal.clips if rehearsal else [])
-        self.train, self.validation = ClipSet("train", clips), validation
-        self.metric = speech_metric(speech.language)
         self._config = config
-        self._normalizer_name = config.evaluation.normalizer or default_normalizer(speech.language)
-        self._normalize = get_normalizer(self._normalizer_name)
+        # The target's clips without those that are too long; rehearsal clips are numbered behind.
+        self.target, self._tokens = self._fitting(train)
+        if not self.target.clips:
+            raise UserError(f"'{train.name}': every transcript is too long for the model.")
+        self._targets = len(self.target)
+        clips = self.target.clips
+        if rehearsal is not None:
+            extra, tokens = self._fitting(rehearsal)
+            clips, self._tokens = clips + extra.clips, self._tokens + tokens
+        self.train, self.validation = ClipSet("train", clips), validation
+        self.metric = ClipScoring(validation.clips, speech.language, config).metric
         self._augmenter = Augmenter(config.augment, speech.max_context_s)
         self._bounds: dict[int, tuple[float, float] | None] = {}
-        tokenizer = speech.processor.tokenizer
-        spaced = self.metric == "wer"
-        # Whisper's own training text starts with a space in languages that use them.
-        self._tokens = [
-            tokenizer(f" {clip.text}" if spaced else clip.text, add_special_tokens=False).input_ids
-            if clip.text
-            else []
-            for clip in clips
-        ]
-        room = self.model.config.max_target_positions - 8  # prompt, timestamps and end token
-        for clip, tokens in zip(clips, self._tokens, strict=True):
-            if len(tokens) > room:
-                raise UserError(
-                    f"{clip.name}: the transcript has {len(tokens)} tokens, the model takes at "
-                    f"most {room}. Cut the clip or mend the transcript."
-                )
         generation = self.model.generation_config
         end = self.model.config.eos_token_id
         if not all(clip.text for clip in clips) and generation.begin_suppress_tokens:
@@ -128,6 +240,31 @@ class SpeechTask(StagedTask):
         self.lengths = [speech.context_s(clip.seconds, shortest=0) for clip in clips]
         self._store: FeatureStore | None = None
         self._items: dict[tuple[int, int, bool], int] = {}
+
+    def _fitting(self, clips: ClipSet) -> tuple[ClipSet, list[list[int]]]:
+        """The clips whose transcripts the decoder can take, and their tokens."""
+        room = self.model.config.max_target_positions - 8  # prompt, timestamps and end token
+        tokens = [self._spell(clip) for clip in clips.clips]
+        pairs = list(zip(clips.clips, tokens, strict=True))
+        long = [(clip, f"{len(own)} tokens") for clip, own in pairs if len(own) > room]
+        skipped = skip_long(clips.name, long, f"the model takes {room} tokens")
+        kept = [(clip, own) for clip, own in pairs if len(own) <= room]
+        fitting = replace(
+            clips, clips=[clip for clip, _ in kept], skipped=[*clips.skipped, *skipped]
+        )
+        return fitting, [own for _, own in kept]
+
+    def _spell(self, clip: Clip) -> list[int]:
+        """Tokens of a transcript. Whisper's own training text starts with a space in languages that
+        use them.
+        """
+        if not clip.text:
+            return []
+        spaced = speech_metric(clip.language or self.speech.language) == "wer"
+        tokenizer = self.speech.processor.tokenizer
+        text = f" {clip.text}" if spaced else clip.text
+        found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return found
 
     # --- training ---------------------------------------------------------------------------
 
@@ -244,7 +381,10 @@ class SpeechTask(StagedTask):
 
     @property
     def fingerprint(self) -> str:
-        parts = [f"{clip.identity} {clip.text}" for clip in self.train.clips]
+        parts = [
+            f"{clip.identity} {clip.text}" + (f" {clip.language}" if clip.language else "")
+            for clip in self.train.clips
+        ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def prepare(self, batch: Sequence[int], share: slice, epoch: int) -> list[SpeechBatch]:
@@ -276,11 +416,12 @@ class SpeechTask(StagedTask):
 
     def _target(self, index: int, speed: float, *, timestamps: bool) -> list[int]:
         """Prompt, text and end token. Timestamps mark where speech starts and ends in the clip."""
-        prompt = self.speech.prompt(timestamps=timestamps)
+        language = self.train.clips[index].language
+        prompt = self.speech.prompt(timestamps=timestamps, language=language)
         tokens = self._tokens[index]
         end = [self.model.config.eos_token_id]
         if not timestamps or not tokens or self.train.clips[index].seconds > _STAMPED_S:
-            return self.speech.prompt(timestamps=False) + tokens + end
+            return [*self.speech.prompt(timestamps=False, language=language), *tokens, *end]
         if index not in self._bounds:
             self._bounds[index] = speech_bounds(self.train.clips[index].samples())
         bounds = self._bounds[index] or (0.0, self.train.clips[index].seconds)
@@ -321,8 +462,9 @@ class SpeechTask(StagedTask):
         return SpeechBatch(features, inputs, targets)
 
     def _prompt_length(self, tokens: list[int]) -> int:
+        # As long in every language; its last token says that there are no timestamps.
         bare = self.speech.prompt(timestamps=False)
-        return len(bare) if tokens[: len(bare)] == bare else len(bare) - 1
+        return len(bare) if tokens[len(bare) - 1] == bare[-1] else len(bare) - 1
 
     def weight(self, micro: SpeechBatch) -> float:
         return float((micro.targets != _IGNORED).sum())
@@ -380,17 +522,15 @@ class SpeechTask(StagedTask):
     def _score(
         self, clips: Sequence[Clip], device: torch.device, shortest_context_s: float
     ) -> list[ClipScore]:
-        recognizer = Recognizer(
+        hypotheses = decode_clips(
             self.speech,
-            device=device,
-            batch_seconds=self._config.evaluation.batch_seconds,
+            clips,
+            device,
+            self._config.evaluation.batch_seconds,
             shortest_context_s=shortest_context_s,
         )
-        hypotheses = recognizer.transcribe([clip.samples() for clip in clips])
-        return [
-            score_clip(clip.text, hypothesis.text, self._normalize)
-            for clip, hypothesis in zip(clips, hypotheses, strict=True)
-        ]
+        scoring = ClipScoring(clips, self.speech.language, self._config)
+        return [scoring.score(clip, h.text) for clip, h in zip(clips, hypotheses, strict=True)]
 
     def _reference(self, clips: Sequence[Clip], device: torch.device) -> list[ClipScore]:
         """Scores in the full window."""
@@ -401,13 +541,8 @@ class SpeechTask(StagedTask):
         return {"wer": score.wer, "cer": score.cer, "hallucinated_words": score.hallucinated_words}
 
     def _summary(self, records: Sequence[ClipScore]) -> SpeechScore:
-        return summarize_speech(
-            records,
-            normalizer=self._normalizer_name,
-            metric=self.metric,
-            bootstrap_samples=self._config.evaluation.bootstrap_samples,
-            seed=self._config.runtime.seed,
-        )
+        scoring = ClipScoring(self.validation.clips, self.speech.language, self._config)
+        return scoring.summary(records)
 
     def measure_shortest_context(self, device: torch.device, sources: Sequence[ClipSet]) -> float:
         """Set the shortest context at which the model keeps its accuracy, by measuring it.
@@ -440,12 +575,6 @@ class SpeechTask(StagedTask):
         of the windows scores within 0.01 of that of the single clips, recordings are transcribed in
         windows, else segment by segment (0).
         """
-        recognizer = Recognizer(
-            self.speech,
-            device=device,
-            batch_seconds=self._config.evaluation.batch_seconds,
-            shortest_context_s=self.speech.shortest_context_s,
-        )
         is_safe, is_known = True, False
         for clips in (self.validation, *sources):
             windows = [own for own in joined_clips(clips.clips[:_SAFE_CLIPS]) if len(own) > 1]
@@ -457,9 +586,18 @@ class SpeechTask(StagedTask):
                 np.concatenate([part for clip in own for part in (clip.samples(), pause)])
                 for own in windows
             ]
+            heard = decode_waves(
+                self.speech,
+                waves,
+                [own[0] for own in windows],
+                device,
+                self._config.evaluation.batch_seconds,
+                shortest_context_s=self.speech.shortest_context_s,
+            )
+            scoring = ClipScoring(clips.clips, self.speech.language, self._config)
             together = [
-                score_clip(" ".join(clip.text for clip in own), found.text, self._normalize)
-                for own, found in zip(windows, recognizer.transcribe(waves), strict=True)
+                scoring.score(replace(own[0], text=" ".join(clip.text for clip in own)), found.text)
+                for own, found in zip(windows, heard, strict=True)
             ]
             single = [clip for own in windows for clip in own]
             alone = self._score(single, device, self.speech.shortest_context_s)
@@ -472,12 +610,14 @@ class SpeechTask(StagedTask):
 
 
 def joined_clips(clips: Sequence[Clip]) -> list[list[Clip]]:
-    """Clips in their order, as many together as a window holds, of one group each."""
+    """Clips in their order, as many together as a window holds, of one group and language each."""
     windows: list[list[Clip]] = []
     seconds = 0.0
     for clip in clips:
         seconds += clip.seconds + _JOINED_PAUSE_S
-        if not windows or windows[-1][-1].group != clip.group or seconds > WINDOW_S:
+        last = windows[-1][-1] if windows else clip
+        is_same = (last.group, last.language) == (clip.group, clip.language)
+        if not windows or not is_same or seconds > WINDOW_S:
             windows.append([])
             seconds = clip.seconds + _JOINED_PAUSE_S
         windows[-1].append(clip)
@@ -493,19 +633,23 @@ def transcribe(
     Raises:
         UserError: the source transcribes none of them without doubt.
     """
+    spoken = [clip.language for clip in clips.clips]
     key = cache_key(
         kind="transcripts",
         weights=weights_digest([source.model], source.model.config),
         language=source.language,
         items=[clip.identity for clip in clips.clips],
+        **({"languages": spoken} if any(spoken) else {}),
     )
     path = cache_path("transcripts", f"{key}.json")
     if not path.exists():
-        recognizer = Recognizer(
-            source, device=device, batch_seconds=config.evaluation.batch_seconds
+        found = decode_clips(
+            source,
+            clips.clips,
+            device,
+            config.evaluation.batch_seconds,
+            progress=f"transcribing {clips.name} clips",
         )
-        waves = [clip.samples() for clip in clips.clips]
-        found = recognizer.transcribe(waves, progress=f"transcribing {clips.name} clips")
         texts = [
             "" if rejection(hypothesis, clip.seconds) else hypothesis.text
             for clip, hypothesis in zip(clips.clips, found, strict=True)
@@ -545,17 +689,16 @@ def evaluate_clips(
     speech: SpeechModel | CtcModel, clips: ClipSet, config: Config, device: torch.device
 ) -> SpeechScore:
     """Score a model on clips as it is used: at its shortest safe context."""
-    name = config.evaluation.normalizer or default_normalizer(speech.language)
-    normalize = get_normalizer(name)
-    recognizer = Recognizer(speech, device=device, batch_seconds=config.evaluation.batch_seconds)
-    hypotheses = recognizer.transcribe(
-        [clip.samples() for clip in clips.clips], progress=f"evaluating {clips.name}"
+    hypotheses = decode_clips(
+        speech,
+        clips.clips,
+        device,
+        config.evaluation.batch_seconds,
+        progress=f"evaluating {clips.name}",
     )
-    pairs = zip(clips.clips, hypotheses, strict=True)
-    return summarize_speech(
-        [score_clip(clip.text, found.text, normalize) for clip, found in pairs],
-        normalizer=name,
-        metric=speech_metric(speech.language),
-        bootstrap_samples=config.evaluation.bootstrap_samples,
-        seed=config.runtime.seed,
-    )
+    scoring = ClipScoring(clips.clips, speech.language, config)
+    records = [
+        scoring.score(clip, found.text) for clip, found in zip(clips.clips, hypotheses, strict=True)
+    ]
+    languages = scoring.by_language(clips.clips, records)
+    return replace(scoring.summary(records), languages=languages)
