@@ -186,6 +186,7 @@ class Monitor:
                     live=self._live,
                     clock=clock,
                     window_s=output.recognizer.window_s,
+                    end_of_turn=output.recognizer.end_of_turn if self._live.learned_end else None,
                     loud_db=camera.loud_db,
                     recorder=output.recorder,
                     folder=output.folder,
