@@ -51,9 +51,9 @@ STEPS_S = (0.2, 0.3, 0.45, 0.6)
 FIXED_S = 0.45
 STATES_S = 0.2
 DROPOUT, RATE, WEIGHT_DECAY, STEPS = 0.1, 0.003, 0.01, 300
-SHARES = ((0.55, 0.6, 0.65, 0.7), (0, 0.6, 0.7, 0.8), (0, 0.6, 0.7, 0.8, 0.9), (0, 0.8, 0.9, 1.0))
-"""Of the ends, what each step's threshold may let pass. The first is more than a half, so that the
-median delay is that step's."""
+SHARES = ((0.65, 0.7, 0.75), (0, 0.6, 0.7, 0.8), (0, 0.6, 0.7, 0.8, 0.9), (0, 0.8, 0.9, 1.0))
+"""Of the ends, what each step's threshold may let pass. The first is well over a half, so that the
+median delay is that step's with other people too."""
 LONGEST_S = (0.6, 0.8, 1.0)
 
 
@@ -112,14 +112,15 @@ class Recordings:
         rows = range(len(self.moments))
         return np.stack([self.store[row][-count:].astype(np.float32).mean(0) for row in rows])
 
-    def by_pause(self, scores: np.ndarray) -> Iterator[tuple[int, Pause, list[float]]]:
+    def by_pause(self, scores: np.ndarray) -> Iterator[tuple[int, Pause, dict[float, float]]]:
         """Recording and probability at each step of every pause."""
         row = 0
         for number, own in enumerate(self.pauses):
             for pause in own:
-                steps = sum(pause.frames >= frames_of(at) for at in STEPS_S)
-                yield number, pause, [float(score) for score in scores[row : row + steps]]
-                row += steps
+                steps = [at for at in STEPS_S if pause.frames >= frames_of(at)]
+                own = scores[row : row + len(steps)].tolist()
+                yield number, pause, dict(zip(steps, own, strict=True))
+                row += len(steps)
 
 
 def train(features: np.ndarray, is_end: np.ndarray, seed: int = 0) -> tuple[np.ndarray, float]:
@@ -187,8 +188,8 @@ def outcome(recordings: Recordings, scores: np.ndarray, settings: TurnSettings) 
 
 
 def choose(recordings: Recordings, scores: np.ndarray, settings: TurnSettings) -> TurnSettings:
-    """The thresholds and the longest wait that cut fewest turns short, among those that declare
-    `AT_ONCE` of the ends at the first step and are no slower on average than the fixed rule.
+    """The steps, their thresholds and the longest wait that cut fewest turns short, among those
+    that are no slower on average than the fixed rule.
     """
     fixed = outcome(recordings, scores, replace(settings, steps=(), longest_s=FIXED_S))
     frames = np.array([moment.frames for moment in recordings.moments])
@@ -196,10 +197,12 @@ def choose(recordings: Recordings, scores: np.ndarray, settings: TurnSettings) -
     grids = []
     for at, shares in zip(STEPS_S, SHARES, strict=True):
         own = scores[(frames == frames_of(at)) & ends]
-        grids.append([float(np.quantile(own, 1 - share)) if share else 1.1 for share in shares])
+        grids.append([float(np.quantile(own, 1 - share)) if share else None for share in shares])
     best: tuple[float, float, TurnSettings] | None = None
     for longest, *needed in product(LONGEST_S, *grids):
-        tried = replace(settings, steps=tuple(zip(STEPS_S, needed, strict=True)), longest_s=longest)
+        steps = zip(STEPS_S, needed, strict=True)
+        used = tuple((at, least) for at, least in steps if least is not None and at < longest)
+        tried = replace(settings, steps=used, longest_s=longest)
         found = outcome(recordings, scores, tried)
         if found.mean <= fixed.mean and (best is None or (found.share, found.mean) < best[:2]):
             best = found.share, found.mean, tried

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -205,12 +205,12 @@ def find_pauses(samples: np.ndarray, settings: SegmenterSettings | None = None) 
 
 
 def decided_at(
-    pause: Pause, probabilities: Sequence[float], settings: TurnSettings
+    pause: Pause, probabilities: Mapping[float, float], settings: TurnSettings
 ) -> float | None:
     """Seconds of silence after which the end of a turn is declared, by the head's probability at
     each step that the pause reaches; None if speech comes first.
     """
-    for (at, needed), probability in zip(settings.steps, probabilities, strict=False):
-        if probability >= needed:
+    for at, needed in settings.steps:
+        if probabilities.get(at, 0.0) >= needed:
             return at
     return settings.longest_s if pause.frames >= frames_of(settings.longest_s) else None

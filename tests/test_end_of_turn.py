@@ -148,11 +148,11 @@ def test_a_head_is_a_linear_output_on_the_mean_of_the_last_states():
 
 
 def test_a_rule_declares_the_end_at_the_first_step_that_reaches_its_threshold():
-    assert decided_at(Pause(0, 40), [0.95, 0.1], RULE) == 0.2
-    assert decided_at(Pause(0, 40), [0.5, 0.6], RULE) == 0.45
-    assert decided_at(Pause(0, 40), [0.5, 0.4], RULE) == 0.8
-    assert decided_at(Pause(0, 20), [0.5, 0.4], RULE) is None
-    assert decided_at(Pause(0, 8), [0.5], RULE) is None
+    assert decided_at(Pause(0, 40), {0.2: 0.95, 0.45: 0.1}, RULE) == 0.2
+    assert decided_at(Pause(0, 40), {0.2: 0.5, 0.45: 0.6}, RULE) == 0.45
+    assert decided_at(Pause(0, 40), {0.2: 0.5, 0.45: 0.4}, RULE) == 0.8
+    assert decided_at(Pause(0, 20), {0.2: 0.5, 0.45: 0.4}, RULE) is None
+    assert decided_at(Pause(0, 8), {0.2: 0.5}, RULE) is None
 
 
 def test_a_head_is_the_same_when_it_is_loaded(tmp_path):
