@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import EXAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_revisions import ContextEngine, utterances
 from test_windows import LoudIsSpeech
 
 from mmtransfer import end_of_turn, segments
-from mmtransfer.audio import SAMPLE_RATE
+from mmtransfer.audio import SAMPLE_RATE, stream_audio
 from mmtransfer.end_of_turn import (
     EndOfTurn,
     Pause,
@@ -27,6 +28,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.monitoring import Camera, LiveSettings, Monitor, Transcript, readers
 from mmtransfer.monitoring.live import Block
 from mmtransfer.recognition import Recognizer
+from mmtransfer.recognizers import open_recognizer
 from mmtransfer.segments import Segmenter, SegmenterSettings
 
 FRAME = 512
@@ -204,6 +206,17 @@ def test_the_head_that_ships_belongs_to_the_adapter_that_ships():
         assert min(needed) > 0
         adapter = end_of_turn.Path(folder) / "short_context" / path.stem
         assert rule.adapter == adapter_digest(adapter)  # else: examples/make_end_of_turn.py
+
+
+def test_the_shipped_head_ends_lines_of_the_example_video_sooner():
+    """Most utterances of it end at once, and none later than after the longest wait."""
+    judge = open_recognizer("bundled:whisper-tiny.en").end_of_turn
+    samples = np.concatenate(list(stream_audio(EXAMPLE / "monitor.mp4", lambda: False)))
+    found = cut(samples[: 60 * SAMPLE_RATE], judge)
+    waits = [at - segment.end for segment, at in found]
+    assert len(waits) >= 6
+    assert np.median(waits) < 0.35
+    assert max(waits) <= judge.longest_s + 0.1
 
 
 def test_a_model_without_a_head_keeps_the_fixed_pause():
