@@ -184,7 +184,8 @@ def find_pauses(samples: np.ndarray, settings: SegmenterSettings | None = None) 
     settings = settings or SegmenterSettings()
     whole = samples[: len(samples) // FRAME * FRAME]
     frames = whole.reshape(-1, FRAME)
-    scores, is_joined = SpeechProbability()(whole), ~frames.any(1)
+    scores = SpeechProbability()(whole)
+    is_joined = np.abs(frames).max(1) == 0
     least, most = frames_of(PAUSE_S), frames_of(_COUNTED_S)
     is_speaking, voiced, last = False, 0, 0
     for frame, score in enumerate(scores):
