@@ -1,23 +1,24 @@
-r"""Train the head that decides at cameras whether a pause ends a turn, and measure it.
+r"""Train the head that decides at cameras whether a pause ends a turn.
 
     python examples/make_end_of_turn.py whisper-tiny.en --train talk/*.flac \
-        --development calls/*.flac --held-out interviews/*.flac
+        --development calls/*.flac
+    python benchmarks/end_of_turn.py bundled:whisper-tiny.en interviews/*.flac
 
 No transcripts are needed: whether the speaker goes on is what the recordings themselves show. The
-encoder's states are computed once and kept in the cache. The head learns on `--train`, its
-thresholds are chosen on `--development`, and `--held-out` is for the table alone. What is written
-goes into ``mmtransfer/turn_ends/NAME.safetensors``.
+encoder's states are computed once and kept in the cache. The head learns on `--train`; its
+thresholds are chosen on `--development`. What is written goes into
+``mmtransfer/turn_ends/NAME.safetensors``. The second command measures it on recordings that are
+in neither.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,15 +28,13 @@ from mmtransfer.audio import decode_clip
 from mmtransfer.config import HeadConfig
 from mmtransfer.ctranslate2_engine import CTranslate2Whisper
 from mmtransfer.end_of_turn import (
-    FRAME_S,
-    HORIZON_S,
     Pause,
     TurnSettings,
     adapter_digest,
-    decided_at,
     find_pauses,
     frames_of,
     last_states,
+    outcome,
     write_turn_head,
 )
 from mmtransfer.features import FeatureStore, cache_key, cached_features
@@ -113,15 +112,13 @@ class Recordings:
         rows = range(len(self.moments))
         return np.stack([self.store[row][-count:].astype(np.float32).mean(0) for row in rows])
 
-    def by_pause(self, scores: np.ndarray) -> Iterator[tuple[int, Pause, dict[float, float]]]:
-        """Recording and probability at each step of every pause."""
-        row = 0
-        for number, own in enumerate(self.pauses):
-            for pause in own:
-                steps = [at for at in STEPS_S if pause.frames >= frames_of(at)]
-                own = scores[row : row + len(steps)].tolist()
-                yield number, pause, dict(zip(steps, own, strict=True))
-                row += len(steps)
+    def by_pause(self, scores: np.ndarray) -> list[tuple[Pause, dict[float, float]]]:
+        """Every pause and the probability at each of its steps."""
+        found, rest = [], iter(scores.tolist())
+        for pause in chain.from_iterable(self.pauses):
+            steps = [at for at in STEPS_S if pause.frames >= frames_of(at)]
+            found.append((pause, {at: next(rest) for at in steps}))
+        return found
 
 
 def train(features: np.ndarray, is_end: np.ndarray, seed: int = 0) -> tuple[np.ndarray, float]:
@@ -146,53 +143,12 @@ def train(features: np.ndarray, is_end: np.ndarray, seed: int = 0) -> tuple[np.n
     return weights, bias
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a rule does in the pauses of some recordings."""
-
-    cut_short: np.ndarray
-    """Of each pause in which the speaker goes on: whether an end was declared."""
-    delays: np.ndarray
-    """Of each true end: seconds of silence before it was declared."""
-    cut_of: np.ndarray
-    """The stretch of a recording that each of the former lies in,"""
-    delay_of: np.ndarray
-    """and each of the latter."""
-
-    @property
-    def share(self) -> float:
-        return float(self.cut_short.mean())
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.delays))
-
-    @property
-    def mean(self) -> float:
-        return float(self.delays.mean())
-
-
-def outcome(recordings: Recordings, scores: np.ndarray, settings: TurnSettings) -> Outcome:
-    """Apply a rule; stretches are minutes, which stand for what is independent."""
-    cut, delays, cut_of, delay_of = [], [], [], []
-    for number, pause, steps in recordings.by_pause(scores):
-        at = decided_at(pause, steps, settings)
-        stretch = number * 10_000 + int(pause.start * FRAME_S // 60)
-        if pause.is_end(HORIZON_S):
-            assert at is not None
-            delays.append(frames_of(at) * FRAME_S)
-            delay_of.append(stretch)
-        else:
-            cut.append(at is not None)
-            cut_of.append(stretch)
-    return Outcome(np.array(cut), np.array(delays), np.array(cut_of), np.array(delay_of))
-
-
 def choose(recordings: Recordings, scores: np.ndarray, settings: TurnSettings) -> TurnSettings:
     """The steps and thresholds that cut fewest turns short, of those that are quicker on average
     than the fixed rule by a fifth.
     """
-    fixed = outcome(recordings, scores, replace(settings, steps=(), longest_s=FIXED_S))
+    pauses = recordings.by_pause(scores)
+    fixed = outcome(pauses, replace(settings, steps=(), longest_s=FIXED_S))
     frames = np.array([moment.frames for moment in recordings.moments])
     ends = np.array([moment.pause.is_end() for moment in recordings.moments])
     grids = []
@@ -213,52 +169,12 @@ def choose(recordings: Recordings, scores: np.ndarray, settings: TurnSettings) -
     return best[2]
 
 
-def interval(values: np.ndarray, stretches: np.ndarray, statistic: Any) -> tuple[float, float]:
-    """95 % bootstrap interval of a statistic, whole stretches drawn."""
-    rng = np.random.default_rng(0)
-    groups = [values[stretches == stretch] for stretch in np.unique(stretches)]
-    drawn = [
-        statistic(np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))]))
-        for _ in range(2000)
-    ]
-    return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
-
-
-def table(recordings: Recordings, scores: np.ndarray, settings: TurnSettings) -> None:
-    """Print what three rules do in the pauses: the fixed one, the head's, and the head's with its
-    probabilities dealt out at random, which is what is gained by chance alone.
-    """
-    rng = np.random.default_rng(0)
-    frames = np.array([moment.frames for moment in recordings.moments])
-    dealt = scores.copy()
-    for step in np.unique(frames):
-        dealt[frames == step] = rng.permutation(scores[frames == step])
-    fixed = replace(settings, steps=(), longest_s=FIXED_S)
-    count = sum(len(own) for own in recordings.pauses)
-    found = outcome(recordings, scores, settings)
-    print(f"{count} pauses, {len(found.delays)} of them ends")
-    rules = (
-        ("fixed pause", fixed, scores),
-        ("head", settings, scores),
-        ("chance", settings, dealt),
-    )
-    for name, rule, own in rules:
-        found = outcome(recordings, own, rule)
-        low, high = interval(found.cut_short, found.cut_of, np.mean)
-        first, last = interval(found.delays, found.delay_of, np.median)
-        print(
-            f"{name:12} cut short {found.share:.3f} [{low:.3f}, {high:.3f}]; delay p50 "
-            f"{found.median:.2f} s [{first:.2f}, {last:.2f}], mean {found.mean:.2f} s, p95 "
-            f"{np.quantile(found.delays, 0.95):.2f} s"
-        )
-
-
 def main() -> None:
-    """Compute, train, choose, write, measure."""
+    """Compute, train, choose, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="bundled source it is for, without bundled:")
-    for name in ("train", "development", "held-out"):
-        parser.add_argument(f"--{name}", nargs="+", type=Path, required=True)
+    parser.add_argument("--train", nargs="+", type=Path, required=True)
+    parser.add_argument("--development", nargs="+", type=Path, required=True)
     arguments = parser.parse_args()
     model = f"bundled:{arguments.name}"
     engine = CTranslate2Whisper(model, threads=2)
@@ -267,16 +183,12 @@ def main() -> None:
     weights, bias = train(learnt.pooled(STATES_S), is_end)
     adapter = adapter_digest(PACKAGE / "short_context" / arguments.name)
     settings = TurnSettings(CONTEXT_S, STATES_S, (), LONGEST_S, adapter)
-    for part in ("development", "held_out"):
-        recordings = Recordings(engine, model, getattr(arguments, part))
-        scores = 1 / (1 + np.exp(-(recordings.pooled(STATES_S) @ weights + bias)))
-        if part == "development":
-            settings = choose(recordings, scores, settings)
-            path = PACKAGE / "turn_ends" / f"{arguments.name}.safetensors"
-            write_turn_head(path, weights, bias, settings)
-            print(f"{path}: {settings}")
-        print(f"--- {part}")
-        table(recordings, scores, settings)
+    recordings = Recordings(engine, model, arguments.development)
+    scores = 1 / (1 + np.exp(-(recordings.pooled(STATES_S) @ weights + bias)))
+    settings = choose(recordings, scores, settings)
+    path = PACKAGE / "turn_ends" / f"{arguments.name}.safetensors"
+    write_turn_head(path, weights, bias, settings)
+    print(f"{path}: {settings}")
 
 
 if __name__ == "__main__":

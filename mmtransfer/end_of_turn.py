@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -215,3 +215,27 @@ def decided_at(
         if probabilities.get(at, 0.0) >= needed:
             return at
     return settings.longest_s if pause.frames >= frames_of(settings.longest_s) else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rule does in pauses."""
+
+    cut_short: np.ndarray
+    """Of each pause in which the speaker goes on: whether an end was declared."""
+    delays_s: np.ndarray
+    """Of each true end: the silence before it was declared."""
+
+
+def outcome(
+    pauses: Iterable[tuple[Pause, Mapping[float, float]]], settings: TurnSettings
+) -> Outcome:
+    """Apply a rule to pauses with the head's probabilities at their steps."""
+    cut_short, delays = [], []
+    for pause, probabilities in pauses:
+        at = decided_at(pause, probabilities, settings)
+        if not pause.is_end():
+            cut_short.append(at is not None)
+        elif at is not None:
+            delays.append(frames_of(at) * FRAME_S)
+    return Outcome(np.array(cut_short, bool), np.array(delays))
