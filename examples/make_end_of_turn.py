@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from mmtransfer.audio import decode_clip
+from mmtransfer.audio import SAMPLE_RATE, decode_clip
 from mmtransfer.config import HeadConfig
 from mmtransfer.ctranslate2_engine import CTranslate2Whisper
 from mmtransfer.end_of_turn import (
+    STATES_PER_SECOND,
     Pause,
     TurnSettings,
     adapter_digest,
@@ -95,6 +96,8 @@ class Recordings:
             with ThreadPoolExecutor(engine.workers) as pool:
                 yield from zip(indices, pool.map(states, indices), strict=True)
 
+        silence = np.zeros(round(CONTEXT_S * SAMPLE_RATE), np.float32)
+        values = last_states(engine.encode, silence, kept).size
         key = cache_key(
             kind="end of turn",
             model=model_digest(model),
@@ -103,12 +106,12 @@ class Recordings:
             settings=[CONTEXT_S, KEPT_S],
         )
         self.store: FeatureStore = cached_features(
-            "pauses", key, [19_200] * len(self.moments), compute, dtype="float16"
+            "pauses", key, [values] * len(self.moments), compute, dtype="float16"
         )
 
     def pooled(self, states_s: float) -> np.ndarray:
         """Mean of the last states [moment, width]."""
-        count = round(states_s * 50)
+        count = round(states_s * STATES_PER_SECOND)
         rows = range(len(self.moments))
         return np.stack([self.store[row][-count:].astype(np.float32).mean(0) for row in rows])
 
@@ -160,11 +163,10 @@ def choose(recordings: Recordings, scores: np.ndarray, settings: TurnSettings) -
         steps = zip(STEPS_S, needed, strict=True)
         used = tuple((at, least) for at, least in steps if least is not None)
         tried = replace(settings, steps=used)
-        found = outcome(recordings, scores, tried)
-        if found.mean <= MEAN * fixed.mean and (
-            best is None or (found.share, found.mean) < best[:2]
-        ):
-            best = found.share, found.mean, tried
+        found = outcome(pauses, tried)
+        share, mean = float(found.cut_short.mean()), float(found.delays_s.mean())
+        if mean <= MEAN * fixed.delays_s.mean() and (best is None or (share, mean) < best[:2]):
+            best = share, mean, tried
     assert best is not None
     return best[2]
 
