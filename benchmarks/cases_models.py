@@ -1,7 +1,5 @@
 """Cases of models and of their text; `cases.py` runs them."""
 
-
-
 from __future__ import annotations
 
 import json

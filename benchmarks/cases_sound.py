@@ -5,8 +5,6 @@
 One function for each case: what is right, what was found, whether that is right.
 """
 
-
-
 from __future__ import annotations
 
 import difflib

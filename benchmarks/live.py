@@ -43,8 +43,10 @@ import jiwer
 import numpy as np
 
 from mmtransfer.audio import SAMPLE_RATE, stream_audio
+from mmtransfer.end_of_turn import EndOfTurn
 from mmtransfer.evaluation import get_normalizer
 from mmtransfer.monitoring import LiveSettings, SegmenterSettings
+from mmtransfer.recognizers import open_recognizer
 from mmtransfer.segments import Segmenter
 
 LEAD_S = 2.0  # silence first: a camera is not switched on in the middle of a word
@@ -95,11 +97,13 @@ def serve(tracks: list[np.ndarray], ports: Any, began: Any, seconds: float, spee
     time.sleep(20)
 
 
-def expected(track: np.ndarray, seconds: float) -> list[tuple[float, float]]:
+def expected(
+    track: np.ndarray, seconds: float, end_of_turn: EndOfTurn | None
+) -> list[tuple[float, float]]:
     """(start, end) of the segments in what is sent, as the monitor cuts."""
     piece = SAMPLE_RATE // 20
     cut = SegmenterSettings(pause_s=LiveSettings().pause_s)
-    segmenter, found = Segmenter(cut, 3), []
+    segmenter, found = Segmenter(cut, 3, end_of_turn), []
     for number in range(int(seconds * 20)):
         at = number * piece % (len(track) - piece)
         found += segmenter.feed(track[at : at + piece])
@@ -185,11 +189,12 @@ def run(
 
 
 def compare(
-    result: dict[str, Any], tracks: list[np.ndarray], seconds: float, speed: float
+    model: str, result: dict[str, Any], tracks: list[np.ndarray], seconds: float, speed: float
 ) -> tuple[int, int, list[float]]:
     """(lost, doubled) segments, and seconds from sending the end of each to its printed line."""
     lost = doubled = 0
     delays: list[float] = []
+    end_of_turn = open_recognizer(model).end_of_turn
     texts = first_lines(result["lines"])
     # Lines are printed in the journal's order.
     printed = {line["id"]: at for line, at in zip(texts, result["printed"], strict=False)}
@@ -197,7 +202,7 @@ def compare(
         own = [x for x in result["lines"] if x["camera"] == f"camera{number}"]
         own = [x for x in own if not x.get("revision")]
         heard = sorted((x for x in own if "id" in x), key=lambda line: line["start"])
-        sent = [span for span in expected(track, seconds) if span[1] < seconds - 1.0]
+        sent = [span for span in expected(track, seconds, end_of_turn) if span[1] < seconds - 1.0]
         if not heard:
             lost += len(sent)
             continue
@@ -256,7 +261,7 @@ def talk(arguments: argparse.Namespace, count: int, seconds: float) -> None:
     ]
     seconds = longest / SAMPLE_RATE + LEAD_S - 1
     result = run(arguments.model, tracks, seconds, more=arguments.more)
-    lost, doubled, delays = compare(result, tracks, seconds, 1.0)
+    lost, doubled, delays = compare(arguments.model, result, tracks, seconds, 1.0)
     normalize = get_normalizer("english-v1")
     first, final, recorded, counted = 0, 0, 0, 0
 
@@ -330,7 +335,7 @@ def main() -> None:
         np.concatenate([lead, np.roll(samples, -n * len(samples) // count)]) for n in range(count)
     ]
     result = run(arguments.model, tracks, seconds, speed=speed, more=arguments.more)
-    lost, doubled, delays = compare(result, tracks, seconds, speed)
+    lost, doubled, delays = compare(arguments.model, result, tracks, seconds, speed)
     texts = first_lines(result["lines"])
     print(f"{count} cameras, {seconds:g} s of audio each, {speed:g} times real time")
     print(f"segments with text {len(texts)}, lost {lost}, doubled {doubled}")

@@ -189,19 +189,28 @@ class CTranslate2Whisper:
             tokens.append(generation["task_to_id"]["transcribe"])
         return [*tokens, generation["no_timestamps_token_id"]]
 
+    def encode(self, clips: Sequence[np.ndarray], context_s: float) -> np.ndarray:
+        """Encoder states [clip, frame, width] of 16-kHz float32 clips, each padded or cut to the
+        context; 50 frames a second.
+        """
+        from ctranslate2 import StorageView
+
+        model = self._model(context_s)
+        features = log_mel(clips, context_s, bands=self._settings["bands"])
+        # On CPU one by one: several windows' attention does not fit the processor's cache.
+        size = len(features) if self._model_options["device"] == "cuda" else 1
+        parts = [features[start : start + size] for start in range(0, len(features), size)]
+        states = [np.asarray(model.encode(StorageView.from_array(p), to_cpu=True)) for p in parts]
+        return np.concatenate(states)
+
     def decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:
         """Hypotheses of 16-kHz float32 clips, each padded or cut to the context."""
         from ctranslate2 import StorageView
 
         model = self._model(context_s)
-        features = log_mel(clips, context_s, bands=self._settings["bands"])
         seconds = [min(len(clip) / SAMPLE_RATE, context_s) for clip in clips]
         timed = [index for index, long in enumerate(seconds) if long >= self.options.words_from_s]
-        # On CPU one by one: several windows' attention does not fit the processor's cache.
-        size = len(features) if self._model_options["device"] == "cuda" else 1
-        parts = [features[start : start + size] for start in range(0, len(features), size)]
-        states = [np.asarray(model.encode(StorageView.from_array(p), to_cpu=True)) for p in parts]
-        encoded = StorageView.from_array(np.concatenate(states))
+        encoded = StorageView.from_array(self.encode(clips, context_s))
         languages: list[str | None] = [self.language] * len(clips)
         if self.language == "auto":
             languages = [found[0][0].strip("<|>") for found in model.detect_language(encoded)]

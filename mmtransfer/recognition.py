@@ -17,6 +17,7 @@ import numpy as np
 from mmtransfer.audio import SAMPLE_RATE
 from mmtransfer.contexts import clip_context_s, longer_context_s
 from mmtransfer.decoding import DecodingOptions, Engine, Hypothesis
+from mmtransfer.end_of_turn import EndOfTurn
 from mmtransfer.guards import rejection
 from mmtransfer.progress import track
 
@@ -24,7 +25,8 @@ from mmtransfer.progress import track
 class Recognizer:
     """Batched recognition with an engine, or with a loaded model on a torch device.
 
-    `shortest_context_s` overrides the shortest context stored with the model.
+    `shortest_context_s` overrides the shortest context stored with the model. `end_of_turn` is what
+    decides at cameras whether a pause ends a turn, for a model that has it.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Recognizer:
         options: DecodingOptions | None = None,
         batch_seconds: float = 120.0,
         shortest_context_s: float | None = None,
+        end_of_turn: EndOfTurn | None = None,
     ):
         if hasattr(model, "decode"):
             self.engine: Engine = model
@@ -44,6 +47,7 @@ class Recognizer:
             self.engine = torch_engine(model, device, options)
         self.batch_seconds = batch_seconds
         self.shortest_context_s = shortest_context_s
+        self.end_of_turn = end_of_turn
 
     def context_s(self, clip: np.ndarray, *, is_first: bool = False) -> float:
         """Context in which a clip is decoded; depends on its own length only. With `is_first`, for

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from mmtransfer.decoding import DecodingOptions
+from mmtransfer.end_of_turn import open_end_of_turn
 from mmtransfer.errors import UserError
 from mmtransfer.recognition import Recognizer
 from mmtransfer.runtime import cores
@@ -44,6 +45,7 @@ def open_recognizer(
         engine = "ctranslate2" if _suits_ctranslate2(source, revision, device) else "transformers"
     threads = threads or cores()
     model: Any
+    end_of_turn = None
     if engine == "ctranslate2":
         from mmtransfer.ctranslate2_engine import CTranslate2Whisper
 
@@ -56,6 +58,7 @@ def open_recognizer(
             threads=threads,
             device="cuda" if device == "cuda" else "cpu",
         )
+        end_of_turn = open_end_of_turn(source, model.encode, revision=revision)
     else:
         from mmtransfer.config import RuntimeConfig
         from mmtransfer.models import load_recognizable
@@ -69,7 +72,12 @@ def open_recognizer(
     # On CPU four full windows at a time take two thirds of the time of one by one; more gain
     # little, and attention over them takes much memory.
     batch_seconds = _CPU_BATCH_S if engine == "ctranslate2" and device != "cuda" else _BATCH_S
-    return Recognizer(model, shortest_context_s=context_s, batch_seconds=batch_seconds)
+    return Recognizer(
+        model,
+        shortest_context_s=context_s,
+        batch_seconds=batch_seconds,
+        end_of_turn=end_of_turn,
+    )
 
 
 def _suits_ctranslate2(source: str, revision: str | None, device: str) -> bool:

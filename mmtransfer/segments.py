@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
@@ -146,13 +147,46 @@ def _window(pieces: Sequence[Piece], samples: np.ndarray) -> Segment:
     return Segment(own[0].start, own[-1].end, samples, own[0].samples_start, own)
 
 
+class PauseJudge(Protocol):
+    """Decides in a pause whether the speaker goes on."""
+
+    @property
+    def steps_s(self) -> Sequence[float]:
+        """Seconds of silence after which it is asked."""
+        ...
+
+    @property
+    def longest_s(self) -> float:
+        """A pause this long ends a segment in any case."""
+        ...
+
+    @property
+    def context_s(self) -> float:
+        """Seconds of audio that it looks at."""
+        ...
+
+    def is_over(self, samples: np.ndarray, silence_s: float) -> bool:
+        """Whether the segment ends now; `silence_s` is one of its steps."""
+        ...
+
+
 class Segmenter:
-    """Turns audio blocks of any size into segments, as each ends."""
+    """Turns audio blocks of any size into segments, as each ends.
+
+    With a `judge` a pause ends a segment when that says so, instead of after `pause_s`. It is asked
+    at set moments of the stream, so the segments do not depend on the size of the blocks.
+    """
 
     def __init__(
-        self, settings: SegmenterSettings | None = None, block_frames: int = _BLOCK_FRAMES
+        self,
+        settings: SegmenterSettings | None = None,
+        block_frames: int = _BLOCK_FRAMES,
+        judge: PauseJudge | None = None,
     ):
         self.settings = settings or SegmenterSettings()
+        self._judge = judge
+        self._steps = {round(at / _FRAME_S): at for at in judge.steps_s} if judge else {}
+        self._context = round(judge.context_s / _FRAME_S) if judge else 0  # frames
         self._block = block_frames * FRAME
         self._pad = round(self.settings.pad_s / _FRAME_S)  # frames
         before_s = min(self.settings.pad_before_s, self.settings.max_segment_s / 4)
@@ -209,7 +243,7 @@ class Segmenter:
             yield from self._score(np.pad(self._pending, (0, padding)))
             self._pending = np.zeros(0, np.float32)
         if self._started is not None:
-            yield from self._close(self._last_voiced + 1)
+            yield from self._close(self._last_voiced + 1, now=self._first + len(self._frames))
 
     def _score(self, samples: np.ndarray) -> Iterator[Segment]:
         scores = self._probability(samples)
@@ -217,7 +251,8 @@ class Segmenter:
         self._frames = np.concatenate([self._frames, samples.reshape(-1, FRAME)])
         self._scores = np.concatenate([self._scores, scores])
         settings = self.settings
-        pause = max(1, round(settings.pause_s / _FRAME_S))
+        longest_pause_s = self._judge.longest_s if self._judge else settings.pause_s
+        pause = max(1, round(longest_pause_s / _FRAME_S))
         longest = int(settings.max_segment_s / _FRAME_S) - self._before - self._pad
         for offset, score in enumerate(scores):
             frame = base + offset
@@ -229,11 +264,21 @@ class Segmenter:
                 self._last_voiced = frame
             if score >= settings.threshold:
                 self._voiced += 1
-            if frame - self._last_voiced >= pause:
-                yield from self._close(self._last_voiced + 1)
+            silence = frame - self._last_voiced
+            if silence >= pause or (silence in self._steps and self._is_over(frame, silence)):
+                yield from self._close(self._last_voiced + 1, now=frame + 1)
             elif frame - self._started + 1 >= longest:
                 yield from self._split(frame)
         self._forget()
+
+    def _is_over(self, frame: int, silence: int) -> bool:
+        """Whether the running segment ends in a pause of so many frames, by the judge."""
+        assert self._judge is not None
+        if self._voiced * _FRAME_S < self.settings.min_speech_s:
+            return False  # a click
+        now = frame + 1 - self._first
+        samples = self._frames[max(0, now - self._context) : now].reshape(-1)
+        return self._judge.is_over(samples, self._steps[silence])
 
     def _split(self, frame: int) -> Iterator[Segment]:
         """End a segment that has grown too long at the quietest moment of its second half."""
@@ -242,7 +287,8 @@ class Segmenter:
         scores = self._scores[middle - self._first : frame - self._first]
         # A little smoothing, so that one odd frame inside a word is not taken for a pause.
         cut = middle + int(np.convolve(scores, np.ones(3) / 3, mode="same").argmin())
-        yield from self._close(cut + 1, hard_cut=True)
+        # After a cut through running speech, padding would repeat the next segment's words.
+        yield from self._close(cut + 1, now=cut + 1)
         rest = self._scores[cut + 1 - self._first : frame + 1 - self._first]
         voiced = np.flatnonzero(rest >= self.settings.threshold)
         if len(voiced):
@@ -251,16 +297,15 @@ class Segmenter:
             audible = np.flatnonzero(rest >= self.settings.threshold_off)
             self._last_voiced = cut + 1 + int(audible[-1])
 
-    def _close(self, end: int, *, hard_cut: bool = False) -> Iterator[Segment]:
-        """Emit the running segment up to (not including) frame `end`."""
+    def _close(self, end: int, *, now: int) -> Iterator[Segment]:
+        """Emit the running segment up to (not including) frame `end`, with padding up to `now`."""
         assert self._started is not None
         started, voiced = self._started, self._voiced
         self._started = None
         if voiced * _FRAME_S < self.settings.min_speech_s:
-            self._taken = max(self._taken, end if hard_cut else 0)
+            self._taken = max(self._taken, end if now == end else 0)
             return
-        # After a cut through running speech, padding would repeat the next segment's words.
-        high = end if hard_cut else min(self._first + len(self._frames), end + self._pad)
+        high = min(now, end + self._pad)
         yield self._segment(started, end, high)
         self._taken = high
 
@@ -275,7 +320,8 @@ class Segmenter:
     def _forget(self) -> None:
         """Drop frames that no segment can need any more."""
         now = self._first + len(self._frames)
-        keep = max(self._first, (now if self._started is None else self._started) - self._before)
+        start = now if self._started is None else self._started
+        keep = max(self._first, min(start - self._before, now - self._context))
         drop = keep - self._first
         self._frames, self._scores = self._frames[drop:].copy(), self._scores[drop:].copy()
         self._first = keep

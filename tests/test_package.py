@@ -30,7 +30,7 @@ LAYERS = [
     {"backbones"},
     {"text_models", "ctc_models"},
     {"models"},
-    {"torch_engines", "ctranslate2_engine", "prediction"},
+    {"torch_engines", "ctranslate2_engine", "prediction", "end_of_turn"},
     {"recognition"},
     {"recognizers"},
     {"tasks"},

@@ -85,6 +85,9 @@ class LiveSettings:
     """Time after which it is told again that attempts fail, if they fail as before."""
     pause_s: float = 0.45
     """A pause this long ends a segment: shorter than in recordings, since somebody waits."""
+    learned_end: bool = True
+    """Whether, for a model that has learnt it, the head of `end_of_turn.py` decides that instead:
+    sooner where the speaker is likely done, later where they are likely to go on."""
     partial_s: float = 0.8
     """Speech after which a provisional text is made, and made again."""
 

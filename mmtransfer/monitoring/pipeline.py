@@ -191,6 +191,7 @@ class Monitor:
                     live=self._live,
                     clock=clock,
                     window_s=output.recognizer.window_s,
+                    end_of_turn=output.recognizer.end_of_turn if self._live.learned_end else None,
                     loud_db=camera.loud_db,
                     recorder=output.recorder,
                     channel=None if isinstance(camera.channels, str) else camera.channels - 1,

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmtransfer.addresses import public_address
 from mmtransfer.audio import SAMPLE_RATE, MediaError, is_piped, stream_audio
+from mmtransfer.end_of_turn import EndOfTurn
 from mmtransfer.monitoring.clips import Recorder
 from mmtransfer.monitoring.live import (
     Block,
@@ -80,6 +81,8 @@ class Reader:
     clock: SteadyClock
     window_s: float = 0.0
     """Seconds of speech that are joined over pauses; see `Engine.window_s`."""
+    end_of_turn: EndOfTurn | None = None
+    """What decides whether a pause of a live source ends a segment; None: its length alone."""
     loud_db: float | None = None
     recorder: Recorder | None = None
     channel: int | None = None
@@ -233,7 +236,8 @@ def read_camera(reader: Reader) -> None:
             continue
         if segmenter is None or not item.is_joined:
             finish()
-            segmenter, base = Segmenter(settings, _LIVE_BLOCK_FRAMES), item.at
+            segmenter = Segmenter(settings, _LIVE_BLOCK_FRAMES, reader.end_of_turn)
+            base = item.at
             fed_s = drafted_to = 0.0
             is_whole = False
         elif segmenter.is_idle:  # here the time line may follow a clock that drifts
