@@ -114,6 +114,8 @@ def open_media(source: str | Path, stopped: Callable[[], bool] = lambda: False) 
         container = av.open(opened, **options)
     except av.error.ExitError:
         reason = f"no answer in {_URL_TIMEOUT_S:g} s"
+    except MediaError:
+        raise
     except Exception as error:  # whatever a demuxer raises is this file's alone
         reason = getattr(error, "strerror", None) or without_secrets(str(error), str(source))
     if container is None or not container.streams:
