@@ -132,7 +132,10 @@ class Segment:
             before, behind = self.pieces[number - 1 : number + 1]
             return behind.start - before.end - abs(behind.offset_s - middle)
 
-        cut = max(range(1, len(self.pieces)), key=worth)
+        return self.parts(max(range(1, len(self.pieces)), key=worth))
+
+    def parts(self, cut: int) -> tuple[Segment, Segment]:
+        """A window as two, the second from that piece on."""
         at = round(self.pieces[cut].offset_s * SAMPLE_RATE)
         return (
             _window(self.pieces[:cut], self.samples[:at]),

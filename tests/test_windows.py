@@ -1,3 +1,4 @@
+import wave
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ from mmtransfer.audio import SAMPLE_RATE
 from mmtransfer.decoding import Hypothesis, Word
 from mmtransfer.monitoring import Monitor, Transcript
 from mmtransfer.monitoring.journal import Journal
-from mmtransfer.monitoring.lines import LineSettings, rows, split_lines
+from mmtransfer.monitoring.lines import LineSettings, rows, split_lines, text_ends_at
 from mmtransfer.monitoring.transcripts import alerts, transcripts
 from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.recognition import Recognizer
@@ -295,3 +296,63 @@ def test_rows_are_cut_behind_a_clause_near_the_middle():
     ]
     assert rows("short") == ["short"]
     assert [len(row) for row in rows("字" * 60)] == [30, 30]
+
+
+def window_of(count):
+    """Pieces of two seconds with half a second between them."""
+    pieces = tuple(
+        segments.Piece(2.5 * n, 10 + 2.5 * n, 10 + 2.5 * n, 12 + 2.5 * n) for n in range(count)
+    )
+    samples = np.zeros(round(2.5 * count * SAMPLE_RATE), np.float32)
+    return Segment(10.0, pieces[-1].end, samples, 10.0, pieces)
+
+
+class ForgetfulEngine(FakeEngine):
+    """Ends behind the first piece of what is longer than it likes; notes what it was given."""
+
+    window_s = 28.0
+
+    def __init__(self, longest_s):
+        super().__init__()
+        self.longest_s, self.lengths = longest_s, []
+
+    def decode(self, clips, context_s):
+        self.lengths += [len(clip) / SAMPLE_RATE for clip in clips]
+        return [self._decode(len(clip) / SAMPLE_RATE, context_s) for clip in clips]
+
+    def _decode(self, seconds, context_s):
+        ends = seconds if seconds <= self.longest_s else 1.0
+        words = tuple(
+            Word(f" w{at:.0f}" if at else "w0", at, at + 0.5, 0.9) for at in np.arange(0, ends, 1.0)
+        )
+        return Hypothesis("".join(w.text for w in words), (1,), -0.1, 0.0, context_s, words=words)
+
+
+def test_how_much_of_a_window_has_text():
+    window = window_of(4)
+    words = (Word("a", 0.2, 0.4, 0.9), Word(" b", 2.6, 3.0, 0.9))
+    assert text_ends_at(Hypothesis("a b", (1,), -0.1, 0.0, 30.0, words=words), window) == 2
+    assert text_ends_at(Hypothesis("a b", (1,), -0.1, 0.0, 30.0), window) == 4
+
+
+@pytest.mark.parametrize("longest_s", [100.0, 6.0])
+def test_what_a_decoder_left_out_at_the_end_of_a_window_is_decoded_on_its_own(longest_s, tmp_path):
+    second = round(SAMPLE_RATE / 512)
+    samples = stream([3 * second, second, 3 * second, second, 3 * second, 4 * second])
+    path = tmp_path / "talk.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    engine = ForgetfulEngine(longest_s)
+    found = list(Monitor(Recognizer(engine)).transcribe(path))
+    assert len({line.id.partition("#")[0] for line in found}) == 1
+    covered = [
+        at
+        for at in (1.5, 5.5, 9.5)
+        if any(x.start <= at + 1.5 and at - 1.5 <= x.end for x in found)
+    ]
+    assert len(covered) == 3
+    assert sum(len(line.text.split()) for line in found) >= 9
+    assert (len(engine.lengths) > 1) == (longest_s < 10)

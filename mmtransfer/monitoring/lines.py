@@ -121,6 +121,16 @@ def rows(text: str) -> list[str]:
     return [text[:at].rstrip(), text[at:].lstrip()]
 
 
+def text_ends_at(hypothesis: Hypothesis, segment: Segment) -> int:
+    """How many pieces of a window have been transcribed: a decoder that takes a pause for the end
+    leaves out what follows. All of them where the times of the words are not known.
+    """
+    if not hypothesis.words:
+        return len(segment.pieces)
+    latest = max(word.start_s for word in hypothesis.words)
+    return sum(piece.offset_s <= latest for piece in segment.pieces)
+
+
 def _breaks(
     words: Sequence[Word], texts: Sequence[str], first: int, stop: int, settings: LineSettings
 ) -> list[int]:

@@ -24,7 +24,13 @@ from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, FairQueue, Job
 from mmtransfer.monitoring.folders import read_folder
 from mmtransfer.monitoring.journal import Heard, Journal
 from mmtransfer.monitoring.kinds import goes_on, is_folder, settle
-from mmtransfer.monitoring.lines import Line, LineSettings, split_lines, split_pieces
+from mmtransfer.monitoring.lines import (
+    Line,
+    LineSettings,
+    split_lines,
+    split_pieces,
+    text_ends_at,
+)
 from mmtransfer.monitoring.live import LiveSettings, SourceEvent, SteadyClock
 from mmtransfer.monitoring.memory import give_back
 from mmtransfer.monitoring.readers import Cut, Draft, Reader, Turn, read_camera, read_recording
@@ -67,6 +73,7 @@ _SPOOL_BYTES = 2 << 30  # audio that may wait on disk
 _READER_EXIT_S = 0.8  # a read of a failing disk or server may hang; who stops has 5 s in all
 _DRAIN_S = 4.0  # after a request to stop; what is not decoded by then stays in the spool
 _DRAFTS = 4  # provisional readings in a batch; a full batch would keep what is final waiting
+_MISSED_S = 2.0  # speech at the end of a window without a word is decoded on its own
 _TURNS = 2  # in a batch: more would keep the first of them waiting
 _WAITING_TURNS = 32  # beyond that the machine is too slow to decode everything twice
 _TIMED_FROM_S = 1.5  # the words of a turn this long get times, by which they find their lines
@@ -526,6 +533,7 @@ class _Run:
             job, result = output.turns[0]
             segment, hypothesis = job.segment, result.hypothesis
             is_known = rejection(hypothesis, segment.end - segment.start) is None
+            is_known = is_known and self._missed_from(segment, hypothesis) is None
             lines = iter(self._transcripts(output, job.id, result))
             changed: list[Transcript] = []
             before: list[Transcript] = []
@@ -701,6 +709,14 @@ class _Run:
                 self._finish(job, rejected)
                 return
             [result] = self._results([believed], [job])
+        else:
+            cut = self._missed_from(segment, hypothesis)
+            if cut is not None:
+                output.stats.repeated += not job.is_repeat
+                for part in self._parts(job, segment.parts(cut)):
+                    part.is_repeat = True
+                    self._waiting.add(part)
+                return
         self._finish(job, [*self._transcripts(output, job.id, result)])
 
     def _transcripts(self, output: _Output, identity: str, result: _Result) -> list[Transcript]:
@@ -726,12 +742,23 @@ class _Run:
         if longer is not None:
             kind, most = _kind(recognizer, longer)
             return [replace(job, kind=kind, most=most)]
+        return self._parts(job, job.segment.halves() or ())
+
+    def _parts(self, job: Job, segments: Sequence[Segment]) -> list[Job]:
+        recognizer = self.outputs[job.camera].recognizer
         parts = []
-        for half in job.segment.halves() or ():
-            kind, most = _kind(recognizer, recognizer.context_s(half.samples))
-            part = replace(job, segment=half, kind=kind, most=most, half_of=job, halves={})
+        for segment in segments:
+            kind, most = _kind(recognizer, recognizer.context_s(segment.samples))
+            part = replace(job, segment=segment, kind=kind, most=most, half_of=job, halves={})
             parts.append(part)
         return parts
+
+    @staticmethod
+    def _missed_from(segment: Segment, hypothesis: Hypothesis) -> int | None:
+        """The piece behind which a window has no text, if so much is spoken from there on."""
+        cut = text_ends_at(hypothesis, segment)
+        missed = sum(piece.end - piece.start for piece in segment.pieces[cut:])
+        return cut if cut > 0 and missed >= _MISSED_S else None
 
     def _finish(self, job: Job, found: _Found | None) -> None:
         output = self.outputs[job.camera]

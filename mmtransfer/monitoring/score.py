@@ -168,8 +168,7 @@ def score_recording(
     normalize = get_normalizer(name)
 
     def units(text: str) -> list[str]:
-        words = normalize(text).split()
-        return words if metric == "wer" else list("".join(words))
+        return normalize.words(normalize(text))
 
     parts = [units(part.text) for part in spoken]
     found: list[str] = []
