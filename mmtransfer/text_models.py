@@ -329,15 +329,13 @@ class TextModel:
 
 
 def find_mention(text: str, target: str) -> tuple[int, int] | None:
-    """Where a text first mentions a target: its words, else the longest of them; None if nowhere.
-    Case and white space do not matter.
+    """Where a text first mentions a target: all its words, else one of the longer ones; None if
+    nowhere. Case and white space do not matter.
     """
-    words = [re.escape(word) for word in target.split()]
-    longest = max(target.split(), key=len, default="")
-    whole = r"\s+".join(words)
+    words = sorted(target.split(), key=len, reverse=True)
+    whole = r"\s+".join(map(re.escape, target.split()))
     patterns = [rf"(?<!\w){whole}(?!\w)", whole]
-    if len(words) > 1 and len(longest) > 2:
-        patterns.append(rf"(?<!\w){re.escape(longest)}(?!\w)")
+    patterns += [rf"(?<!\w){re.escape(word)}(?!\w)" for word in words if len(word) > 3]
     for pattern in patterns if words else ():
         match = re.search(pattern, text, re.IGNORECASE)
         if match is not None:
