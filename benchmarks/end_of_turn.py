@@ -14,99 +14,112 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mmtransfer.audio import decode_clip
 from mmtransfer.end_of_turn import (
+    FIXED_S,
     FRAME_S,
+    PAUSE_S,
     EndOfTurn,
     Pause,
-    TurnSettings,
     find_pauses,
     frames_of,
-    outcome,
 )
-from mmtransfer.monitoring import LiveSettings
 from mmtransfer.progress import track
 from mmtransfer.recognizers import open_recognizer
 from mmtransfer.voice_activity import FRAME
 
-Scored = tuple[int, Pause, dict[float, float]]
-"""Number of its minute, and the head's probability at each step."""
+
+@dataclass(frozen=True)
+class Scored:
+    """A pause with what a head says in it."""
+
+    minute: int
+    pause: Pause
+    probability: float
 
 
-def scored(judge: EndOfTurn, path: Path, number: int) -> list[Scored]:
+def scored(head: EndOfTurn, path: Path, number: int) -> list[Scored]:
     """The pauses of a recording."""
     samples, found = decode_clip(path), []
     for pause in track(list(find_pauses(samples)), path.name):
-        steps = [at for at in judge.steps_s if pause.frames >= frames_of(at)]
-        heard = {at: samples[: (pause.start + frames_of(at)) * FRAME] for at in steps}
-        probabilities = {at: judge.probability(clip) for at, clip in heard.items()}
-        found.append((10_000 * number + int(pause.start * FRAME_S / 60), pause, probabilities))
+        now = (pause.start + frames_of(PAUSE_S)) * FRAME
+        minute = 10_000 * number + int(pause.start * FRAME_S / 60)
+        found.append(Scored(minute, pause, head.probability(samples[:now])))
     return found
 
 
-def dealt(pauses: list[Scored], steps: tuple[float, ...]) -> list[Scored]:
-    """The same with the probabilities of each step in another order."""
-    rng = np.random.default_rng(0)
-    others = [(minute, pause, dict(own)) for minute, pause, own in pauses]
-    for at in steps:
-        having = [own for _, _, own in others if at in own]
-        values = rng.permutation([own[at] for own in having])
-        for own, value in zip(having, values, strict=True):
-            own[at] = float(value)
-    return others
+def learned_s(head: EndOfTurn, pauses: list[Scored]) -> list[float]:
+    """Seconds of silence after which the head ends each turn, one pause after the other."""
+    judge, found = head.judge(), []
+    for one in pauses:
+        found.append(judge.ask_s if judge.decide(one.probability) else judge.longest_s)
+        judge.went_on(one.pause.frames * FRAME_S)
+    return found
 
 
-def describe(name: str, pauses: list[Scored], rule: TurnSettings) -> None:
+def dealt(pauses: list[Scored]) -> list[Scored]:
+    """The same with the probabilities in another order."""
+    order = np.random.default_rng(0).permutation(len(pauses))
+    return [
+        replace(one, probability=pauses[other].probability)
+        for one, other in zip(pauses, order, strict=True)
+    ]
+
+
+def describe(name: str, pauses: list[Scored], waits_s: list[float]) -> None:
     """Print what a rule does."""
-    minutes: dict[int, list[tuple[Pause, dict[float, float]]]] = {}
-    for minute, pause, own in pauses:
-        minutes.setdefault(minute, []).append((pause, own))
-    parts = [outcome(own, rule) for own in minutes.values()]
+    minutes: dict[int, tuple[list[bool], list[float]]] = {}
+    for one, wait_s in zip(pauses, waits_s, strict=True):
+        cut, delays = minutes.setdefault(one.minute, ([], []))
+        if one.pause.is_end():
+            delays.append(frames_of(wait_s) * FRAME_S)
+        else:
+            cut.append(one.pause.frames >= frames_of(wait_s))
     rng = np.random.default_rng(0)
-    draws = [rng.integers(0, len(parts), len(parts)) for _ in range(2000)]
+    draws = [rng.integers(0, len(minutes), len(minutes)) for _ in range(2000)]
 
-    def interval(arrays: list[np.ndarray], statistic: Callable[[np.ndarray], float]) -> str:
+    def interval(lists: list[list[Any]], statistic: Callable[[np.ndarray], Any]) -> str:
+        arrays = [np.array(own, float) for own in lists]
         drawn = [np.concatenate([arrays[i] for i in draw]) for draw in draws]
         low, high = np.quantile([statistic(one) for one in drawn if len(one)], [0.025, 0.975])
         return f"{statistic(np.concatenate(arrays)):.3f} [{low:.3f}, {high:.3f}]"
 
-    cut = interval([part.cut_short for part in parts], lambda x: float(x.mean()))
-    delays = np.concatenate([part.delays_s for part in parts])
-    print(f"  {name:12} cut short {cut}", end="")
+    text = f"  {name:12} cut short {interval([cut for cut, _ in minutes.values()], np.mean)}"
+    delays = np.concatenate([own for _, own in minutes.values()])
     if len(delays):
-        middle = interval([part.delays_s for part in parts], lambda x: float(np.median(x)))
-        print(
-            f"; delay p50 {middle} s, mean {delays.mean():.3f} s, "
-            f"p95 {np.quantile(delays, 0.95):.3f} s",
-            end="",
-        )
-    print()
+        text += f"; delay p50 {interval([own for _, own in minutes.values()], np.median)} s, "
+        text += f"mean {delays.mean():.3f} s, p95 {np.quantile(delays, 0.95):.3f} s"
+    print(text)
 
 
 def main() -> None:
-    """Measure on all recordings together, and on each kind."""
+    """Measure on all recordings together, and on each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("recordings", nargs="+", type=Path)
     arguments = parser.parse_args()
-    judge = open_recognizer(arguments.model).end_of_turn
-    if judge is None:
+    head = open_recognizer(arguments.model).end_of_turn
+    if head is None:
         sys.exit(f"{arguments.model} has no learned end of turn")
-    fixed = replace(judge.settings, steps=(), longest_s=LiveSettings().pause_s)
-    found = {p: scored(judge, p, n) for n, p in enumerate(arguments.recordings)}
-    together = [pause for own in found.values() for pause in own]
-    for name, pauses in [("all", together), *[(path.name, own) for path, own in found.items()]]:
-        ends = sum(pause.is_end() for _, pause, _ in pauses)
-        print(f"{name}: {len(pauses)} pauses, {ends} of them ends")
-        if ends < len(pauses):
-            describe("fixed pause", pauses, fixed)
-            describe("head", pauses, judge.settings)
-            describe("chance", dealt(pauses, judge.steps_s), judge.settings)
+    found = {p.name: scored(head, p, n) for n, p in enumerate(arguments.recordings)}
+    others = {name: dealt(own) for name, own in found.items()}
+    for names in [list(found), *[[name] for name in found]]:
+        pauses = [one for name in names for one in found[name]]
+        ends = sum(one.pause.is_end() for one in pauses)
+        print(f"{names[0] if len(names) == 1 else 'all'}: {len(pauses)} pauses, {ends} ends")
+        if ends == len(pauses):
+            continue
+        waits = [wait for name in names for wait in learned_s(head, found[name])]
+        by_chance = [wait for name in names for wait in learned_s(head, others[name])]
+        describe("fixed pause", pauses, [FIXED_S] * len(pauses))
+        describe("head", pauses, waits)
+        describe("chance", pauses, by_chance)
 
 
 if __name__ == "__main__":

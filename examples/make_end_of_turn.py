@@ -1,14 +1,11 @@
 r"""Train the head that decides at cameras whether a pause ends a turn.
 
-    python examples/make_end_of_turn.py whisper-tiny.en --train talk/*.flac \
-        --development calls/*.flac
+    python examples/make_end_of_turn.py whisper-tiny.en talk/*.flac meetings/*.flac
     python benchmarks/end_of_turn.py bundled:whisper-tiny.en interviews/*.flac
 
 No transcripts are needed: whether the speaker goes on is what the recordings themselves show. The
-encoder's states are computed once and kept in the cache. The head learns on `--train`; its
-thresholds are chosen on `--development`. What is written goes into
-``mmtransfer/turn_ends/NAME.safetensors``. The second command measures it on recordings that are
-in neither.
+encoder's states are computed once and kept in the cache. What is written goes into
+``mmtransfer/turn_ends/NAME.safetensors``. The second command measures it on other recordings.
 """
 
 from __future__ import annotations
@@ -16,8 +13,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +23,8 @@ from mmtransfer.audio import SAMPLE_RATE, decode_clip
 from mmtransfer.config import HeadConfig
 from mmtransfer.ctranslate2_engine import CTranslate2Whisper
 from mmtransfer.end_of_turn import (
+    FRAME_S,
+    PAUSE_S,
     STATES_PER_SECOND,
     Pause,
     TurnSettings,
@@ -35,7 +32,6 @@ from mmtransfer.end_of_turn import (
     find_pauses,
     frames_of,
     last_states,
-    outcome,
     write_turn_head,
 )
 from mmtransfer.features import FeatureStore, cache_key, cached_features
@@ -45,83 +41,42 @@ from mmtransfer.sources import files_digest, model_digest
 from mmtransfer.voice_activity import FRAME
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mmtransfer"
-CONTEXT_S = 3.0
+CONTEXT_S, STATES_S, LONGEST_S = 3.0, 0.2, 0.8
 KEPT_S = 1.0  # of the encoder's states in the cache, so that heads can be compared
-STEPS_S = (0.2, 0.3, 0.45, 0.6)
-FIXED_S = 0.45
-STATES_S = 0.2
-DROPOUT, RATE, WEIGHT_DECAY, STEPS = 0.1, 0.003, 0.01, 300
-SHARES = ((0.75,), *[(0, 0.5, 0.6, 0.7, 0.8, 0.9)] * 3)
-"""Of the ends, what each step's threshold may let pass; 0: the step is left out. The first is well
-over a half, so that the median delay is that step's with other people too."""
-LONGEST_S = 0.8
-MEAN = 0.8  # of the fixed rule's delay, what the mean delay may be
+DROPOUT, RATE, WEIGHT_DECAY, STEPS = 0.5, 0.003, 1.0, 300
+USUAL = 20  # quantiles that stand for the training recordings where a stream begins
 
 
-@dataclass(frozen=True)
-class Moment:
-    """A step of a pause: what the head is asked about."""
+def cached_states(
+    engine: CTranslate2Whisper, model: str, paths: Sequence[Path], pauses: Sequence[list[Pause]]
+) -> FeatureStore:
+    """The encoder's states 0.2 s into each pause, of each recording in turn."""
+    moments = [(number, pause.start) for number, own in enumerate(pauses) for pause in own]
+    kept = TurnSettings(CONTEXT_S, KEPT_S, LONGEST_S)
+    silence = frames_of(PAUSE_S)
+    loaded: dict[int, np.ndarray] = {}
 
-    recording: int
-    pause: Pause
-    frames: int
-    """Of silence so far."""
+    def states(index: int) -> np.ndarray:
+        number, start = moments[index]
+        return last_states(engine.encode, loaded[number][: (start + silence) * FRAME], kept)
 
+    def compute(indices: Sequence[int]) -> Iterable[tuple[int, np.ndarray]]:
+        loaded.clear()
+        wanted = {moments[index][0] for index in indices}
+        loaded.update({number: decode_clip(paths[number]) for number in wanted})
+        with ThreadPoolExecutor(engine.workers) as pool:
+            yield from zip(indices, pool.map(states, indices), strict=True)
 
-class Recordings:
-    """Pauses of recordings, and the encoder's states at each of their steps."""
-
-    def __init__(self, engine: CTranslate2Whisper, model: str, paths: Sequence[Path]):
-        self.paths = list(paths)
-        self.pauses = [list(find_pauses(decode_clip(p))) for p in self.paths]
-        self.moments = [
-            Moment(number, pause, frames_of(at))
-            for number, own in enumerate(self.pauses)
-            for pause in own
-            for at in STEPS_S
-            if pause.frames >= frames_of(at)
-        ]
-        kept = TurnSettings(CONTEXT_S, KEPT_S, (), 0.0)
-        loaded: dict[int, np.ndarray] = {}
-
-        def states(index: int) -> np.ndarray:
-            moment = self.moments[index]
-            end = (moment.pause.start + moment.frames) * FRAME
-            return last_states(engine.encode, loaded[moment.recording][:end], kept)
-
-        def compute(indices: Sequence[int]) -> Iterable[tuple[int, np.ndarray]]:
-            loaded.clear()
-            wanted = {self.moments[index].recording for index in indices}
-            loaded.update({number: decode_clip(self.paths[number]) for number in wanted})
-            with ThreadPoolExecutor(engine.workers) as pool:
-                yield from zip(indices, pool.map(states, indices), strict=True)
-
-        silence = np.zeros(round(CONTEXT_S * SAMPLE_RATE), np.float32)
-        values = last_states(engine.encode, silence, kept).size
-        key = cache_key(
-            kind="end of turn",
-            model=model_digest(model),
-            recordings=[files_digest([path]) for path in self.paths],
-            moments=[[m.recording, m.pause.start, m.frames] for m in self.moments],
-            settings=[CONTEXT_S, KEPT_S],
-        )
-        self.store: FeatureStore = cached_features(
-            "pauses", key, [values] * len(self.moments), compute, dtype="float16"
-        )
-
-    def pooled(self, states_s: float) -> np.ndarray:
-        """Mean of the last states [moment, width]."""
-        count = round(states_s * STATES_PER_SECOND)
-        rows = range(len(self.moments))
-        return np.stack([self.store[row][-count:].astype(np.float32).mean(0) for row in rows])
-
-    def by_pause(self, scores: np.ndarray) -> list[tuple[Pause, dict[float, float]]]:
-        """Every pause and the probability at each of its steps."""
-        found, rest = [], iter(scores.tolist())
-        for pause in chain.from_iterable(self.pauses):
-            steps = [at for at in STEPS_S if pause.frames >= frames_of(at)]
-            found.append((pause, {at: next(rest) for at in steps}))
-        return found
+    nothing = np.zeros(round(CONTEXT_S * SAMPLE_RATE), np.float32)
+    values = last_states(engine.encode, nothing, kept).size
+    key = cache_key(
+        kind="end of turn",
+        model=model_digest(model),
+        recordings=[files_digest([path]) for path in paths],
+        moments=moments,
+        settings=[CONTEXT_S, KEPT_S, silence],
+    )
+    return cached_features("pauses", key, [values] * len(moments), compute, dtype="float16")
 
 
 def train(features: np.ndarray, is_end: np.ndarray, seed: int = 0) -> tuple[np.ndarray, float]:
@@ -146,51 +101,47 @@ def train(features: np.ndarray, is_end: np.ndarray, seed: int = 0) -> tuple[np.n
     return weights, bias
 
 
-def choose(recordings: Recordings, scores: np.ndarray, settings: TurnSettings) -> TurnSettings:
-    """The steps and thresholds that cut fewest turns short, of those that are quicker on average
-    than the fixed rule by a fifth.
-    """
-    pauses = recordings.by_pause(scores)
-    fixed = outcome(pauses, replace(settings, steps=(), longest_s=FIXED_S))
-    frames = np.array([moment.frames for moment in recordings.moments])
-    ends = np.array([moment.pause.is_end() for moment in recordings.moments])
-    grids = []
-    for at, shares in zip(STEPS_S, SHARES, strict=True):
-        own = scores[(frames == frames_of(at)) & ends]
-        grids.append([float(np.quantile(own, 1 - share)) if share else None for share in shares])
-    best: tuple[float, float, TurnSettings] | None = None
-    for needed in product(*grids):
-        steps = zip(STEPS_S, needed, strict=True)
-        used = tuple((at, least) for at, least in steps if least is not None)
-        tried = replace(settings, steps=used)
-        found = outcome(pauses, tried)
-        share, mean = float(found.cut_short.mean()), float(found.delays_s.mean())
-        if mean <= MEAN * fixed.delays_s.mean() and (best is None or (share, mean) < best[:2]):
-            best = share, mean, tried
-    assert best is not None
-    return best[2]
+def usual(probabilities: np.ndarray, pauses_s: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """Pairs that stand for all of them: quantiles of both, in no order."""
+    at = (np.arange(USUAL) + 0.5) / USUAL
+    order = np.random.default_rng(0).permutation(USUAL)
+    both = np.quantile(probabilities, at[order]), np.quantile(pauses_s, at)
+    return tuple(
+        (round(float(one), 4), round(float(long), 3)) for one, long in zip(*both, strict=True)
+    )
 
 
 def main() -> None:
-    """Compute, train, choose, write."""
+    """Compute, train, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="bundled source it is for, without bundled:")
-    parser.add_argument("--train", nargs="+", type=Path, required=True)
-    parser.add_argument("--development", nargs="+", type=Path, required=True)
+    parser.add_argument("recordings", nargs="+", type=Path)
     arguments = parser.parse_args()
     model = f"bundled:{arguments.name}"
     engine = CTranslate2Whisper(model, threads=2)
-    learnt = Recordings(engine, model, arguments.train)
-    is_end = np.array([moment.pause.is_end() for moment in learnt.moments])
-    weights, bias = train(learnt.pooled(STATES_S), is_end)
-    adapter = adapter_digest(PACKAGE / "short_context" / arguments.name)
-    settings = TurnSettings(CONTEXT_S, STATES_S, (), LONGEST_S, adapter)
-    recordings = Recordings(engine, model, arguments.development)
-    scores = 1 / (1 + np.exp(-(recordings.pooled(STATES_S) @ weights + bias)))
-    settings = choose(recordings, scores, settings)
-    path = PACKAGE / "turn_ends" / f"{arguments.name}.safetensors"
+    by_recording = [list(find_pauses(decode_clip(path))) for path in arguments.recordings]
+    store = cached_states(engine, model, arguments.recordings, by_recording)
+    count = round(STATES_S * STATES_PER_SECOND)
+    features = np.stack([store[n][-count:].astype(np.float32).mean(0) for n in range(len(store))])
+    write(arguments.name, features, [pause for own in by_recording for pause in own])
+
+
+def write(name: str, features: np.ndarray, pauses: Sequence[Pause]) -> None:
+    """Train on pooled states [pause, width], and put the head into the package."""
+    is_end = np.array([pause.is_end() for pause in pauses])
+    weights, bias = train(features, is_end)
+    probabilities = 1 / (1 + np.exp(-(features @ weights + bias)))
+    pauses_s = np.array([pause.frames * FRAME_S for pause in pauses])
+    settings = TurnSettings(
+        CONTEXT_S,
+        STATES_S,
+        LONGEST_S,
+        usual(probabilities[~is_end], pauses_s[~is_end]),
+        adapter_digest(PACKAGE / "short_context" / name),
+    )
+    path = PACKAGE / "turn_ends" / f"{name}.safetensors"
     write_turn_head(path, weights, bias, settings)
-    print(f"{path}: {settings}")
+    print(f"{len(pauses)} pauses, {is_end.sum()} of them ends; {path}")
 
 
 if __name__ == "__main__":

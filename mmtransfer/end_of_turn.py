@@ -2,16 +2,20 @@
 
 A pause is at least 0.2 s without speech by voice activity. It ends the turn if no speech follows
 within a second; else the speaker goes on. How something is said tells much of that before the
-second has passed: the encoder has the audio up to the present moment, the pause's beginning
-included, and never what comes later. The head is a mean over the last states and one linear
-output, so it runs in NumPy.
+second has passed: after 0.2 s the encoder has the audio up to that moment, and never what comes
+later. The head is a mean over the last states and one linear output, so it runs in NumPy.
+
+What a probability means differs with room, microphone and speaker, and how long somebody pauses
+with the speaker. So the threshold follows the stream: among its last pauses in which the speaker
+went on, it would have cut fewer short than a fixed pause of 0.45 s.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,10 +30,14 @@ from mmtransfer.voice_activity import FRAME, SpeechProbability
 FRAME_S = FRAME / SAMPLE_RATE
 PAUSE_S = 0.2
 """Less without speech is no pause."""
+FIXED_S = 0.45
+"""The pause that ends a segment where nothing was learnt; as many turns may be cut short."""
 HORIZON_S = 1.0
 """A pause that lasts this long has ended the turn."""
 STATES_PER_SECOND = 50
 _COUNTED_S = 1.5
+_REMEMBERED = 200  # pauses of a stream
+_MARGIN = 0.9  # of the fixed pause's share, since what comes next differs from what was
 _SHIPPED = Path(__file__).parent / "turn_ends"
 _SETTINGS = "end_of_turn"
 
@@ -53,36 +61,22 @@ class TurnSettings:
     """Audio that the encoder is given, up to the moment of the decision."""
     states_s: float
     """The last of its states, over which the mean is taken."""
-    steps: tuple[tuple[float, float], ...]
-    """(seconds of silence, probability): the turn is over if the head's is at least that then."""
     longest_s: float
-    """Silence after which it is over in any case."""
+    """Silence after which the turn is over in any case."""
+    usual: tuple[tuple[float, float], ...] = ()
+    """(probability, seconds) of pauses in which speakers of the training recordings went on: what
+    a stream begins with.
+    """
     adapter: str = ""
     """SHA-256 of the adapter in whose encoder the head was trained; empty where there is none."""
 
 
 class EndOfTurn:
-    """Decides in a pause whether the turn is over."""
+    """How likely a turn is over, by the audio up to a pause."""
 
     def __init__(self, encode: Encode, weights: np.ndarray, bias: float, settings: TurnSettings):
         self._encode, self._weights, self._bias = encode, weights, bias
         self.settings = settings
-        self._needed = dict(settings.steps)
-
-    @property
-    def steps_s(self) -> tuple[float, ...]:
-        """Seconds of silence after which it can be asked."""
-        return tuple(self._needed)
-
-    @property
-    def longest_s(self) -> float:
-        """Seconds of silence after which the turn is over in any case."""
-        return self.settings.longest_s
-
-    @property
-    def context_s(self) -> float:
-        """Seconds of audio that it looks at."""
-        return self.settings.context_s
 
     def probability(self, samples: np.ndarray) -> float:
         """How likely the turn is over: of 16-kHz samples up to now, of which the last are silent.
@@ -92,9 +86,43 @@ class EndOfTurn:
         states = last_states(self._encode, samples, self.settings)
         return float(1 / (1 + np.exp(-(states.mean(0) @ self._weights + self._bias))))
 
-    def is_over(self, samples: np.ndarray, silence_s: float) -> bool:
-        """Whether the turn is over after so much silence, one of `steps_s`."""
-        return self.probability(samples) >= self._needed[silence_s]
+    def judge(self) -> TurnJudge:
+        """What decides in the pauses of one stream."""
+        return TurnJudge(self)
+
+
+class TurnJudge:
+    """Decides in the pauses of a stream whether the turn is over; see `PauseJudge`."""
+
+    ask_s = PAUSE_S
+
+    def __init__(self, head: EndOfTurn):
+        self._head = head
+        settings = head.settings
+        self.context_s, self.longest_s = settings.context_s, settings.longest_s
+        # Probabilities and lengths of the last pauses in which the speaker went on.
+        self._went_on = deque(settings.usual, _REMEMBERED)
+        self._probability = 0.0  # in the running pause
+
+    def is_over(self, samples: np.ndarray) -> bool:
+        """Whether the turn is over, after `ask_s` of silence."""
+        return self.decide(self._head.probability(samples))
+
+    def decide(self, probability: float) -> bool:
+        """The same by the head's probability."""
+        probabilities, pauses_s = np.array(self._went_on).T
+        self._probability = probability
+        # What lasts longest is cut short in any case; the others make up the fixed pause's share.
+        others = probabilities[pauses_s < self.longest_s]
+        if not len(others):
+            return False
+        cut = _MARGIN * (pauses_s >= FIXED_S).sum() - (pauses_s >= self.longest_s).sum()
+        return bool(probability >= np.quantile(others, 1 - max(0.0, cut / len(others))))
+
+    def went_on(self, pause_s: float) -> None:
+        """Speech came again after that much silence."""
+        if pause_s < HORIZON_S:
+            self._went_on.append((self._probability, pause_s))
 
 
 def last_states(encode: Encode, samples: np.ndarray, settings: TurnSettings) -> np.ndarray:
@@ -151,7 +179,7 @@ def read_turn_head(path: Path) -> tuple[np.ndarray, float, TurnSettings]:
         with safe_open(path, "np") as file:
             values = json.loads(file.metadata()[_SETTINGS])
             weights, bias = file.get_tensor("weight"), float(file.get_tensor("bias")[0])
-        values["steps"] = tuple((float(at), float(needed)) for at, needed in values["steps"])
+        values["usual"] = tuple((float(found), float(long)) for found, long in values["usual"])
         return weights, bias, TurnSettings(**values)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -203,39 +231,3 @@ def find_pauses(samples: np.ndarray, settings: SegmenterSettings | None = None) 
         if end == frame:
             last = frame
         voiced += score >= settings.threshold
-
-
-def decided_at(
-    pause: Pause, probabilities: Mapping[float, float], settings: TurnSettings
-) -> float | None:
-    """Seconds of silence after which the end of a turn is declared, by the head's probability at
-    each step that the pause reaches; None if speech comes first.
-    """
-    for at, needed in settings.steps:
-        if probabilities.get(at, 0.0) >= needed:
-            return at
-    return settings.longest_s if pause.frames >= frames_of(settings.longest_s) else None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a rule does in pauses."""
-
-    cut_short: np.ndarray
-    """Of each pause in which the speaker goes on: whether an end was declared."""
-    delays_s: np.ndarray
-    """Of each true end: the silence before it was declared."""
-
-
-def outcome(
-    pauses: Iterable[tuple[Pause, Mapping[float, float]]], settings: TurnSettings
-) -> Outcome:
-    """Apply a rule to pauses with the head's probabilities at their steps."""
-    cut_short, delays = [], []
-    for pause, probabilities in pauses:
-        at = decided_at(pause, probabilities, settings)
-        if not pause.is_end():
-            cut_short.append(at is not None)
-        elif at is not None:
-            delays.append(frames_of(at) * FRAME_S)
-    return Outcome(np.array(cut_short, bool), np.array(delays))

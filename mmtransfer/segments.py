@@ -153,23 +153,19 @@ def _window(pieces: Sequence[Piece], samples: np.ndarray) -> Segment:
 class PauseJudge(Protocol):
     """Decides in a pause whether the speaker goes on."""
 
-    @property
-    def steps_s(self) -> Sequence[float]:
-        """Seconds of silence after which it is asked."""
+    ask_s: float
+    """Silence after which it is asked."""
+    longest_s: float
+    """A pause this long ends a segment in any case."""
+    context_s: float
+    """Audio that it looks at."""
+
+    def is_over(self, samples: np.ndarray) -> bool:
+        """Whether the segment ends now."""
         ...
 
-    @property
-    def longest_s(self) -> float:
-        """A pause this long ends a segment in any case."""
-        ...
-
-    @property
-    def context_s(self) -> float:
-        """Seconds of audio that it looks at."""
-        ...
-
-    def is_over(self, samples: np.ndarray, silence_s: float) -> bool:
-        """Whether the segment ends now; `silence_s` is one of its steps."""
+    def went_on(self, pause_s: float) -> None:
+        """Speech came again after that much silence, about which it was asked."""
         ...
 
 
@@ -177,7 +173,7 @@ class Segmenter:
     """Turns audio blocks of any size into segments, as each ends.
 
     With a `judge` a pause ends a segment when that says so, instead of after `pause_s`. It is asked
-    at set moments of the stream, so the segments do not depend on the size of the blocks.
+    at a set moment of the pause, so the segments do not depend on the size of the blocks.
     """
 
     def __init__(
@@ -188,7 +184,8 @@ class Segmenter:
     ):
         self.settings = settings or SegmenterSettings()
         self._judge = judge
-        self._steps = {round(at / _FRAME_S): at for at in judge.steps_s} if judge else {}
+        self._ask = round(judge.ask_s / _FRAME_S) if judge else 0  # frames of silence
+        self._is_asked = False  # about the running pause
         self._context = round(judge.context_s / _FRAME_S) if judge else 0  # frames
         self._block = block_frames * FRAME
         self._pad = round(self.settings.pad_s / _FRAME_S)  # frames
@@ -262,26 +259,33 @@ class Segmenter:
             if self._started is None:
                 if score < settings.threshold:
                     continue
+                self._goes_on(frame)
                 self._started, self._voiced = frame, 0
             if score >= settings.threshold_off:
+                self._goes_on(frame)
                 self._last_voiced = frame
             if score >= settings.threshold:
                 self._voiced += 1
             silence = frame - self._last_voiced
-            if silence >= pause or (silence in self._steps and self._is_over(frame, silence)):
+            if silence >= pause or (silence == self._ask and self._is_over(frame)):
                 yield from self._close(self._last_voiced + 1, now=frame + 1)
             elif frame - self._started + 1 >= longest:
                 yield from self._split(frame)
         self._forget()
 
-    def _is_over(self, frame: int, silence: int) -> bool:
-        """Whether the running segment ends in a pause of so many frames, by the judge."""
-        assert self._judge is not None
-        if self._voiced * _FRAME_S < self.settings.min_speech_s:
-            return False  # a click
+    def _is_over(self, frame: int) -> bool:
+        """Whether the running segment ends in the pause that it is in, by the judge."""
+        if self._judge is None or self._voiced * _FRAME_S < self.settings.min_speech_s:
+            return False
+        self._is_asked = True
         now = frame + 1 - self._first
-        samples = self._frames[max(0, now - self._context) : now].reshape(-1)
-        return self._judge.is_over(samples, self._steps[silence])
+        return self._judge.is_over(self._frames[max(0, now - self._context) : now].reshape(-1))
+
+    def _goes_on(self, frame: int) -> None:
+        """There is speech in that frame: tell the judge how long the pause before it was."""
+        if self._judge is not None and self._is_asked:
+            self._judge.went_on((frame - self._last_voiced - 1) * _FRAME_S)
+            self._is_asked = False
 
     def _split(self, frame: int) -> Iterator[Segment]:
         """End a segment that has grown too long at the quietest moment of its second half."""

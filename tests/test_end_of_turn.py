@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +16,8 @@ from mmtransfer import end_of_turn, segments
 from mmtransfer.audio import SAMPLE_RATE, stream_audio
 from mmtransfer.end_of_turn import (
     EndOfTurn,
-    Pause,
     TurnSettings,
     adapter_digest,
-    decided_at,
     find_pauses,
     open_end_of_turn,
     read_turn_head,
@@ -32,20 +31,26 @@ from mmtransfer.recognizers import open_recognizer
 from mmtransfer.segments import Segmenter, SegmenterSettings
 
 FRAME = 512
-RULE = TurnSettings(1.0, 0.2, ((0.2, 0.9), (0.45, 0.5)), 0.8)
+RULE = TurnSettings(1.0, 0.2, 0.8, ((0.1, 0.3), (0.3, 0.3), (0.5, 0.5), (0.7, 0.7)))
 
 
 class Judge:
     """Declares an end where the audio before the pause has a loudness of its own."""
 
-    steps_s, longest_s, context_s = (0.2, 0.45), 0.8, 1.0
+    ask_s, longest_s, context_s = 0.2, 0.8, 1.0
 
     def __init__(self, over=()):
-        self.over, self.asked = over, []
+        self.over, self.asked, self.pauses = over, [], []
 
-    def is_over(self, samples, silence_s):
-        self.asked.append((samples.copy(), silence_s))
+    def judge(self):
+        return self
+
+    def is_over(self, samples):
+        self.asked.append(samples.copy())
         return any(np.isclose(np.abs(samples).max(), level, atol=0.01) for level in self.over)
+
+    def went_on(self, pause_s):
+        self.pauses.append(pause_s)
 
 
 @pytest.fixture
@@ -87,12 +92,19 @@ def test_the_judge_is_given_the_audio_up_to_its_step_and_nothing_that_comes_late
     judge = Judge()
     cut(samples, judge, block=8)
     end = (SAMPLE_RATE + SAMPLE_RATE // 2) // FRAME
-    for (heard, silence_s), frames in zip(judge.asked[:2], (6, 14), strict=True):
-        assert silence_s == (0.2 if frames == 6 else 0.45)
-        stop = [(end + offset + frames) * FRAME for offset in (-1, 0, 1)]
-        assert any(np.array_equal(heard, samples[at - len(heard) : at]) for at in stop)
-        assert not heard[-frames * FRAME + FRAME :].any()
-        assert len(heard) == round(1.0 / 0.032) * FRAME
+    (heard, *_), ends = judge.asked, [end - 1, end, end + 1]
+    assert any(np.array_equal(heard, samples[: (at + 6) * FRAME][-len(heard) :]) for at in ends)
+    assert not heard[-5 * FRAME :].any()
+    assert len(heard) == round(1.0 / 0.032) * FRAME
+
+
+@pytest.mark.usefixtures("loud_is_speech")
+def test_the_judge_is_told_how_long_the_pauses_were():
+    """Those that it was asked about: also where it had ended the segment, and not the shortest."""
+    judge = Judge(over=[0.5])
+    cut(utterances([0.6, 0.1, 0.4, 0.9, 2.0]), judge, 1)
+    assert len(judge.asked) == 4
+    assert judge.pauses == pytest.approx([0.6, 0.4, 0.9], abs=0.04)
 
 
 @settings(deadline=None, max_examples=25)
@@ -102,7 +114,7 @@ def test_the_judge_is_given_the_audio_up_to_its_step_and_nothing_that_comes_late
 )
 def test_what_the_judge_cuts_does_not_depend_on_the_size_of_blocks(pattern, block):
     class Odd(Judge):
-        def is_over(self, samples, silence_s):
+        def is_over(self, samples):
             return int(np.abs(samples).sum() * 100) % 2 == 1
 
     rng = np.random.default_rng(0)
@@ -144,17 +156,30 @@ def test_a_head_is_a_linear_output_on_the_mean_of_the_last_states():
     assert head.probability(samples) == pytest.approx(1 / (1 + np.exp(-1.0)))
     # A stream that has just begun had silence before it.
     assert head.probability(samples[-1600:]) == pytest.approx(1 / (1 + np.exp(-0.75)))
-    assert head.steps_s == (0.2, 0.45)
-    assert not head.is_over(samples, 0.2)
-    assert head.is_over(samples, 0.45)
 
 
-def test_a_rule_declares_the_end_at_the_first_step_that_reaches_its_threshold():
-    assert decided_at(Pause(0, 40), {0.2: 0.95, 0.45: 0.1}, RULE) == 0.2
-    assert decided_at(Pause(0, 40), {0.2: 0.5, 0.45: 0.6}, RULE) == 0.45
-    assert decided_at(Pause(0, 40), {0.2: 0.5, 0.45: 0.4}, RULE) == 0.8
-    assert decided_at(Pause(0, 20), {0.2: 0.5, 0.45: 0.4}, RULE) is None
-    assert decided_at(Pause(0, 8), {0.2: 0.5}, RULE) is None
+def test_the_threshold_follows_the_pauses_in_which_the_speaker_went_on():
+    head = EndOfTurn(mean_encoder, np.zeros(2), 0.0, RULE)
+    judge = head.judge()
+    # Half of what it begins with would have been cut short: what is above the middle is over.
+    assert not judge.decide(0.3)
+    assert judge.decide(0.5)
+    for number in range(200):  # a speaker who sounds done all the time, and goes on at once
+        judge.decide(0.9 + number * 1e-4)
+        judge.went_on(0.3)
+    assert not judge.decide(0.91)
+    judge.went_on(1.2)  # is an end, of which nothing follows
+    assert not judge.decide(0.915)
+    for number in range(200):  # and now one who pauses for long
+        judge.decide(0.2 + number * 1e-3)
+        judge.went_on(0.3 if number % 2 else 0.6)
+    assert judge.decide(0.32)
+    assert not judge.decide(0.28)
+    for _ in range(200):
+        judge.decide(0.5)
+        judge.went_on(0.9)  # cut short in any case
+    assert not judge.decide(0.99)
+    assert head.judge().decide(0.5)  # each stream has a judge of its own
 
 
 def test_a_head_is_the_same_when_it_is_loaded(tmp_path):
@@ -196,21 +221,19 @@ def test_pauses_are_those_that_segments_have():
 
 
 def test_the_head_that_ships_belongs_to_the_adapter_that_ships():
-    folder = end_of_turn.__file__.removesuffix("end_of_turn.py")
-    for path in end_of_turn._SHIPPED.glob("*.safetensors"):
-        weights, _, rule = read_turn_head(path)
-        assert np.isfinite(weights).all()
-        needed = [probability for _, probability in rule.steps]
-        assert rule.steps[0][0] == 0.2
-        assert all(at < rule.longest_s <= 1.0 for at, _ in rule.steps)
-        assert min(needed) > 0
-        adapter = end_of_turn.Path(folder) / "short_context" / path.stem
-        assert rule.adapter == adapter_digest(adapter)  # else: examples/make_end_of_turn.py
+    """Where it does not: examples/make_end_of_turn.py."""
+    package = Path(end_of_turn.__file__).parent
+    weights, _, rule = read_turn_head(package / "turn_ends" / "whisper-tiny.en.safetensors")
+    assert rule.adapter == adapter_digest(package / "short_context" / "whisper-tiny.en")
+    assert np.isfinite(weights).all()
+    probabilities, pauses_s = np.array(rule.usual).T
+    assert 0 <= probabilities.min() < probabilities.max() <= 1
+    assert 0.18 < pauses_s.min() < pauses_s.max() < 1.0
 
 
 def test_the_shipped_head_ends_lines_of_the_example_video_sooner():
     """Most utterances of it end at once, and none later than after the longest wait."""
-    judge = open_recognizer("bundled:whisper-tiny.en").end_of_turn
+    judge = open_recognizer("bundled:whisper-tiny.en").end_of_turn.judge()
     samples = np.concatenate(list(stream_audio(EXAMPLE / "monitor.mp4", lambda: False)))
     found = cut(samples[: 60 * SAMPLE_RATE], judge)
     waits = [at - segment.end for segment, at in found]

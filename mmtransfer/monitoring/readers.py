@@ -200,6 +200,7 @@ def read_camera(reader: Reader) -> None:
     """
     settings = replace(reader.settings, pause_s=min(reader.settings.pause_s, reader.live.pause_s))
     segmenter: Segmenter | None = None
+    judge = reader.end_of_turn.judge() if reader.end_of_turn is not None else None
     sound = SoundLevel(reader.loud_db or float("inf"))  # a dead microphone is told of in any case
     base = fed_s = 0.0
     drafted_to, is_whole = 0.0, False  # of the last draft
@@ -236,7 +237,7 @@ def read_camera(reader: Reader) -> None:
             continue
         if segmenter is None or not item.is_joined:
             finish()
-            segmenter = Segmenter(settings, _LIVE_BLOCK_FRAMES, reader.end_of_turn)
+            segmenter = Segmenter(settings, _LIVE_BLOCK_FRAMES, judge)
             base = item.at
             fed_s = drafted_to = 0.0
             is_whole = False
