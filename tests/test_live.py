@@ -368,7 +368,7 @@ def test_the_command_watches_a_camera_and_stops_on_request(camera, stream, whisp
     (path,) = (tmp_path / "journal").glob("*.jsonl")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert rows[0]["event"] == "connected"
-    texts = [row for row in rows if "text" in row]
+    texts = [row for row in rows if "text" in row and "event" not in row]
     assert len(texts) == len(lines) + len(rest)
 
 

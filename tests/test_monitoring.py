@@ -142,7 +142,7 @@ def fake_monitor(*arguments, **options):
 
 
 def test_transcripts_come_in_order_and_in_batches_of_one_context():
-    monitor, engine = fake_monitor(delay=0.6)
+    monitor, engine = fake_monitor(delay=1.5)
     found = list(monitor.transcribe(VIDEO))
     starts = [t.start for t in found]
     assert starts == sorted(starts)

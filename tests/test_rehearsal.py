@@ -217,14 +217,14 @@ def test_the_last_line_says_what_is_forgotten_and_what_helps(
     config = values(data, random_whisper, tmp_path / "run")
     config["data"] |= {"sources": {"speech": str(data / "general")}, "rehearsal": "none"}
     (tmp_path / "config.yaml").write_text(json.dumps(config))
-    measured, rates = runs._scores, iter([0.05, 0.08])
+    for name, rate in (("_scores_before", 0.05), ("_scores", 0.08)):
 
-    def scores(job, device):
-        found = measured(job, device)
-        found["source speech"]["wer"] = next(rates)
-        return found
+        def scores(job, *where, measured=getattr(runs, name), rate=rate):
+            found = measured(job, *where)
+            found["source speech"]["wer"] = rate
+            return found
 
-    monkeypatch.setattr(runs, "_scores", scores)
+        monkeypatch.setattr(runs, name, scores)
     assert main(["train", str(tmp_path / "config.yaml")]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last == (
