@@ -217,14 +217,17 @@ def test_the_last_line_says_what_is_forgotten_and_what_helps(
     config = values(data, random_whisper, tmp_path / "run")
     config["data"] |= {"sources": {"speech": str(data / "general")}, "rehearsal": "none"}
     (tmp_path / "config.yaml").write_text(json.dumps(config))
-    for name, rate in (("_scores_before", 0.05), ("_scores", 0.08)):
 
-        def scores(job, *where, measured=getattr(runs, name), rate=rate):
-            found = measured(job, *where)
+    def rated(measured, rate):
+        def scores(*arguments):
+            found = measured(*arguments)
             found["source speech"]["wer"] = rate
             return found
 
-        monkeypatch.setattr(runs, name, scores)
+        return scores
+
+    monkeypatch.setattr(runs, "_scores_before", rated(runs._scores_before, 0.05))
+    monkeypatch.setattr(runs, "_scores", rated(runs._scores, 0.08))
     assert main(["train", str(tmp_path / "config.yaml")]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last == (
