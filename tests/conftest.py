@@ -24,13 +24,9 @@ SHARED = ROOT.parent / "shared" / "data"
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory):
-    """A cache folder of the session's own, for all its workers and their child processes."""
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
-    (base / "cache").mkdir(exist_ok=True)
+    """A cache folder of the session's own, inherited by child processes."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("MMTRANSFER_CACHE", str(base / "cache"))
+    patch.setenv("MMTRANSFER_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()
 
