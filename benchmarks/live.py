@@ -44,7 +44,7 @@ import numpy as np
 
 from mmtransfer.audio import SAMPLE_RATE, stream_audio
 from mmtransfer.end_of_turn import EndOfTurn
-from mmtransfer.evaluation import get_normalizer
+from mmtransfer.evaluation import default_normalizer, get_normalizer
 from mmtransfer.monitoring import LiveSettings, SegmenterSettings
 from mmtransfer.recognizers import open_recognizer
 from mmtransfer.segments import Segmenter
@@ -262,7 +262,7 @@ def talk(arguments: argparse.Namespace, count: int, seconds: float) -> None:
     seconds = longest / SAMPLE_RATE + LEAD_S - 1
     result = run(arguments.model, tracks, seconds, more=arguments.more)
     lost, doubled, delays = compare(arguments.model, result, tracks, seconds, 1.0)
-    normalize = get_normalizer("english-v1")
+    normalize = get_normalizer(default_normalizer("en"))
     first, final, recorded, counted = 0, 0, 0, 0
 
     def errors(texts: list[str], reference: str) -> int:
@@ -270,7 +270,8 @@ def talk(arguments: argparse.Namespace, count: int, seconds: float) -> None:
         return found.substitutions + found.deletions + found.insertions
 
     for number, (audio, reference) in enumerate(chosen):
-        own = [x for x in result["lines"] if x["camera"] == f"camera{number}" and "text" in x]
+        texts = [x for x in result["lines"] if "text" in x and "event" not in x]
+        own = [x for x in texts if x["camera"] == f"camera{number}"]
         last = {line["id"]: line for line in own}
         counted += len(normalize(reference).split())
         first += errors([line["text"] for line in own if not line["revision"]], reference)
