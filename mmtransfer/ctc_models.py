@@ -253,7 +253,7 @@ def new_ctc_model(
 ) -> CtcModel:
     """A source encoder with a new output layer over the transcripts' characters; or a source CTC
     model, whose own output layer is kept where its alphabet spells nearly all of them (see
-    `spelling`). What becomes of the layer is said.
+    `spelling`). What becomes of the layer is logged.
 
     Raises:
         UserError: not found, or not a speech encoder.

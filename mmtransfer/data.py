@@ -309,7 +309,7 @@ def _subtitled_clips(folder: Path, config: DataConfig) -> list[Clip]:
 
 
 def _choose_subtitle(recording: Path, found: list[_Subtitle], language: str | None) -> _Subtitle:
-    """The one of several subtitles that is read, which is said.
+    """The one of several subtitles that is taken, which is logged.
 
     Raises:
         UserError: languages of which none is that of the data, or none is named.

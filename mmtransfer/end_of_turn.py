@@ -1,7 +1,7 @@
 """Whether a pause ends a turn, by a small head on a recogniser's own frozen encoder.
 
 A pause is at least 0.2 s without speech by voice activity. It ends the turn if no speech follows
-within a second; else the speaker goes on. How something is said tells much of that before the
+within a second; else the speaker goes on. How something is spoken tells much of that before the
 second has passed: after 0.2 s the encoder has the audio up to that moment, and never what comes
 later. The head is a mean over the last states and one linear output, so it runs in NumPy.
 

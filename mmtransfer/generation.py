@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtransfer.errors import UserError
+from mmtransfer.languages import normal_language
 
 logger = logging.getLogger(__name__)
 _START = ("decoder_start_token_id", "eos_token_id")
@@ -120,10 +121,7 @@ def _complete_languages(settings: Any, vocabulary: dict[str, int], path: Path) -
 
 def _code(name: str) -> str:
     """A language's code by whatever files of transformers call it: `<|de|>`, `de`, `German`."""
-    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-    plain = str(name).strip("<|>").strip().lower()
-    return str(TO_LANGUAGE_CODE.get(plain, plain))
+    return normal_language(str(name)) or str(name).strip("<|>").strip().lower()
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
