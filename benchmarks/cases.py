@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mmtransfer.config import DataConfig
-from mmtransfer.data import read_clips
+from mmtransfer.data.tables import iter_rows
 from mmtransfer.errors import UserError
-from mmtransfer.subtitles import escape_subtitle, parse_subtitles, read_subtitles
-from mmtransfer.tables import iter_rows
-from mmtransfer.texts import label_names, read_texts
+from mmtransfer.speech.clips import read_clips
+from mmtransfer.speech.subtitles import escape_subtitle, parse_subtitles, read_subtitles
+from mmtransfer.text.examples import label_names, read_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -123,10 +123,10 @@ def case_C06(folder: Path) -> Verdict:
 
 def case_C07(folder: Path) -> Verdict:
     """A column with languages."""
-    from mmtransfer.backbones import load_speech_model
     from mmtransfer.config import build_config
-    from mmtransfer.data import ClipSet, load_clips
-    from mmtransfer.tasks.speech import SpeechTask
+    from mmtransfer.speech.clips import ClipSet, load_clips
+    from mmtransfer.speech.whisper import load_speech_model
+    from mmtransfer.speech.whisper_task import SpeechTask
 
     data = folder / "C07/input"
     speech = load_speech_model("bundled:whisper-base", language="zh", short_contexts=False)
@@ -234,7 +234,7 @@ def case_C33(folder: Path) -> Verdict:
 def case_C34(folder: Path) -> Verdict:
     """Texts that are longer than the model reads."""
     from mmtransfer.models import load
-    from mmtransfer.text_models import TextModel, find_mention
+    from mmtransfer.text.classifier import TextModel, find_mention
 
     with tempfile.TemporaryDirectory() as place:
         run = Path(place, "run")

@@ -10,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mmtransfer.bundled import materialize
-from mmtransfer.evaluation import default_normalizer, get_normalizer, score_clip
+from mmtransfer.hub.bundled import materialize
+from mmtransfer.speech.scores import default_normalizer, get_normalizer, score_clip
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY, BASE = "bundled:whisper-tiny.en", "bundled:whisper-base"

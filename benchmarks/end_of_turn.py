@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from mmtransfer.audio import decode_clip
-from mmtransfer.end_of_turn import (
+from mmtransfer.progress import track
+from mmtransfer.speech.audio import decode_clip
+from mmtransfer.speech.end_of_turn import (
     FIXED_S,
     FRAME_S,
     PAUSE_S,
@@ -30,9 +31,8 @@ from mmtransfer.end_of_turn import (
     find_pauses,
     frames_of,
 )
-from mmtransfer.progress import track
-from mmtransfer.recognizers import open_recognizer
-from mmtransfer.voice_activity import FRAME
+from mmtransfer.speech.recognizers import open_recognizer
+from mmtransfer.speech.voice_activity import FRAME
 
 
 @dataclass(frozen=True)

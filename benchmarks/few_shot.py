@@ -38,11 +38,11 @@ from scipy.stats import t as student_t
 
 import mmtransfer
 from mmtransfer import runs
-from mmtransfer.bundled import materialize
 from mmtransfer.cache import cache_path
 from mmtransfer.config import DataConfig, build_config, merge
 from mmtransfer.errors import UserError
-from mmtransfer.texts import TextExample, TextSet, add_label_texts, read_texts
+from mmtransfer.hub.bundled import materialize
+from mmtransfer.text.examples import TextExample, TextSet, add_label_texts, read_texts
 
 SOURCE = "bundled:minilm-l6"
 COMMON: dict[str, Any] = {

@@ -42,12 +42,12 @@ from typing import Any
 import jiwer
 import numpy as np
 
-from mmtransfer.audio import SAMPLE_RATE, stream_audio
-from mmtransfer.end_of_turn import EndOfTurn
-from mmtransfer.evaluation import default_normalizer, get_normalizer
 from mmtransfer.monitoring import LiveSettings, SegmenterSettings
-from mmtransfer.recognizers import open_recognizer
-from mmtransfer.segments import Segmenter
+from mmtransfer.speech.audio import SAMPLE_RATE, stream_audio
+from mmtransfer.speech.end_of_turn import EndOfTurn
+from mmtransfer.speech.recognizers import open_recognizer
+from mmtransfer.speech.scores import default_normalizer, get_normalizer
+from mmtransfer.speech.segments import Segmenter
 
 LEAD_S = 2.0  # silence first: a camera is not switched on in the middle of a word
 

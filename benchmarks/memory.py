@@ -16,7 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mmtransfer.audio import SAMPLE_RATE, stream_audio
+from mmtransfer.speech.audio import SAMPLE_RATE, stream_audio
 
 REPEATS = 6
 PROGRAM = """

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import jiwer
 
-from mmtransfer.audio import stream_audio
-from mmtransfer.evaluation import get_normalizer
+from mmtransfer.speech.audio import stream_audio
+from mmtransfer.speech.scores import get_normalizer
 
 
 def main() -> None:

@@ -33,19 +33,19 @@ import av
 import jiwer
 import numpy as np
 
-from mmtransfer.audio import SAMPLE_RATE, decode_clip, stream_audio
-from mmtransfer.bundled import PREFIX, get_bundle, weight_files
 from mmtransfer.config import DataConfig
-from mmtransfer.data import ClipSet, load_clips
-from mmtransfer.evaluation import (
+from mmtransfer.hub.bundled import PREFIX, get_bundle, weight_files
+from mmtransfer.runs import evaluate
+from mmtransfer.speech.audio import SAMPLE_RATE, decode_clip, stream_audio
+from mmtransfer.speech.clips import ClipSet, load_clips
+from mmtransfer.speech.recognizers import open_recognizer
+from mmtransfer.speech.scores import (
     default_normalizer,
     get_normalizer,
     score_clip,
     speech_metric,
     summarize_speech,
 )
-from mmtransfer.recognizers import open_recognizer
-from mmtransfer.runs import evaluate
 
 PEER = """
 import json, sys

@@ -50,10 +50,10 @@ from transformers import (
 from transformers.utils import logging as library
 
 import mmtransfer
-from mmtransfer.bundled import materialize
 from mmtransfer.config import DataConfig, build_config, merge, read_yaml
-from mmtransfer.tasks import sentiment
-from mmtransfer.texts import TextExample, read_texts
+from mmtransfer.hub.bundled import materialize
+from mmtransfer.text import classifier_task as sentiment
+from mmtransfer.text.examples import TextExample, read_texts
 
 SOURCE = "bundled:minilm-l6"
 BATCH = 32

@@ -13,9 +13,9 @@ import argparse
 from transformers import pipeline
 
 from mmtransfer.config import DataConfig
-from mmtransfer.data import load_clips
-from mmtransfer.evaluation import get_normalizer, score_clip, summarize_speech
 from mmtransfer.runs import evaluate
+from mmtransfer.speech.clips import load_clips
+from mmtransfer.speech.scores import get_normalizer, score_clip, summarize_speech
 
 
 def main() -> None:

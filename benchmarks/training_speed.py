@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from mmtransfer.backbones import load_speech_model
 from mmtransfer.config import build_config
-from mmtransfer.data import ClipSet, load_clips
 from mmtransfer.runtime import make_accelerator
-from mmtransfer.tasks.speech import SpeechTask
-from mmtransfer.training import Trainer
+from mmtransfer.speech.clips import ClipSet, load_clips
+from mmtransfer.speech.whisper import load_speech_model
+from mmtransfer.speech.whisper_task import SpeechTask
+from mmtransfer.transfer.trainer import Trainer
 
 BATCH = 16
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mmtransfer.audio import SAMPLE_RATE, stream_audio
-from mmtransfer.segments import SegmenterSettings, WindowSegmenter
+from mmtransfer.speech.audio import SAMPLE_RATE, stream_audio
+from mmtransfer.speech.segments import SegmenterSettings, WindowSegmenter
 
 WINDOWS_S = (4, 8, 12, 16, 20, 20, 24, 28)
 AHEAD_S = 45  # looked at for the next window

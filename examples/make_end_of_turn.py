@@ -5,7 +5,8 @@ r"""Train the head that decides at cameras whether a pause ends a turn.
 
 No transcripts are needed: whether the speaker goes on is what the recordings themselves show. The
 encoder's states are computed once and kept in the cache. What is written goes into
-``mmtransfer/turn_ends/NAME.safetensors``. The second command measures it on other recordings.
+``mmtransfer/speech/turn_ends/NAME.safetensors``. The second command
+measures it on other recordings.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from mmtransfer.audio import SAMPLE_RATE, decode_clip
 from mmtransfer.config import HeadConfig
-from mmtransfer.ctranslate2_engine import CTranslate2Whisper
-from mmtransfer.end_of_turn import (
+from mmtransfer.hub.checkpoint import files_digest, model_digest
+from mmtransfer.speech.audio import SAMPLE_RATE, decode_clip
+from mmtransfer.speech.end_of_turn import (
     FRAME_S,
     PAUSE_S,
     STATES_PER_SECOND,
@@ -34,11 +35,11 @@ from mmtransfer.end_of_turn import (
     last_states,
     write_turn_head,
 )
-from mmtransfer.features import FeatureStore, cache_key, cached_features
-from mmtransfer.heads import ClassifierHead
-from mmtransfer.networks import build_head
-from mmtransfer.sources import files_digest, model_digest
-from mmtransfer.voice_activity import FRAME
+from mmtransfer.speech.engines_ctranslate2 import CTranslate2Whisper
+from mmtransfer.speech.voice_activity import FRAME
+from mmtransfer.transfer.features import FeatureStore, cache_key, cached_features
+from mmtransfer.transfer.heads import ClassifierHead
+from mmtransfer.transfer.networks import build_head
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mmtransfer"
 CONTEXT_S, STATES_S, LONGEST_S = 3.0, 0.2, 0.8
@@ -137,9 +138,9 @@ def write(name: str, features: np.ndarray, pauses: Sequence[Pause]) -> None:
         STATES_S,
         LONGEST_S,
         usual(probabilities[~is_end], pauses_s[~is_end]),
-        adapter_digest(PACKAGE / "short_context" / name),
+        adapter_digest(PACKAGE / "speech" / "short_context" / name),
     )
-    path = PACKAGE / "turn_ends" / f"{name}.safetensors"
+    path = PACKAGE / "speech" / "turn_ends" / f"{name}.safetensors"
     write_turn_head(path, weights, bias, settings)
     print(f"{len(pauses)} pauses, {is_end.sum()} of them ends; {path}")
 

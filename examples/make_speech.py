@@ -1,4 +1,4 @@
-"""Make the speech from which the short-context adapters in ``mmtransfer/short_context`` learn.
+"""Make the speech from which the adapters in ``mmtransfer/speech/short_context`` learn.
 
 Segments of 1 to 15 s as a monitor cuts them: one to three utterances with short gaps, many voices,
 rooms, loudness, telephone band; a few of noise alone.  They are quiet, so that the source reads

@@ -5,7 +5,7 @@ r"""Put the adapter of a short-context run into the package, in half precision.
     python examples/ship_adapter.py runs/short whisper-tiny.en
 
 The speech comes from ``make_speech.py``. What is written goes into
-``mmtransfer/short_context/NAME`` and is used by every monitor of that source.
+``mmtransfer/speech/short_context/NAME`` and is used by every monitor of that source.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-PACKAGE = Path(__file__).resolve().parent.parent / "mmtransfer" / "short_context"
+PACKAGE = Path(__file__).resolve().parent.parent / "mmtransfer" / "speech" / "short_context"
 
 
 def main() -> None:

@@ -10,11 +10,11 @@ _LAZY = {
     "Config": "mmtransfer.config",
     "load_config": "mmtransfer.config",
     "UserError": "mmtransfer.errors",
-    "load_speech_model": "mmtransfer.backbones",
+    "load_speech_model": "mmtransfer.speech.whisper",
     "load": "mmtransfer.models",
-    "predict": "mmtransfer.prediction",
-    "publish": "mmtransfer.publishing",
-    "Recognizer": "mmtransfer.recognition",
+    "predict": "mmtransfer.text.prediction",
+    "publish": "mmtransfer.hub.publish",
+    "Recognizer": "mmtransfer.speech.recognition",
     "train": "mmtransfer.runs",
     "evaluate": "mmtransfer.runs",
     "evaluate_recording": "mmtransfer.monitoring.score",
@@ -24,19 +24,19 @@ _LAZY = {
 __all__ = ["__version__", *_LAZY]
 
 if TYPE_CHECKING:
-    from mmtransfer.backbones import load_speech_model as load_speech_model
     from mmtransfer.config import Config as Config
     from mmtransfer.config import load_config as load_config
     from mmtransfer.errors import UserError as UserError
+    from mmtransfer.hub.publish import publish as publish
     from mmtransfer.models import load as load
     from mmtransfer.monitoring import load_monitor as load_monitor
     from mmtransfer.monitoring import monitor as monitor
     from mmtransfer.monitoring.score import evaluate_recording as evaluate_recording
-    from mmtransfer.prediction import predict as predict
-    from mmtransfer.publishing import publish as publish
-    from mmtransfer.recognition import Recognizer as Recognizer
     from mmtransfer.runs import evaluate as evaluate
     from mmtransfer.runs import train as train
+    from mmtransfer.speech.recognition import Recognizer as Recognizer
+    from mmtransfer.speech.whisper import load_speech_model as load_speech_model
+    from mmtransfer.text.prediction import predict as predict
 
 
 def __getattr__(name: str) -> Any:

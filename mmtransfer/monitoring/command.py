@@ -14,20 +14,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.addresses import public_address
-from mmtransfer.audio import MediaError, is_piped, is_standard_input, open_media
-from mmtransfer.decoding import DecodingOptions
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring.alerts import STOPPED, Channel, Mqtt, Settled, Webhook
-from mmtransfer.monitoring.cameras import Camera, load_cameras, named_cameras
-from mmtransfer.monitoring.dashboard import dashboard, host_and_port, metrics_server
-from mmtransfer.monitoring.journal import Journal
-from mmtransfer.monitoring.kinds import goes_on, is_folder, settle
+from mmtransfer.hub.checkpoint import model_digest
+from mmtransfer.monitoring.events import Alert, MonitorStats, Sound, SourceEnd, Transcript
+from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.lines import LineSettings
-from mmtransfer.monitoring.live import LiveSettings, SourceEvent
 from mmtransfer.monitoring.memory import keep_steady
-from mmtransfer.monitoring.pipeline import Monitor, load_monitor
-from mmtransfer.monitoring.sinks import (
+from mmtransfer.monitoring.monitor import Monitor, load_monitor
+from mmtransfer.monitoring.outputs.alerts import STOPPED, Channel, Mqtt, Settled, Webhook
+from mmtransfer.monitoring.outputs.dashboard import dashboard, host_and_port, metrics_server
+from mmtransfer.monitoring.outputs.sinks import (
     FileSink,
     ReportSink,
     Sink,
@@ -35,9 +31,13 @@ from mmtransfer.monitoring.sinks import (
     check_outputs,
     output_path,
 )
-from mmtransfer.monitoring.transcripts import Alert, MonitorStats, Sound, SourceEnd, Transcript
+from mmtransfer.monitoring.sources.cameras import Camera, load_cameras, named_cameras
+from mmtransfer.monitoring.sources.kinds import goes_on, is_folder, settle
+from mmtransfer.monitoring.sources.live import LiveSettings, SourceEvent
 from mmtransfer.monitoring.watch import WatchList
-from mmtransfer.sources import model_digest
+from mmtransfer.speech.addresses import public_address
+from mmtransfer.speech.audio import MediaError, is_piped, is_standard_input, open_media
+from mmtransfer.speech.engine import DecodingOptions
 
 logger = logging.getLogger(__name__)
 _LINES: dict[str | None, Any] = {None: Transcript, "alert": Alert, "sound": Sound}

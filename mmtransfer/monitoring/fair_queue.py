@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmtransfer.decoding import Hypothesis
-from mmtransfer.segments import Segment
+from mmtransfer.speech.engine import Hypothesis
+from mmtransfer.speech.segments import Segment
 
 BATCH_SEGMENTS = 8
 

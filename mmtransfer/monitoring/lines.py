@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from mmtransfer.decoding import Hypothesis, Word
-from mmtransfer.segments import Segment
+from mmtransfer.speech.engine import Hypothesis, Word
+from mmtransfer.speech.segments import Segment
 
 _SENTENCE_END = (".", "?", "!", "…", "。", "？", "！")
 _CLAUSE_END = (",", ";", ":", "、", "，", "；", "：")

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from mmtransfer.decoding import DecodingOptions
 from mmtransfer.errors import UserError
-from mmtransfer.evaluation import default_normalizer, get_normalizer, speech_metric
-from mmtransfer.monitoring.pipeline import load_monitor
-from mmtransfer.monitoring.transcripts import Transcript
-from mmtransfer.subtitles import read_subtitles
+from mmtransfer.monitoring.events import Transcript
+from mmtransfer.monitoring.monitor import load_monitor
+from mmtransfer.speech.engine import DecodingOptions
+from mmtransfer.speech.scores import default_normalizer, get_normalizer, speech_metric
+from mmtransfer.speech.subtitles import read_subtitles
 
 REFERENCES = (".json", ".jsonl", ".srt", ".vtt", ".txt")
 _BOOTSTRAP_SAMPLES = 1000

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from rapidfuzz.distance import Levenshtein
 
+from mmtransfer.data.words import split_words
 from mmtransfer.errors import UserError
-from mmtransfer.words import split_words
 
 THRESHOLD = 0.8
 """Similarity from which a phrase counts as said; 1 is letter for letter."""

@@ -1,0 +1,1 @@
+"""What a monitor keeps on disk: its journal, and audio that waits."""

@@ -1,0 +1,274 @@
+"""What a monitor has heard, on disk before anything else is told: append-only JSON Lines.
+
+A line is either a segment (`camera`, `id`, `start`, `end`, `text`, scores) or an `event` (a segment
+without text, the end of a recording). Each is on the disk before the next thing happens, so that a
+monitor that was killed goes on where it stopped and says nothing twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmtransfer.cache import atomic_path
+from mmtransfer.errors import UserError
+from mmtransfer.monitoring.events import FileDone, FolderState, recording_of
+from mmtransfer.monitoring.journal.spool import Spool
+from mmtransfer.monitoring.sources.cameras import printable
+from mmtransfer.speech.addresses import public_address
+from mmtransfer.speech.audio import beginning_digest
+
+_HEADER = "journal.json"
+_FORMAT = 2
+_ROTATE_BYTES = 64 << 20
+_SAMPLE_BYTES = 1 << 16  # of a recording, that tell it from another of the same name
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What an earlier session has dealt with."""
+
+    ids: dict[str, set[str]]
+    """Segments by camera."""
+    ends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The last line of a recording's end, by camera."""
+    folders: dict[str, FolderState] = field(default_factory=dict)
+    """What was read of folders, by camera."""
+    sounds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """When there were loud sounds, by camera and recording."""
+
+
+class Journal:
+    """The journal of one set of sources, read by one model.
+
+    Raises:
+        UserError: a folder that cannot be used, a journal of another model or of other sources, or
+            one that another process is writing.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        model: str,
+        model_digest: str,
+        sources: Mapping[str, str],
+        rotate_bytes: int = _ROTATE_BYTES,
+    ):
+        from filelock import FileLock, Timeout
+
+        self._folder, self._rotate_bytes = Path(folder), rotate_bytes
+        self.channels: list[str] = []
+        """Where alerts are sent; their lines say so, and it is known later which never arrived."""
+        if self._folder.exists() and not self._folder.is_dir():
+            raise UserError(f"{folder}: expected a folder for the journal, found a file.")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self._folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{folder}: another monitor is writing this journal. Stop it, or give --journal "
+                "another folder."
+            ) from None
+        try:
+            self._check_header(model, model_digest, sources)
+            self._file: Any = None
+            self._writing = threading.Lock()  # alerts that were not delivered come from a thread
+            self._day = ""
+            self._mend()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    # --- identity -----------------------------------------------------------------------------
+
+    def _check_header(self, model: str, digest: str, sources: Mapping[str, str]) -> None:
+        own: dict[str, Any] = {
+            "format": _FORMAT,
+            "model": {"name": model, "digest": digest},
+            "sources": {name: source_identity(source) for name, source in sources.items()},
+        }
+        path = self._folder / _HEADER
+        if not path.exists():
+            if any(self._folder.glob("*.jsonl")):
+                raise UserError(
+                    f"{self._folder}: holds .jsonl files, but no journal. Give --journal an empty "
+                    "folder."
+                )
+            with atomic_path(path) as part:
+                part.write_text(json.dumps(own, indent=2), encoding="utf-8")
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            other, known = dict(found["model"]), dict(found["sources"])
+            other["name"], other["digest"], found["format"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}: damaged. Give --journal another folder, and keep this one's .jsonl files."
+            ) from None
+        again = "Go on with the same, or give --journal another folder."
+        if found["format"] != _FORMAT:
+            raise UserError(
+                f"{self._folder}: this journal was written by another version (format "
+                f"{found['format']}, now {_FORMAT}). Give --journal another folder."
+            )
+        if other["digest"] != digest:
+            raise UserError(
+                f"{self._folder}: this journal was written with another model ({other['name']}, "
+                f"now {model}). {again}"
+            )
+        if known != own["sources"]:
+            changed = sorted(
+                name
+                for name in known.keys() | own["sources"].keys()
+                if known.get(name) != own["sources"].get(name)
+            )
+            raise UserError(
+                f"{self._folder}: this journal was written with other sources (different: "
+                f"{', '.join(changed)}). {again}"
+            )
+
+    # --- what is there ------------------------------------------------------------------------
+
+    @property
+    def files(self) -> list[Path]:
+        """The journal's files, oldest first."""
+        return sorted(self._folder.glob("????-??-??.*.jsonl"))
+
+    def _mend(self) -> None:
+        """Cut off a line that was being written when the process was killed."""
+        for path in self.files[-1:]:
+            with path.open("rb+") as file:
+                data = file.read()
+                whole = data.rfind(b"\n") + 1
+                if whole < len(data):
+                    file.truncate(whole)
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Every line, oldest first."""
+        for path in self.files:
+            yield from self._lines(path)
+
+    def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    found = json.loads(line)
+                    if "camera" not in found or not isinstance(found, dict):
+                        raise ValueError("no camera")
+                except ValueError:
+                    raise UserError(
+                        f"{path}: line {number} is damaged: expected an object with a camera, "
+                        f"found {line[:40]!r}. Mend or remove the line; nothing else is lost."
+                    ) from None
+                yield found
+
+    def heard(self, recordings: Collection[str], waiting: Collection[str]) -> Heard:
+        """What was dealt with: all segments of these recordings, and of live sources those that
+        are still in the spool, where a kill between journal and spool can leave them.
+        """
+        found = Heard({})
+        reading: dict[str, dict[str, Mapping[str, Any]]] = {}  # by camera and beginning of ids
+        # What a live source left in the spool was journalled last; months of it need not be read.
+        for path in self.files if recordings else self.files[-2:]:
+            for line in self._lines(path):
+                camera = line["camera"]
+                if "id" in line and (camera in recordings or line["id"] in waiting):
+                    of = recording_of(line["id"])
+                    found.ids.setdefault(camera, set()).add(line["id"])
+                    if line.get("event") == "sound":
+                        sounds = found.sounds.setdefault(camera, {})
+                        sounds.setdefault(of, []).append(line["start"])
+                    elif of in reading.get(camera, {}):
+                        # Segments come in order: what lies before the end of one has been heard.
+                        file = reading[camera][of]
+                        heard = (line["end"] - file["at"], file["size"], file["probe"])
+                        found.folders[camera].begun[file["name"], file["inode"]] = heard
+                elif line.get("event") in ("end", "cut"):
+                    found.ends[camera] = line
+                elif line.get("event") == "reading":
+                    found.folders.setdefault(camera, FolderState())
+                    reading.setdefault(camera, {})[line["of"]] = line
+                elif line.get("event") == "file":
+                    done = FileDone.of_line(line)
+                    state = found.folders.setdefault(camera, FolderState())
+                    state.done.pop((done.name, done.inode), None)  # the last of a name comes last
+                    state.done[done.name, done.inode] = done
+                    state.begun.pop((done.name, done.inode), None)
+                    state.into.pop(done.name, None)
+                    if done.into:
+                        state.into[done.into] = done.into_s
+        return found
+
+    def spool(self) -> Spool:
+        """Where the audio of live sources waits."""
+        return Spool(self._folder / "spool")
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def write(self, *lines: Mapping[str, Any]) -> None:
+        """Append lines, all or none; when this returns they are on the disk.
+
+        Raises:
+            OSError: the disk is full or gone; the journal still ends with a whole line.
+        """
+        with self._writing:
+            self._append(lines)
+
+    def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        data = "".join(self._text(line) for line in lines).encode()
+        file = self._current(len(data))
+        size = _size(file)  # not its position, which a write that failed has moved
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
+
+    def _text(self, line: Mapping[str, Any]) -> str:
+        if self.channels and line.get("event") in ("alert", "sound"):
+            line = {**line, "to": self.channels}
+        return json.dumps(line, ensure_ascii=False) + "\n"
+
+    def _current(self, more: int) -> Any:
+        day = time.strftime("%Y-%m-%d")
+        if self._file is None or day != self._day or _size(self._file) + more > self._rotate_bytes:
+            last = [path.name for path in self.files if path.name.startswith(day)]
+            number = int(last[-1].split(".")[1]) if last else 0
+            if last and (self._folder / last[-1]).stat().st_size + more > self._rotate_bytes:
+                number += 1
+            if self._file is not None:
+                self._file.close()
+            path = self._folder / f"{day}.{number:04d}.jsonl"
+            self._file, self._day = path.open("ab", buffering=0), day
+        return self._file
+
+    def close(self) -> None:
+        """Close the file and let others write."""
+        if self._file is not None:
+            self._file.close()
+        self._lock.release()
+
+
+def _size(file: Any) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def source_identity(source: str) -> str:
+    """What tells a source from another: its address, and for a recording how it begins."""
+    path = Path(source)
+    if "://" in source:
+        return public_address(source)
+    if not path.is_file():
+        return printable(str(path.resolve()) if path.is_dir() else source)
+    return f"{printable(str(path.resolve()))} {beginning_digest(path, _SAMPLE_BYTES)}"

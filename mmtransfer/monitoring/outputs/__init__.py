@@ -1,0 +1,1 @@
+"""Where a monitor's text goes: sinks, report, alerts, dashboard."""

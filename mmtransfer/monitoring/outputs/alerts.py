@@ -1,0 +1,252 @@
+"""Alerts to another system, without keeping the monitor waiting: a webhook with a signed body, or a
+topic of an MQTT broker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.client
+import json
+import logging
+import queue
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from abc import ABC, abstractmethod
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from mmtransfer.errors import UserError
+from mmtransfer.speech.addresses import checked_address, host_of, public_address, without_secrets
+
+logger = logging.getLogger(__name__)
+SIGNATURE = "X-Mmtransfer-Signature"
+"""Header with `sha256=` and the HMAC of the body, where there is a secret."""
+_WAITING = 1000  # alerts kept while the other side is down; then the oldest is given up
+_TIMEOUT_S = 5.0
+_FIRST_RETRY_S, _LAST_RETRY_S, _GIVE_UP_S = 1.0, 60.0, 600.0
+
+STOPPED = "the monitor stopped first"
+"""Why an alert was not delivered that can be sent again when the monitor runs again."""
+Settled = Callable[[Mapping[str, Any], str], None]
+"""Called with an alert that was delivered, or why it was not."""
+
+
+class Channel(Protocol):
+    """Where alerts go."""
+
+    def send(self, alert: Mapping[str, Any]) -> None:
+        """Put an alert in line; returns at once."""
+        ...
+
+    def close(self) -> None:
+        """Give what waits a last chance; the rest has failed."""
+        ...
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would arrive as a GET without the alert, and count as delivered."""
+
+    def redirect_request(self, *arguments: Any, **options: Any) -> None:
+        return None
+
+
+def _request(url: str) -> tuple[str, dict[str, str]]:
+    """An address as it goes over the wire, and the headers that it asks for.
+
+    Raises:
+        UserError: no http or https address.
+    """
+    try:
+        parts = urlsplit(checked_address(url))
+        port, host = parts.port, (parts.hostname or "").encode("idna").decode()
+        if parts.scheme not in ("http", "https") or not host or re.search(r"\s", parts.netloc):
+            raise ValueError("no http address")
+    except (ValueError, UserError):
+        raise UserError(
+            f"webhook: expected an address http[s]://HOST[:PORT]/PATH, found '{host_of(url)}'. "
+            "Write # / ? [ in a user or password as %23 %2F %3F %5B."
+        ) from None
+    host = f"[{host}]" if ":" in host else host
+    place = host if port is None else f"{host}:{port}"
+    path, query = (quote(part, safe="/%:=&?+,;@~!$'()*") for part in (parts.path, parts.query))
+    headers = {}
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers["Authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
+    return urlunsplit((parts.scheme, place, path, query, "")), headers
+
+
+class _Queued(ABC):
+    """Alerts that wait in line for `_deliver`, which is called in a thread of its own."""
+
+    def __init__(self, settled: Settled | None, timeout_s: float = _TIMEOUT_S):
+        self._timeout_s = timeout_s
+        self._settled = settled or (lambda alert, why: None)
+        self._waiting: queue.Queue[Mapping[str, Any]] = queue.Queue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
+
+    def send(self, alert: Mapping[str, Any]) -> None:
+        """Put an alert in line; returns at once."""
+        self._waiting.put(alert)
+        while self._waiting.qsize() > _WAITING:
+            self._settled(self._waiting.get_nowait(), "too many alerts wait")
+            self._waiting.task_done()
+
+    def close(self, wait_s: float = 2.0) -> None:
+        """Give what waits a last chance; the rest has failed."""
+        deadline = time.monotonic() + wait_s
+        while self._waiting.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self._closing.set()
+        self._thread.join(self._timeout_s + 1)
+        while not self._waiting.empty():
+            self._settled(self._waiting.get_nowait(), STOPPED)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                alert = self._waiting.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            self._deliver(alert)
+            self._waiting.task_done()
+
+    @abstractmethod
+    def _deliver(self, alert: Mapping[str, Any]) -> None:
+        """Bring an alert to the other side, or find that it cannot be; tells `_settled`."""
+
+
+class Webhook(_Queued):
+    """Posts alerts as JSON, one after the other, from a thread of its own.
+
+    What was delivered is handed to `settled`, and what could not be within `give_up_s`, with the
+    reason. A user and password in the address are sent as basic authentication.
+
+    Raises:
+        UserError: an address that is not http or https, or no address.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        secret: str | None = None,
+        settled: Settled | None = None,
+        timeout_s: float = _TIMEOUT_S,
+        first_retry_s: float = _FIRST_RETRY_S,
+        give_up_s: float = _GIVE_UP_S,
+    ):
+        super().__init__(settled, timeout_s)
+        self._url, self._headers = _request(url)
+        self._secret, self._first_retry_s, self._give_up_s = secret, first_retry_s, give_up_s
+        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._thread.start()
+
+    def _deliver(self, alert: Mapping[str, Any]) -> None:
+        body = json.dumps(alert, ensure_ascii=False).encode()
+        headers = {"Content-Type": "application/json; charset=utf-8", **self._headers}
+        if self._secret:
+            signature = hmac.new(self._secret.encode(), body, hashlib.sha256).hexdigest()
+            headers[SIGNATURE] = f"sha256={signature}"
+        request = urllib.request.Request(self._url, body, headers, method="POST")
+        deadline, pause = time.monotonic() + self._give_up_s, self._first_retry_s
+        while True:
+            try:
+                with self._opener.open(request, timeout=self._timeout_s):
+                    pass
+                self._settled(alert, "")
+                return
+            except urllib.error.HTTPError as error:
+                reason = f"HTTP {error.code}"
+                error.close()
+                if error.code < 500 and error.code not in (408, 429):
+                    break  # the other side understood and refuses; again would be no better
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                reason = without_secrets(str(getattr(error, "reason", None) or error), self._url)
+            if time.monotonic() + pause > deadline:
+                break
+            if self._closing.wait(pause):
+                reason = STOPPED
+                break
+            pause = min(2 * pause, _LAST_RETRY_S)
+        logger.warning("webhook: an alert was not delivered (%s)", reason)
+        self._settled(alert, reason)
+
+
+class Mqtt(_Queued):
+    """Publishes alerts as JSON to the topic in an address `mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC`
+    (`mqtts` for TLS), one after the other, at least once each (quality of service 1).
+
+    Needs paho-mqtt (`pip install 'mmtransfer[mqtt]'`), which connects by itself, and again after a
+    failure. Alerts wait while the broker is away, a thousand of them at most.
+
+    Raises:
+        UserError: paho-mqtt is missing, or an address of another form.
+    """
+
+    def __init__(self, url: str, *, settled: Settled | None = None):
+        try:
+            parts = urlsplit(checked_address(url))
+            port = parts.port or (8883 if parts.scheme == "mqtts" else 1883)
+            self._topic = unquote(url.partition("://")[2].partition("/")[2]).strip("/")
+            host = parts.hostname or ""
+            is_address = parts.scheme in ("mqtt", "mqtts") and host and self._topic
+            if not is_address or re.search(r"\s", parts.netloc):
+                raise ValueError("no address")
+        except (ValueError, UserError):
+            raise UserError(
+                f"mqtt: expected mqtt[s]://[USER:PASSWORD@]HOST[:PORT]/TOPIC, found "
+                f"'{public_address(url)}'. Write # / ? [ in a user or password as %23 %2F %3F %5B."
+            ) from None
+        if re.search("[+#\0]", self._topic):
+            raise UserError(
+                f"mqtt: expected a topic to publish to, found '{public_address(url)}': "
+                "+ and # stand for many."
+            )
+        try:
+            from paho.mqtt import client as paho
+        except ImportError:
+            raise UserError("mqtt: needs paho-mqtt. pip install 'mmtransfer[mqtt]'") from None
+        super().__init__(settled)
+        self._answered = threading.Event()  # the broker has the one alert that is on its way
+        self._client = paho.Client(paho.CallbackAPIVersion.VERSION2)
+        if parts.username:
+            password = unquote(parts.password) if parts.password else None
+            self._client.username_pw_set(unquote(parts.username), password)
+        if parts.scheme == "mqtts":
+            self._client.tls_set()
+        self._client.reconnect_delay_set(1, int(_LAST_RETRY_S))
+        self._client.on_publish = lambda *_: self._answered.set()
+        self._client.connect_async(host, port)
+        self._client.loop_start()
+        self._thread.start()
+
+    def _deliver(self, alert: Mapping[str, Any]) -> None:
+        # Not before the broker has taken the connection: paho would send the alert ahead of its own
+        # greeting, and some brokers then neither answer nor hang up.
+        while not self._client.is_connected():
+            if self._closing.wait(0.05):
+                self._settled(alert, STOPPED)
+                return
+        self._answered.clear()
+        self._client.publish(self._topic, json.dumps(alert, ensure_ascii=False), qos=1)
+        while not self._answered.wait(0.05):  # paho sends it again on every new connection
+            if self._closing.is_set():
+                self._settled(alert, STOPPED)
+                return
+        self._settled(alert, "")
+
+    def close(self, wait_s: float = 2.0) -> None:
+        """Give what waits a last chance; the rest has failed."""
+        super().close(wait_s)
+        with suppress(OSError):
+            self._client.disconnect()
+        self._client.loop_stop()

@@ -1,0 +1,192 @@
+"""Where transcripts go: standard output, JSON Lines, SRT, WebVTT, plain text, an HTML report.
+
+Every sink but the report writes a segment as it comes and flushes it, so that what was transcribed
+is on disk when a run is interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Protocol
+
+from mmtransfer.cache import atomic_path
+from mmtransfer.errors import UserError
+from mmtransfer.monitoring.events import Alert, Partial, Sound, Transcript
+from mmtransfer.monitoring.lines import rows
+from mmtransfer.monitoring.outputs.report import report
+from mmtransfer.monitoring.sources.cameras import file_name
+from mmtransfer.speech.subtitles import escape_subtitle
+
+Shown = Transcript | Partial | Alert | Sound
+SUFFIXES = (".jsonl", ".srt", ".vtt", ".txt", ".html")
+_OF_ONE_RECORDING = (".srt", ".vtt", ".html")
+_EPOCH_S = 1e9  # times from here on are those of live sources, since 1970
+
+
+def clock(seconds: float, *, decimals: int, separator: str = ".") -> str:
+    """Seconds as HH:MM:SS with decimals, e.g. 00:00:03.25 with two."""
+    units = round(seconds * 10**decimals)
+    whole, fraction = divmod(units, 10**decimals)
+    minutes, second = divmod(whole, 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{second:02d}{separator}{fraction:0{decimals}d}"
+
+
+def line(item: Transcript | Partial) -> str:
+    """The line a person reads: [00:00:14.6 → 00:00:21.9] text; of a live source with the date and
+    the local time of day; with the sentiment, if it was judged.
+    """
+    judged = f" ({item.sentiment})" if isinstance(item, Transcript) and item.sentiment else ""
+    return f"{_span(item)} {item.text}{judged}"
+
+
+def _span(item: Transcript | Partial | Sound) -> str:
+    start, end = (clock(t, decimals=1) for t in (item.start, item.end))
+    if item.start > _EPOCH_S:
+        began, ended = datetime.fromtimestamp(item.start), datetime.fromtimestamp(item.end)
+        start, end = f"{began:%Y-%m-%d %H:%M:%S}", f"{ended:%H:%M:%S}"
+    return f"[{start} → {end}]"
+
+
+class Sink(Protocol):
+    """Takes what a monitor tells, in order."""
+
+    def write(self, item: Shown) -> None:
+        """Put one thing out, at once."""
+        ...
+
+    def close(self) -> None:
+        """No more will come."""
+        ...
+
+
+class StandardOutput:
+    """Prints lines; names the source where there are several.
+
+    A line that replaces an earlier one begins with a tilde. With `partial`, what is being said is
+    printed as well: on a terminal as a line that is written over until it is final, elsewhere as
+    lines that begin with a tilde, too.
+    """
+
+    def __init__(self, *, name_source: bool = False, partial: bool = False, quiet: bool = False):
+        self._name_source, self._partial, self._quiet = name_source, partial, quiet
+
+    def write(self, item: Shown) -> None:
+        """Print the line."""
+        is_terminal = sys.stdout.isatty()
+        clear = "\r\033[K" if self._partial and is_terminal else ""
+        name = f"{item.camera} " if self._name_source else ""
+        if isinstance(item, Partial):
+            if self._partial and not is_terminal:
+                print(f"~ {name}{line(item)}", flush=True)
+            elif self._partial:
+                width = shutil.get_terminal_size().columns - 1
+                print(clear + f"{name}{item.text}"[-width:], end="", flush=True)
+        elif isinstance(item, Alert):
+            doubt = f"; text rejected: {item.rejected}" if item.rejected else ""
+            print(f"{clear}ALERT {item.camera}: {item.phrase} ({item.said}{doubt})", flush=True)
+        elif isinstance(item, Sound):
+            louder = f"{item.level_db:.0f} dB, usually {item.usual_db:.0f} dB"
+            print(f"{clear}SOUND {item.camera} {_span(item)}: {louder}", flush=True)
+        elif not self._quiet:
+            mark = "~ " if item.revision else ""
+            print(clear + mark + name + line(item), flush=True)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class ReportSink:
+    """Collects what is told of a recording and writes a report at the end."""
+
+    def __init__(self, path: Path, source: str):
+        self._path, self._source = path, source
+        self._items: list[Transcript | Alert | Sound] = []
+
+    def write(self, item: Shown) -> None:
+        """Note it."""
+        if not isinstance(item, Partial):
+            self._items.append(item)
+
+    def close(self) -> None:
+        """Write the report."""
+        text = report(self._source, self._items, folder=self._path.parent)
+        with atomic_path(self._path) as part:
+            part.write_text(text, encoding="utf-8")
+
+
+class FileSink:
+    """Writes one file, in the form its ending names."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._count = 0
+        self._file: IO[str] = path.open("w", encoding="utf-8")
+        if path.suffix == ".vtt":
+            self._file.write("WEBVTT\n\n")
+            self._file.flush()
+
+    def write(self, item: Shown) -> None:
+        """Write and flush one transcript."""
+        if not isinstance(item, Transcript):
+            return
+        self._count += 1
+        suffix = self._path.suffix
+        if suffix == ".jsonl":
+            text = json.dumps(asdict(item), ensure_ascii=False) + "\n"
+        elif suffix == ".txt":
+            text = f"{'~ ' if item.revision else ''}{line(item)}\n"
+        else:
+            separator = "," if suffix == ".srt" else "."
+            start, end = (clock(t, decimals=3, separator=separator) for t in (item.start, item.end))
+            is_vtt = suffix == ".vtt"
+            body = "\n".join(escape_subtitle(row, is_vtt=is_vtt) for row in rows(item.text))
+            number = f"{self._count}\n" if suffix == ".srt" else ""
+            text = f"{number}{start} --> {end}\n{body}\n\n"
+        self._file.write(text)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def check_outputs(paths: list[Path], live: Sequence[str] = ()) -> None:
+    """Refuse outputs that cannot be written, before any work is done; `live` names sources that
+    have no end.
+
+    Raises:
+        UserError: an unknown ending, a folder that does not exist, or subtitles or a report of a
+            live source.
+    """
+    for path in paths:
+        if path.suffix not in SUFFIXES:
+            raise UserError(
+                f"{path}: unknown output format '{path.suffix}'; use {', '.join(SUFFIXES)}."
+            )
+        if path.suffix in _OF_ONE_RECORDING and live:
+            raise UserError(
+                f"{path}: {path.suffix} files belong to a recording, but {live[0]} is live; use "
+                ".jsonl or .txt."
+            )
+        if path.is_dir():
+            raise UserError(f"{path}: expected a file to write, found a folder.")
+        if not path.parent.is_dir():
+            raise UserError(f"{path}: the folder {path.parent} does not exist.")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UserError(f"{path}: cannot be written; its permissions forbid it.")
+
+
+def output_path(path: Path, camera: str, cameras: list[str]) -> Path:
+    """The file for one source. Subtitles and reports belong to one recording, so with several
+    sources each gets a file of its own: out.srt becomes out.CAMERA.srt.
+    """
+    if len(cameras) == 1 or path.suffix not in _OF_ONE_RECORDING:
+        return path
+    return path.with_name(f"{path.stem}.{file_name(camera)}{path.suffix}")

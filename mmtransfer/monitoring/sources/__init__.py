@@ -1,0 +1,1 @@
+"""Where a monitor's audio comes from: cameras, recordings, folders."""

@@ -1,0 +1,160 @@
+"""The cameras of a site: from a YAML file, or sources that get names."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from annotated_types import Ge, Gt, Lt, MinLen
+
+from mmtransfer.errors import UserError
+from mmtransfer.monitoring.watch import WatchList
+from mmtransfer.speech.addresses import checked_address, public_address, without_secrets
+
+_SHOWN = 80  # characters of what was found in place of a camera
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A source with its name."""
+
+    # Checked by pydantic when it is read from a file; without one, pydantic is not loaded.
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    name: Annotated[str, MinLen(1)]
+    """Short and unique; it stands in every line, so it holds no control characters."""
+    url: Annotated[str, MinLen(1)]
+    """Address of a stream, an audio device, or the path (relative to this file) of a recording or
+    of a folder that recordings are written to."""
+    priority: int = 0
+    """Where there is no room to wait, segments of lower priority are dropped first."""
+    watch: Sequence[str] = ()
+    """Words and phrases that raise an alert."""
+    language: str | None = None
+    """ISO code of what is spoken there, or auto; by default that of the monitor."""
+    model: str | None = None
+    """A recogniser of its own; by default that of the monitor."""
+    loud_db: Annotated[float, Gt(0), Lt(100)] | None = None
+    """Tell of sounds so many dB above what is usual there."""
+    channels: Literal["mix", "split"] | Annotated[int, Ge(1)] = "mix"
+    """The mean of all channels; each for itself, as NAME-1, NAME-2 and so on (a call with one
+    speaker on each); or one of them by its number."""
+    live: bool | None = None
+    """Whether it goes on for ever; by default as the source itself says."""
+
+
+def load_cameras(path: str | Path) -> list[Camera]:
+    """Cameras listed under `cameras` in a YAML file.
+
+    Raises:
+        UserError: no such file, no cameras, an unknown key, a value that cannot be used, or a name
+            that occurs twice.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from mmtransfer.config import read_yaml
+
+    path, reader = Path(path), TypeAdapter(Camera)
+    content = read_yaml(path)
+    rows = content.get("cameras")
+    if not isinstance(rows, list) or not rows:
+        kind = "an empty list" if rows == [] else type(rows).__name__
+        raise UserError(
+            f"{path}: expected a list under 'cameras', each with name and url; found "
+            f"{'none' if rows is None else kind}."
+        )
+    if others := sorted(str(key) for key in content if key != "cameras"):
+        raise UserError(f"{path}: expected 'cameras' alone, found '{others[0]}' beside it.")
+    cameras: list[Camera] = []
+    known = ", ".join(field.name for field in fields(Camera))
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}: camera {number}: expected keys with values ({known}), found "
+                f"{without_secrets(repr(row)[:_SHOWN])}."
+            )
+        where = f"{path}: camera {number}"
+        try:
+            camera = reader.validate_python(row)
+            checked_address(camera.url)
+            WatchList(camera.watch)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"{where}: {key}: {first['msg']}. Keys are {known}.") from None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        if public_address(camera.name) != camera.name:
+            raise UserError(f"{where}: name: it holds a password or token; give another name.")
+        if printable(camera.name) != camera.name:
+            raise UserError(
+                f"{where}: name: expected no control characters, found {camera.name!r}."
+            )
+        if same_form(camera.name) in {same_form(other.name) for other in cameras}:
+            raise UserError(f"{where}: the name '{camera.name}' occurs twice.")
+        beside = path.parent / camera.url
+        if "://" not in camera.url and beside.exists():
+            camera = replace(camera, url=str(beside))
+        cameras.append(camera)
+    return cameras
+
+
+def named_cameras(sources: Iterable[str | Path | Camera]) -> list[Camera]:
+    """Sources with names: of a file, its own without the ending; of a stream, its host and path
+    without user and password; numbered where a name is taken.
+
+    Raises:
+        UserError: an address that is none.
+    """
+    listed = [s if isinstance(s, Camera) else str(s) for s in sources]
+    taken = {source.name for source in listed if isinstance(source, Camera)}
+    cameras = []
+    for source in listed:
+        checked_address(source if isinstance(source, str) else source.url)
+        if isinstance(source, str):
+            name = stem = printable(_short_name(source))
+            number = 1
+            while name in taken:
+                number += 1
+                name = f"{stem}-{number}"
+            taken.add(name)
+            source = Camera(name=name, url=source)
+        cameras.append(source)
+    return cameras
+
+
+def _short_name(source: str) -> str:
+    if "://" not in source:
+        return Path(public_address(source)).stem or source
+    address = urlsplit(public_address(source))
+    return f"{address.netloc}{address.path}".rstrip("/") or "stream"
+
+
+def file_name(name: str) -> str:
+    """A camera's or segment's name as part of a file's: names that differ never become the same."""
+    plain = re.sub(r"[^\w.@-]+", "-", name)
+    if plain == name and not name.startswith("."):
+        return name
+    return f"{plain.lstrip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def same_form(name: str) -> str:
+    """A name in the one Unicode form that names are compared in: what looks the same is the same,
+    whichever system wrote it.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def printable(text: str) -> str:
+    r"""A name as files and terminals take it: bytes that are no UTF-8, and control characters, are
+    written as in `\x0a`.
+    """
+    return "".join(
+        f"\\x{ord(c) & 0xFF:02x}" if unicodedata.category(c) in ("Cc", "Cs") else c for c in text
+    )

@@ -1,0 +1,182 @@
+"""Short recordings around an alert, with the picture if there is one, as they came: not encoded
+again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+
+from mmtransfer.monitoring.sources.cameras import file_name
+from mmtransfer.speech.addresses import without_secrets
+from mmtransfer.speech.audio import media_file
+
+AROUND_S = 5.0
+"""Seconds before and after the alert."""
+_RING_S = 60.0  # an alert comes after its segment (15 s at most) was cut, waited and was read
+_RING_BYTES = 64 << 20
+_KINDS = ("audio", "video")
+
+
+def clip_path(folder: Path, camera: str, moment: str) -> Path:
+    """Where the clip of an alert goes; Matroska holds whatever a camera sends."""
+    return folder / file_name(camera) / f"{file_name(moment)}.mkv"
+
+
+def cut_recording(source: str, start: float, end: float, path: Path) -> None:
+    """Copy a stretch of a recording (seconds) into a file, from the picture before it on.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+    try:
+        _cut_recording(source, start, end, path)
+    except Exception as error:  # PyAV's quote the address
+        raise OSError(without_secrets(str(error), source) or type(error).__name__) from None
+
+
+def _cut_recording(source: str, start: float, end: float, path: Path) -> None:
+    with av.open(media_file(source), metadata_errors="replace") as container:
+        streams = [s for s in container.streams if s.type in _KINDS]
+        origin = (container.start_time or 0) / 1e6
+        container.seek(int((max(0.0, start) + origin) * 1e6), backward=True)
+        packets, passed = [], set()
+        for packet in container.demux(streams):
+            if packet.pts is None or packet.time_base is None:
+                continue
+            at = float(packet.pts * packet.time_base) - origin
+            if at > end + 1.0:  # pictures may come out of order, and streams one after the other
+                passed.add(packet.stream.index)
+                if len(passed) == len(streams):
+                    break
+            elif at <= end:
+                packets.append((at, packet))
+        first = start
+        for at, packet in packets:  # audio before the first picture would play against nothing
+            if packet.stream.type == "video" and packet.is_keyframe:
+                first = min(start, at)
+                break
+        _copy(path, [packet for at, packet in packets if at >= first - 0.05])
+
+
+def _copy(path: Path, packets: list[Any]) -> None:
+    """Packets of an open container, in their order, times counted from the first."""
+    if not packets:
+        raise OSError("nothing to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    # RTP and Matroska leave out when pictures that come out of order are to be decoded.
+    origin = min(float((p.pts if p.dts is None else p.dts) * p.time_base) for p in packets)
+    try:
+        with av.open(str(part), "w", format="matroska") as out:
+            made: dict[int, Any] = {}
+            for packet in packets:
+                stream = packet.stream
+                if stream.index not in made:
+                    made[stream.index] = out.add_stream_from_template(stream)
+            for packet in packets:
+                copy = av.Packet(bytes(packet))
+                shift = round(origin / packet.time_base)
+                copy.time_base = packet.time_base
+                copy.pts = packet.pts - shift
+                if packet.dts is not None:  # Matroska may leave it to the muxer
+                    copy.dts = packet.dts - shift
+                if packet.duration:
+                    copy.duration = packet.duration
+                copy.is_keyframe = packet.is_keyframe
+                copy.stream = made[packet.stream.index]
+                out.mux(copy)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@dataclass
+class _Wanted:
+    path: Path
+    start: float
+    end: float
+    done: Callable[[Path, str], None]
+
+
+class Recorder:
+    """Keeps the last minute of a live source as it came, and writes what is asked for.
+
+    Packets come from the connection's thread, which writes the files as well: packets belong to
+    a container that only that thread may use. `want` and `align` may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._ring: deque[tuple[float, Any]] = deque()  # with the stream's own time
+        self._bytes = 0
+        self._offset = 0.0
+        self._wanted: list[_Wanted] = []
+        self._lock = threading.Lock()
+        self._reader: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """A new connection, read by the calling thread."""
+        self._reader = threading.current_thread()
+        self._ring.clear()
+        self._bytes = 0
+
+    def align(self, offset: float) -> None:
+        """What is to be added to the stream's own time to get the caller's."""
+        self._offset = offset
+
+    def want(self, path: Path, start: float, end: float, done: Callable[[Path, str], None]) -> None:
+        """Write the stretch once it has come; `done` gets the path, and why there is no file."""
+        with self._lock:
+            self._wanted.append(_Wanted(path, start, end, done))
+
+    def keep(self, packet: Any) -> None:
+        """Take the next packet of the connection."""
+        if packet.pts is None or not packet.size:
+            return
+        now = float(packet.pts * packet.time_base)
+        self._ring.append((now, packet))
+        self._bytes += packet.size
+        while self._bytes > _RING_BYTES or self._ring[0][0] < now - _RING_S:
+            self._bytes -= self._ring.popleft()[1].size
+        self._write(lambda wanted: wanted.end <= now + self._offset)
+
+    def leave(self) -> None:
+        """The connection ends: write what is asked for as far as it came."""
+        if self._reader is not threading.current_thread():
+            return  # it hung, and another has taken its place since
+        self._write(lambda wanted: True)
+        self._ring.clear()
+        self._bytes = 0
+
+    def _write(self, is_due: Callable[[_Wanted], bool]) -> None:
+        with self._lock:
+            due = [wanted for wanted in self._wanted if is_due(wanted)]
+            self._wanted = [wanted for wanted in self._wanted if not is_due(wanted)]
+        for wanted in due:
+            why = ""
+            try:
+                stretch = self._between(wanted.start - self._offset, wanted.end - self._offset)
+                _copy(wanted.path, stretch)
+            except (OSError, ValueError) as error:  # PyAV's errors are such
+                why = str(error) or type(error).__name__
+            wanted.done(wanted.path, why)
+
+    def _between(self, start: float, end: float) -> list[Any]:
+        """Packets of a stretch; its picture begins at the key frame before it."""
+        first = start
+        for at, packet in self._ring:
+            if at > start:
+                break
+            if packet.stream.type == "video" and packet.is_keyframe:
+                first = at
+        chosen = [packet for at, packet in self._ring if first <= at <= end]
+        keys = (i for i, p in enumerate(chosen) if p.stream.type == "video" and p.is_keyframe)
+        key = next(keys, len(chosen))  # without a whole picture, the sound alone
+        return [p for i, p in enumerate(chosen) if p.stream.type != "video" or i >= key]

@@ -1,0 +1,271 @@
+"""One thread for each source: audio to segments, handed on as each ends."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmtransfer.monitoring.events import (
+    CameraStats,
+    FolderState,
+    Sound,
+    SourceEnd,
+    Stopped,
+    segment_id,
+)
+from mmtransfer.monitoring.sound_level import SoundLevel
+from mmtransfer.monitoring.sources.clips import Recorder
+from mmtransfer.monitoring.sources.live import (
+    Block,
+    LiveSettings,
+    SourceEvent,
+    SteadyClock,
+    read_live,
+)
+from mmtransfer.speech.addresses import public_address
+from mmtransfer.speech.audio import SAMPLE_RATE, MediaError, is_piped, stream_audio
+from mmtransfer.speech.end_of_turn import EndOfTurn
+from mmtransfer.speech.segments import (
+    Segment,
+    Segmenter,
+    SegmenterSettings,
+    TurnJoiner,
+    WindowSegmenter,
+)
+
+_LIVE_BLOCK_FRAMES = 3  # scored at once: a tenth of a second
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A segment of a live source that may not have ended yet."""
+
+    segment: Segment
+    is_whole: bool
+    """Whether it is the segment, unless more is said."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of a live source that is over, or as much of it as the model takes at a time: the
+    segments that were handed on, as one window.
+    """
+
+    window: Segment
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A segment of a recording."""
+
+    segment: Segment
+    of: str
+    """Beginning of its id."""
+
+
+@dataclass
+class Reader:
+    """Reads one source in a thread; what it finds goes into `events` as (camera, item)."""
+
+    camera: int
+    name: str
+    source: str
+    events: queue.Queue[Any]
+    room: threading.Semaphore
+    """Segments that may be in work; a recording waits for room, a live source cannot."""
+    stopping: threading.Event
+    stats: CameraStats
+    settings: SegmenterSettings
+    live: LiveSettings
+    clock: SteadyClock
+    window_s: float = 0.0
+    """Seconds of speech that are joined over pauses; see `Engine.window_s`."""
+    end_of_turn: EndOfTurn | None = None
+    """What decides whether a pause of a live source ends a segment; None: its length alone."""
+    loud_db: float | None = None
+    recorder: Recorder | None = None
+    channel: int | None = None
+    """The one that is read, counted from 0; by default all, mixed."""
+    folder: FolderState = field(default_factory=FolderState)
+    """What an earlier session read of a folder."""
+    known_s: float = 0.0
+    """Seconds of a recording that an earlier session read, before it grew."""
+    size: int | None = None
+    """Bytes of the recording that was read."""
+    read_s: float = 0.0
+    """Seconds of it that were read."""
+
+    def start(self, read: Callable[[Reader], None]) -> threading.Thread:
+        """Start reading; the thread ends when the source does or `stopping` is set."""
+
+        def run() -> None:
+            error: Exception | None = None
+            try:
+                read(self)
+            except Exception as problem:
+                error = problem
+            if self.stopping.is_set() and (error is None or is_piped(self.source)):
+                error = Stopped("stopped before the end")
+            end = SourceEnd(
+                public_address(self.source), self.name, error, self.size, round(self.read_s, 6)
+            )
+            self.events.put((self.camera, end))
+
+        thread = threading.Thread(target=run, name=f"reader {self.name}", daemon=True)
+        thread.start()
+        return thread
+
+    def put(self, segment: Segment, of: str) -> None:
+        """Hand on a segment of a recording, when there is room; not at all when `stopping` is
+        set meanwhile.
+        """
+        while not self.room.acquire(timeout=0.2):
+            if self.stopping.is_set():
+                return
+        self.events.put((self.camera, Cut(segment, of)))
+
+    def tell(self, item: Any) -> None:
+        """Hand on something that needs no room."""
+        self.events.put((self.camera, item))
+
+    def segmenter(self) -> Segmenter | WindowSegmenter:
+        """What cuts the speech of a recording."""
+        if self.window_s:
+            return WindowSegmenter(self.settings, self.window_s)
+        return Segmenter(self.settings)
+
+    def sound_level(self) -> SoundLevel | None:
+        """What watches for loud sounds, if they are asked for."""
+        return None if self.loud_db is None else SoundLevel(self.loud_db)
+
+    def hear(self, samples: np.ndarray, at: float, sound: SoundLevel | None, of: str) -> None:
+        """Count audio, the first sample at `at` seconds, and tell of what is loud in it; `of` is
+        the beginning of the sounds' ids.
+        """
+        self.stats.audio_s += len(samples) / SAMPLE_RATE
+        for level in sound.feed(samples, at) if sound is not None else ():
+            if level.is_dead:
+                self.tell(SourceEvent(self.name, "silent", level.at, "nothing but silence"))
+                continue
+            start, end = round(level.at, 3), round(level.at + 0.25, 3)
+            name = f"{segment_id(of, start)}#sound"
+            self.tell(Sound(self.name, name, start, end, level.level_db, level.usual_db))
+
+
+def read_recording(reader: Reader) -> None:
+    """Read to the end; a cut recording is read to the cut, and then raises."""
+    segmenter, sound = reader.segmenter(), reader.sound_level()
+    is_once = is_piped(reader.source)
+    cut: MediaError | None = None
+
+    def put(segment: Segment) -> None:
+        of = reader.name + (_of_its_own(segment.samples) if is_once else "")
+        reader.put(segment.moved(reader.known_s), of)
+
+    if not is_once and "://" not in reader.source and Path(reader.source).is_file():
+        reader.size = Path(reader.source).stat().st_size
+    try:
+        for block in stream_audio(reader.source, reader.stopping.is_set, channel=reader.channel):
+            at = reader.read_s
+            reader.read_s += len(block) / SAMPLE_RATE
+            fresh = round((reader.read_s - reader.known_s) * SAMPLE_RATE)
+            if fresh <= 0:
+                continue
+            of = reader.name + (_of_its_own(block) if is_once else "")
+            reader.hear(block[-fresh:], max(at, reader.known_s), sound, of)
+            for segment in segmenter.feed(block[-fresh:]):
+                put(segment)
+            if reader.stopping.is_set():
+                if is_once:  # what is being said will not come again
+                    break
+                return
+    except MediaError as error:
+        cut = error  # what came before it is still transcribed
+    for segment in segmenter.finish():
+        put(segment)
+    if cut is not None:
+        raise cut
+
+
+def _of_its_own(samples: np.ndarray) -> str:
+    """What is piped in is another stream the next time: what is in it goes by how it sounds."""
+    return f"~{hashlib.sha256(samples.tobytes()).hexdigest()[:8]}"
+
+
+def read_camera(reader: Reader) -> None:
+    """Read until told to stop; what is being said then is handed on as well.
+
+    A segment is handed on as soon as a short pause follows it, and once more as a part of its turn.
+    """
+    settings = replace(reader.settings, pause_s=min(reader.settings.pause_s, reader.live.pause_s))
+    segmenter: Segmenter | None = None
+    judge = reader.end_of_turn.judge() if reader.end_of_turn is not None else None
+    sound = SoundLevel(reader.loud_db or float("inf"))  # a dead microphone is told of in any case
+    base = fed_s = 0.0
+    drafted_to, is_whole = 0.0, False  # of the last draft
+
+    turns = TurnJoiner(reader.settings, reader.window_s) if reader.window_s else None
+
+    def tell(segment: Segment) -> None:
+        reader.tell(segment)
+        for window in turns.add(segment) if turns is not None else ():
+            reader.tell(Turn(window))
+
+    def finish() -> None:
+        if segmenter is None:
+            return
+        for segment in segmenter.finish():
+            tell(segment.moved(base))
+        for window in turns.finish() if turns is not None else ():
+            reader.tell(Turn(window))
+
+    for item in read_live(
+        reader.name,
+        reader.source,
+        reader.stopping,
+        settings=reader.live,
+        now=reader.clock,
+        recorder=reader.recorder,
+        channel=reader.channel,
+    ):
+        if not isinstance(item, Block):
+            if item.event == "lost":
+                finish()
+                segmenter = None
+            reader.tell(item)
+            continue
+        if segmenter is None or not item.is_joined:
+            finish()
+            segmenter = Segmenter(settings, _LIVE_BLOCK_FRAMES, judge)
+            base = item.at
+            fed_s = drafted_to = 0.0
+            is_whole = False
+        elif segmenter.is_idle:  # here the time line may follow a clock that drifts
+            base = item.at - fed_s
+        fed_s += len(item.samples) / SAMPLE_RATE
+        reader.hear(item.samples, item.at, sound, reader.name)
+        for segment in segmenter.feed(item.samples):
+            tell(segment.moved(base))
+        if turns is not None:
+            # Once somebody speaks again, what counts is when that began.
+            at = segmenter.scored_s if segmenter.is_idle else segmenter.running_s
+            for window in turns.wait_until(base + at) if at is not None else ():
+                reader.tell(Turn(window))
+        running = segmenter.running()
+        if running is None:
+            continue
+        # What may be the whole segment is decoded in the pause that decides whether it is.
+        segment = running[0]
+        has_grown = segment.end - max(drafted_to, segment.start) >= reader.live.partial_s
+        is_new_pause = running[1] and not (is_whole and segment.end == drafted_to)
+        if has_grown or is_new_pause:
+            drafted_to, is_whole = segment.end, running[1]
+            reader.tell(Draft(segment.moved(base), is_whole))
+    finish()

@@ -1,0 +1,257 @@
+"""What a run reports: rows of its table, notes, the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmtransfer.config import Config
+from mmtransfer.hub.bundled import BUNDLES, PREFIX
+
+_PIPELINES = {"speech": "automatic-speech-recognition", "sentiment": "text-classification"}
+_RELATIONS = {"full": "finetune", "adapter": "adapter", "head": "finetune"}
+
+
+def metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(set, before, after, change) of a report's main metric, target first."""
+    metric = report["metric"]
+
+    def shown(scores: dict[str, Any] | None) -> str:
+        if scores is None:
+            return "–"
+        if scores[metric] is None:
+            return f"undefined ({silence_note(scores)})"
+        low, high = scores["ci_low"], scores["ci_high"]
+        return f"{scores[metric]:.4f} [{low:.4f}, {high:.4f}]"
+
+    rows = []
+    for name, pair in [("target", report["target"]), *report["sources"].items()]:
+        before, after = pair["before"], pair["after"]
+        label = name if name == "target" else f"source: {name}"
+        is_known = before and before[metric] is not None and after[metric] is not None
+        change = f"{after[metric] - before[metric]:+.4f}" if is_known else "–"
+        rows.append((label, shown(before), shown(after), change))
+    return rows
+
+
+def forgetting_note(report: dict[str, Any]) -> str | None:
+    """A line that says which source-domain sets lost more than they may, and what helps."""
+    judged, metric = report["forgetting"], report["metric"]
+    if not judged["over"]:
+        return None
+    losses = []
+    for name in judged["over"]:
+        before, after = (report["sources"][name][when][metric] for when in ("before", "after"))
+        losses.append(f"{name} {before:.4f} -> {after:.4f}")
+    return (
+        f"forgotten beyond transfer.max_forgetting ({judged['limit']:g}): {', '.join(losses)}; "
+        f"{judged['remedy']}"
+    )
+
+
+def describe_stages(report: dict[str, Any]) -> str:
+    """The stages of a transfer in words."""
+    parts = []
+    for stage in report["stages"]:
+        frozen, adapter = stage["frozen"], stage["adapter"]
+        what = {"all": "backbone frozen", "none": "everything trained"}.get(
+            str(frozen), f"first {frozen} layers frozen"
+        )
+        if adapter:
+            what = f"{adapter['type']} adapter" + ("" if frozen == "none" else f", {what}")
+        parts.append(f"{what} ({stage['steps']} steps, {stage['seconds']:.0f} s)")
+    return ", then ".join(parts)
+
+
+def model_card(config: Config, report: dict[str, Any]) -> str:
+    """A Hugging Face model card: metadata, results with intervals, how to use it, how it was made.
+
+    Data is named, not located: no path of the machine that trained appears in it.
+    """
+    bundle = BUNDLES.get(config.source.removeprefix(PREFIX))
+    base = bundle.base_model if bundle else config.source
+    if Path(base).exists() or base.count("/") > 1:
+        base = Path(base).name
+    sections = [
+        f"---\n{_metadata(config, report)}---\n",
+        f"# {base}, transferred\n",
+        f"`{base}`, {describe_stages(report)}, on {_amount(report['data']['train'])}.\n",
+        _results(report),
+        _use(config, report),
+        _training(config, report),
+        _limits(report),
+    ]
+    return "\n".join(sections)
+
+
+def _metadata(config: Config, report: dict[str, Any]) -> str:
+    bundle = BUNDLES.get(config.source.removeprefix(PREFIX))
+    task = _PIPELINES[config.task]
+    metric, after = report["metric"], report["target"]["after"]
+    plain = report["loads_with_transformers"]
+    metadata: dict[str, Any] = {
+        "library_name": "peft" if report["form"] == "adapter" else "transformers",
+        "pipeline_tag": task,
+        "tags": ["mmtransfer", "transfer-learning"],
+    }
+    if not plain:
+        metadata["library_name"] = "peft" if report["form"] == "adapter" else "mmtransfer"
+    if report["model"].get("language"):
+        spoken = report["model"].get("languages") or [report["model"]["language"]]
+        metadata["language"] = spoken
+    if bundle is not None:
+        metadata["license"] = bundle.license
+    base = bundle.base_model if bundle else config.source
+    if bundle is not None or (base.count("/") == 1 and not Path(base).exists()):
+        metadata["base_model"] = base
+        metadata["base_model_relation"] = _RELATIONS[report["form"]]
+    kind = "f1" if metric == "macro_f1" else metric
+    metadata["model-index"] = [
+        {
+            "name": "mmtransfer run",
+            "results": [
+                {
+                    "task": {"type": task},
+                    "dataset": {"name": "target validation", "type": "private"},
+                    "metrics": [
+                        {"type": kind, "name": metric, "value": round(value, 4)}
+                        for value in [after[metric]]
+                        if value is not None
+                    ],
+                }
+            ],
+        }
+    ]
+    return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+
+
+def _amount(data: dict[str, Any]) -> str:
+    if "clips" in data:
+        return f"{data['clips']} clips ({data['seconds'] / 60:.1f} min) of target speech"
+    return f"{data['examples']} target texts"
+
+
+def _results(report: dict[str, Any]) -> str:
+    metric, after = report["metric"], report["target"]["after"]
+    rows = "\n".join(
+        f"| {name} | {before} | {after_} | {change} |"
+        for name, before, after_, change in metric_rows(report)
+    )
+    name = "Macro-F1" if metric == "macro_f1" else metric.upper()
+    direction = "higher" if report["higher_is_better"] else "lower"
+    normalizer = f", normaliser `{after['normalizer']}`" if "normalizer" in after else ""
+    text = f"""## Results
+
+{name} with 95 % bootstrap interval{normalizer}; {direction} is better. A source row shows what the
+model gained or lost on the domain it came from.
+
+| set | before | after | change |
+|---|---|---|---|
+{rows}
+"""
+    if after.get("silence_clips"):
+        text += f"\nWithout speech: {silence_note(after)} of the target.\n"
+    if "per_class" in after:
+        classes = "\n".join(
+            f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} "
+            f"| {row['support']:.0f} |"
+            for label, row in after["per_class"].items()
+        )
+        text += f"""
+Accuracy {after["accuracy"]:.4f} [{after["accuracy_ci_low"]:.4f}, {after["accuracy_ci_high"]:.4f}],
+expected calibration error {after["ece"]:.4f} (before temperature scaling
+{after["ece_uncalibrated"]:.4f}).
+
+| class | precision | recall | F1 | texts |
+|---|---|---|---|---|
+{classes}
+"""
+    return text
+
+
+def _use(config: Config, report: dict[str, Any]) -> str:
+    text = "## Use\n\n"
+    model = report["model"]
+    if report["loads_with_transformers"]:
+        task = _PIPELINES[config.task]
+        call = 'run("recording.wav")["text"]' if config.task == "speech" else 'run("A text.")'
+        text += f"""```python
+from transformers import pipeline
+
+run = pipeline("{task}", model="path/or/id/of/this/model")
+print({call})
+```
+"""
+        if "shortest_context_s" in model:
+            text += f"""
+It reads contexts as short as {model["shortest_context_s"]:g} s without loss
+(`shortest_context_s` in `config.json`); plain pipelines pad to {model["max_context_s"]:g} s.
+"""
+        return text
+    if config.task == "sentiment":
+        call = 'model.predict(["A text."])'
+        loaded = 'model = mmtransfer.load("path/or/id/of/this/model")'
+    else:
+        call = '[piece.text for piece in mmtransfer.monitor(model, "recording.mp4")]'
+        loaded = 'model = "path/or/id/of/this/model"'
+    text += f"""```python
+import mmtransfer
+
+{loaded}
+print({call})
+```
+"""
+    if report["form"] != "full":
+        text += f"\nThe {report['form']} is stored here; the base is loaded from its own place.\n"
+    return text
+
+
+def _training(config: Config, report: dict[str, Any]) -> str:
+    cost = report["cost"]
+    software = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    return f"""## Training
+
+{cost["steps"]} steps ({cost["epochs"]:g} epochs) in {cost["train_seconds"]:.0f} s on
+{cost["device"]}; best weights from step {cost["best_step"]};
+{cost["trained_parameters"]:,} weights trained. Weight decay {config.train.weight_decay:g}, seed
+{config.runtime.seed}. {_rehearsed(report)}Software: {software}.
+"""
+
+
+def _rehearsed(report: dict[str, Any]) -> str:
+    share = report["rehearsal"]["share"]
+    if not share:
+        return ""
+    bundled = report["rehearsal"]["data"] == "bundled"
+    what = "general speech bundled with mmtransfer" if bundled else "general data of its own"
+    return f"Rehearsal: {share:.0%} {what}. "
+
+
+def _limits(report: dict[str, Any]) -> str:
+    after = report["target"]["after"]
+    count = f"{after['clips']} clips" if "clips" in after else f"{after['examples']} texts"
+    text = f"""## Limits
+
+The target validation set holds {count}; the interval says how far to trust the figure. Where the
+table shows a loss, input of that kind is read worse than by the source model.
+"""
+    judged = report["forgetting"]
+    if judged["over"]:
+        text += f"""
+More than {judged["limit"]:g} is lost on: {", ".join(judged["over"])}. Use the source model there.
+"""
+    return text
+
+
+def shown(value: float | None, form: str = ".4f") -> str:
+    """A score for people."""
+    return "undefined" if value is None else format(value, form)
+
+
+def silence_note(scores: Mapping[str, Any]) -> str:
+    """How many words were emitted where nobody speaks; why there is no rate, if there is none."""
+    words, clips = scores["hallucinated_words"], scores["silence_clips"]
+    return f"{words} {'word' if words == 1 else 'words'} on {clips} silent clips"

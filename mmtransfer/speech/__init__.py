@@ -1,0 +1,1 @@
+"""Speech: audio, clips, segments, recognisers, their engines and tasks."""

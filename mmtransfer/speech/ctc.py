@@ -1,0 +1,424 @@
+"""Speech recognisers that spell characters frame by frame (CTC) on a frozen or tuned encoder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmtransfer.config import HeadConfig
+from mmtransfer.data.languages import read_language
+from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import (
+    Base,
+    fetch,
+    is_ctc,
+    is_plain_adapter,
+    make_base,
+    model_type,
+    read_metadata,
+    write_metadata,
+)
+from mmtransfer.hub.loading import load_weights, loading
+from mmtransfer.progress import no_library_bars
+from mmtransfer.speech.audio import SAMPLE_RATE
+from mmtransfer.speech.contexts import context_step_s
+from mmtransfer.transfer.adapters import load_merged, save_adapter
+from mmtransfer.transfer.encoders import WAVE_ENCODERS, SpeechEncoder
+from mmtransfer.transfer.heads import CtcHead
+from mmtransfer.transfer.networks import Network, build_head, check_base, read_head, write_head
+
+logger = logging.getLogger(__name__)
+_BLANK, _UNKNOWN, _SPACE = "<pad>", "<unk>", "|"  # as in transformers' CTC vocabularies
+_LONGEST_S = 30.0
+# Characters that a source's output layer is worth more than: a share of all, or as many in a small
+# set.
+_STRAY, _FEW_STRAYS = 0.01, 2
+_SAME = dict.fromkeys("’‘ʼ`´", "'") | {"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o"}
+
+
+@dataclass
+class CtcModel:
+    """A speech encoder with an output layer over characters."""
+
+    network: Network
+    extractor: Any
+    symbols: list[str]
+    """Output symbols by number."""
+    base: Base
+    language: str | None = None
+    source: str = ""
+    """Name it was loaded by."""
+
+    is_source_head: bool = False
+    """Whether the output layer came with the source, so that the source can be scored."""
+    max_context_s: float = _LONGEST_S
+    """Longest clip."""
+    shortest_context_s: float = 0.0
+    """A clip is read at its own length: that is how the head was trained."""
+    margin_s: float = 0.0
+    short_s: float = float("inf")
+    window_s: float = 0.0
+    """Characters are decoded frame by frame: what was spoken before a pause does not help."""
+
+    @property
+    def model(self) -> Network:
+        """The network, under the name that Whisper models have for it."""
+        return self.network
+
+    def context_s(self, seconds: float, *, shortest: float | None = None) -> float:
+        """Context in which a clip of that length is read: the next multiple of the grid."""
+        return context_step_s(max(seconds, shortest or 0.0), self.max_context_s)
+
+    def inputs(self, clips: Sequence[np.ndarray], context_s: float) -> dict[str, torch.Tensor]:
+        """Encoder inputs of 16-kHz clips, each padded with silence to the context."""
+        samples = round(context_s * SAMPLE_RATE)
+        if self._encoder.kind == "whisper":
+            features = self.extractor(
+                list(clips),
+                sampling_rate=SAMPLE_RATE,
+                max_length=samples,
+                padding="max_length",
+                truncation=True,
+                return_tensors="pt",
+            ).input_features
+            return {"features": features}
+        rows = np.zeros((len(clips), samples), np.float32)
+        for row, clip in zip(rows, clips, strict=True):
+            # Normalised before padding, so that the result does not depend on the context.
+            values = self.extractor(clip[:samples], sampling_rate=SAMPLE_RATE).input_values[0]
+            row[: len(values)] = values
+        return {"values": torch.from_numpy(rows)}
+
+    @property
+    def _encoder(self) -> SpeechEncoder:
+        encoder = self.network.encoder
+        if not isinstance(encoder, SpeechEncoder):
+            raise TypeError("a CTC model stands on a speech encoder")
+        return encoder
+
+    def frames(self, seconds: float) -> int:
+        """Output frames of a clip of that length."""
+        return self._encoder.frames(round(seconds * SAMPLE_RATE))
+
+    def mask(self, seconds: Sequence[float], context_s: float) -> torch.Tensor:
+        """Which frames [clip, frame] of a context hold the clips."""
+        total = self.frames(context_s)
+        lengths = torch.tensor([min(self.frames(s), total) for s in seconds])
+        return torch.arange(total)[None] < lengths[:, None]
+
+    def spell(self, text: str) -> list[int]:
+        """Symbol numbers of a transcript, each character as the alphabet has it (see `spelling`);
+        others are `<unk>`, or left out where there is none.
+        """
+        numbers = {symbol: number for number, symbol in enumerate(self.symbols)}
+        unknown = numbers.get(_UNKNOWN)
+        spelt: dict[str, list[int]] = {}
+        for character in set(text):
+            found = spelling(character, numbers)
+            if found is not None:
+                spelt[character] = [numbers[symbol] for symbol in found]
+            else:
+                spelt[character] = [] if unknown is None else [unknown]
+        space = numbers.get(_SPACE)
+        words = ([n for c in word for n in spelt[c]] for word in _words(text, numbers))
+        parts = [word for word in words if word]
+        joined: list[int] = []
+        for number, word in enumerate(parts):
+            joined += [space] if number and space is not None else []
+            joined += word
+        return joined
+
+    @property
+    def blank(self) -> int:
+        """Number of the blank."""
+        return self.symbols.index(_BLANK)
+
+    def read(self, numbers: Iterable[int]) -> tuple[str, tuple[int, ...]]:
+        """Text and symbol numbers of a best path: repeats collapsed, blanks removed."""
+        kept = tuple(number for number, _ in groupby(numbers) if number != self.blank)
+        special = {n for n, s in enumerate(self.symbols) if len(s) > 2 and s[0] == "<"}
+        text = "".join(self.symbols[number] for number in kept if number not in special)
+        return " ".join(text.replace(_SPACE, " ").split()), kept
+
+    # --- on disk ----------------------------------------------------------------------------
+
+    def save(self, folder: Path, form: str, adapted: Any = None) -> None:
+        """Write the model in a form of `networks`; `adapted` is the peft model of an adapter.
+
+        A wave encoder with a plain output layer is written as the library's own CTC model.
+        """
+        head, encoder = self.network.head, self._encoder
+        plain = form == "full" and self.is_plain
+        with no_library_bars():
+            if plain:
+                self._library_model().save_pretrained(folder)
+            elif form == "full":
+                encoder.model.save_pretrained(folder)
+            elif form == "adapter":
+                save_adapter(adapted, folder)
+            self.extractor.save_pretrained(folder)
+        if encoder.kind != "whisper":
+            self._save_tokenizer(folder)
+        if head is not None and not plain:
+            write_head(folder, head)
+        write_metadata(
+            folder,
+            task="ctc",
+            form=form,
+            base=self.base,
+            symbols=self.symbols,
+            language=self.language,
+            head=self.network.config.model_dump(mode="json"),
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a full save is the library's own CTC model."""
+        config, encoder = self.network.config, self._encoder
+        is_last = self.network.layers == [encoder.depth]
+        return encoder.kind in WAVE_ENCODERS and is_last and not config.conv_layers
+
+    def _library_model(self) -> Any:
+        from transformers import AutoModelForCTC
+
+        head, encoder = self.network.head, self._encoder
+        config = encoder.model.config
+        config.vocab_size, config.pad_token_id = len(self.symbols), self.blank
+        config.final_dropout = self.network.config.dropout
+        model = AutoModelForCTC.from_config(config, trust_remote_code=False)
+        model.base_model.load_state_dict(encoder.model.state_dict())
+        if isinstance(head, CtcHead):
+            model.lm_head.load_state_dict(head.output.state_dict())
+        return model
+
+    def _save_tokenizer(self, folder: Path) -> None:
+        from transformers import Wav2Vec2CTCTokenizer
+
+        vocabulary = {symbol: number for number, symbol in enumerate(self.symbols)}
+        path = folder / "vocab.json"
+        path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        Wav2Vec2CTCTokenizer(
+            str(path), pad_token=_BLANK, unk_token=_UNKNOWN, word_delimiter_token=_SPACE
+        ).save_pretrained(folder)
+
+
+def alphabet(transcripts: Iterable[str]) -> list[str]:
+    """Symbols of a set of transcripts: blank, unknown, word delimiter, sorted characters."""
+    characters = sorted({c for text in transcripts for c in text if not c.isspace()} - {_SPACE})
+    return [_BLANK, _UNKNOWN, _SPACE, *characters]
+
+
+def spelling(character: str, known: Container[str]) -> list[str] | None:
+    """A character by symbols of an alphabet: as it is, in the other case, without its accents, or,
+    if it is no letter or digit, as nothing; None where the alphabet cannot spell it.
+    """
+    if character in known:
+        return [character]
+    for other in (character.upper(), character.lower(), _SAME.get(character, "")):
+        if other and all(part in known for part in other):
+            return list(other)
+    if not character.isalnum() and unicodedata.category(character)[0] != "M":
+        return []  # not spoken
+    bare = [c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)]
+    cased = [c if c in known else c.upper() if c.upper() in known else c.lower() for c in bare]
+    return cased if cased != [character] and all(c in known for c in cased) else None
+
+
+def _words(text: str, known: Container[str]) -> list[str]:
+    """The words of a text; dashes that the alphabet does not have stand between words."""
+    parted = "".join(
+        " " if unicodedata.category(c) == "Pd" and c not in known and "-" not in known else c
+        for c in text
+    )
+    return parted.split()
+
+
+def new_ctc_model(
+    source: str,
+    transcripts: Sequence[str],
+    *,
+    revision: str | None = None,
+    language: str | None = None,
+    head: HeadConfig,
+    seed: int = 0,
+) -> CtcModel:
+    """A source encoder with a new output layer over the transcripts' characters; or a source CTC
+    model, whose own output layer is kept where its alphabet spells nearly all of them (see
+    `spelling`). What becomes of the layer is logged.
+
+    Raises:
+        UserError: not found, or not a speech encoder.
+    """
+    folder, commit = fetch(source, revision)
+    symbols = alphabet(transcripts)
+    if is_ctc(source, folder):
+        found = load_ctc_model(source, revision=revision)
+        found.language = language or found.language
+        found.base = Base(source, commit, None, "")
+        wanted = head.model_dump(exclude={"dropout", "type"})
+        same = wanted == found.network.config.model_dump(exclude={"dropout", "type"})
+        if same and _can_spell(found, transcripts):
+            found.is_source_head = True
+            return found
+        if not same:
+            logger.info("%s: a new output layer, of the form that head asks for", source)
+        encoder, extractor = found._encoder, found.extractor
+        base = found.base
+        language = found.language
+    else:
+        encoder = SpeechEncoder(_load_encoder(source, folder))
+        extractor = _load_extractor(source, folder)
+        base = make_base(source, commit)
+    module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, seed)
+    network = Network(encoder, module, head)
+    return CtcModel(network, extractor, symbols, base, language, source)
+
+
+def _can_spell(model: CtcModel, transcripts: Iterable[str]) -> bool:
+    """Whether a model's alphabet spells all but a few stray characters; says which it does not."""
+    known = set(model.symbols)
+    counts = Counter(c for text in transcripts for c in text if not c.isspace())
+    strays = Counter({c: n for c, n in counts.items() if spelling(c, known) is None})
+    unspoken = {c for c in counts if spelling(c, known) == []}
+    others = {c for c in counts if c not in known} - set(strays) - unspoken
+    share = sum(strays.values()) / max(1, counts.total())
+    shown = ", ".join(f"{c!r} ({n})" for c, n in strays.most_common(8))
+    shown += f" and {len(strays) - 8} more" if len(strays) > 8 else ""
+    if strays.total() > _FEW_STRAYS and share > _STRAY:
+        logger.warning(
+            "%s: a new output layer, since its alphabet does not spell %s: %.1f %% of the "
+            "transcripts' characters",
+            model.source,
+            shown,
+            100 * share,
+        )
+        return False
+    changes = []
+    if others:
+        case = {spelling(c, known) == [c.swapcase()] for c in others} == {True}
+        how = "in the case of its alphabet" if case else "with the nearest letters of its alphabet"
+        changes.append(f"transcripts are spelt {how}")
+    if unspoken:
+        changes.append(f"{' '.join(sorted(unspoken)[:12])} left out")
+    if strays:
+        changes.append(f"not in its alphabet: {shown}")
+    if changes:
+        logger.warning("%s: its output layer is kept; %s", model.source, "; ".join(changes))
+    return True
+
+
+def load_ctc_model(
+    source: str, *, revision: str | None = None, language: str | None = None
+) -> CtcModel:
+    """Load a CTC recogniser: a finished transfer in any form, or a plain checkpoint, of which
+    `language` says what it recognises.
+
+    Raises:
+        UserError: not found, no CTC model, or a language that is not the model's.
+    """
+    folder, commit = fetch(source, revision)
+    metadata = read_metadata(folder)
+    known = metadata.get("language") if metadata else None
+    if language == "auto":
+        raise UserError(
+            f"{source}: a CTC model detects no language; name the one it recognises, or none."
+        )
+    if language is not None:
+        language = read_language(language, f"{source}: language")
+        if known is not None and language != known:
+            raise UserError(
+                f"{source}: recognises '{known}', but the language is set to '{language}'."
+            )
+    if metadata is None or metadata["form"] == "full":
+        _, architectures = model_type(source, folder)
+        if any(name.endswith("ForCTC") for name in architectures):
+            return _load_library_model(source, folder, commit, metadata, language)
+    if metadata is None or metadata.get("task") != "ctc":
+        raise UserError(f"{source}: expected a CTC speech model.")
+    base: Base = metadata["base"]
+    if is_plain_adapter(folder):
+        beneath, _ = fetch(base.source, base.revision)
+        return _load_library_model(source, beneath, commit, metadata, language, adapter=folder)
+    beneath = folder
+    if metadata["form"] != "full":
+        beneath, _ = fetch(base.source, base.revision)
+    model = _load_encoder(source, beneath)
+    if beneath != folder:
+        check_base(model, base)
+    if metadata["form"] == "adapter":
+        model = load_merged(model, folder)
+    encoder = SpeechEncoder(model)
+    head = HeadConfig.model_validate(metadata["head"])
+    symbols = metadata["symbols"]
+    module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, 0)
+    read_head(folder, module)
+    network = Network(encoder, module, head).eval()
+    extractor = _load_extractor(source, folder)
+    return CtcModel(network, extractor, symbols, base, language or metadata["language"], source)
+
+
+def _load_library_model(
+    source: str,
+    folder: Path,
+    commit: str | None,
+    metadata: dict[str, Any] | None,
+    language: str | None,
+    adapter: Path | None = None,
+) -> CtcModel:
+    from transformers import AutoModelForCTC
+
+    with loading(source, "a CTC model", folder):
+        model = load_weights(AutoModelForCTC, folder)
+        if adapter is not None:
+            model = load_merged(model, adapter)
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    symbols = sorted(vocabulary, key=lambda symbol: vocabulary[symbol])
+    blank = model.config.pad_token_id
+    if blank is not None and blank < len(symbols):
+        symbols[blank] = _BLANK  # some vocabularies name it [PAD]
+    if _BLANK not in symbols or len(symbols) > model.config.vocab_size:
+        raise UserError(f"{source}: its vocabulary has no blank, or does not fit the output layer.")
+    encoder = SpeechEncoder(model.base_model)
+    head = HeadConfig(type="ctc", dropout=float(model.config.final_dropout))
+    outputs = model.lm_head.out_features
+    symbols += [f"<unused{n}>" for n in range(len(symbols), outputs)]
+    module = build_head("ctc", encoder.width, encoder.depth, outputs, head, 0)
+    if isinstance(module, CtcHead):
+        module.output.load_state_dict(model.lm_head.state_dict())
+    network = Network(encoder, module, head).eval()
+    base = metadata["base"] if metadata else make_base(source, commit)
+    known = metadata.get("language") if metadata else None
+    extractor = _load_extractor(source, folder)
+    return CtcModel(network, extractor, symbols, base, language or known, source)
+
+
+def _load_encoder(source: str, folder: Path) -> Any:
+    from transformers import AutoModel
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    kind, architectures = model_type(source, folder)
+    with loading(source, "a speech encoder", folder):
+        if kind == "whisper" and architectures == ["WhisperEncoder"]:
+            return load_weights(WhisperEncoder, folder)
+        model = load_weights(AutoModel, folder)
+    return model.get_encoder() if kind == "whisper" else model
+
+
+def _load_extractor(source: str, folder: Path) -> Any:
+    from transformers import AutoFeatureExtractor
+
+    with loading(source, "a speech model", folder):
+        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+    if extractor.sampling_rate != SAMPLE_RATE:
+        raise UserError(f"{source}: expected a model for 16 kHz, found {extractor.sampling_rate}.")
+    return extractor

@@ -1,0 +1,283 @@
+"""Whisper on CTranslate2: the fast engine on CPU, int8, started without torch.
+
+A model is converted once, by CTranslate2's own converter, and kept in the cache folder under the
+digest of every file that it depends on. A source that decodes short contexts with an adapter
+becomes two models: the adapted one for short contexts, the source itself for longer ones.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmtransfer.cache import atomic_path, cache_path
+from mmtransfer.hub.checkpoint import choose_language, files_digest, speech_parts
+from mmtransfer.progress import no_library_bars
+from mmtransfer.speech.audio import SAMPLE_RATE
+from mmtransfer.speech.engine import (
+    DecodingOptions,
+    Hypothesis,
+    Word,
+    align_words,
+    decode_tokens,
+    token_limit,
+)
+from mmtransfer.speech.logmel import FRAMES_PER_SECOND, log_mel
+
+logger = logging.getLogger(__name__)
+_CONVERTER_VERSION = "4"  # raise it when what is written changes
+_SETTINGS = "settings.json"
+_FRAME_S = 0.02
+_BEAMS = 5  # fewer wrong words than greedy search, and than three, for little time
+_WORKERS = 4  # a large model gains more from cores than from batches side by side
+
+
+def converted(source: str, *, revision: str | None = None, compute_type: str = "int8") -> Path:
+    """Folder of a Whisper converted to CTranslate2; converted first if it is not there yet.
+
+    Raises:
+        UserError: not found, or no Whisper.
+    """
+    from filelock import FileLock
+
+    parts = speech_parts(source, revision)
+    key = "-".join([files_digest(parts.files)[:24], compute_type, f"v{_CONVERTER_VERSION}"])
+    folder = cache_path("ctranslate2", version("ctranslate2"), key)
+    if not folder.is_dir():
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                logger.info("converting %s to CTranslate2 %s, once", source, compute_type)
+                with atomic_path(folder) as part:
+                    _convert(source, revision, compute_type, part)
+    return folder
+
+
+def _convert(source: str, revision: str | None, compute_type: str, folder: Path) -> None:
+    import tempfile
+
+    from ctranslate2.converters import TransformersConverter
+
+    from mmtransfer.speech.whisper import load_speech_model
+
+    # The language is chosen when the model is used.
+    speech = load_speech_model(source, revision=revision, language="auto")
+    models = {"full": speech.model}
+    if speech.short is not None:
+        models["short"] = speech.short.model
+    folder.mkdir(parents=True)
+    for name, model in models.items():
+        with tempfile.TemporaryDirectory() as plain, no_library_bars():
+            model.save_pretrained(plain)
+            speech.processor.save_pretrained(plain)
+            TransformersConverter(plain).convert(str(folder / name), quantization=compute_type)
+        # At the first step the end token may win: a clip of silence has the transcript "".
+        path = folder / name / "config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        end = speech.model.config.eos_token_id
+        begin = settings.get("suppress_ids_begin") or []
+        settings["suppress_ids_begin"] = [token for token in begin if token != end]
+        path.write_text(json.dumps(settings), encoding="utf-8")
+    generation = speech.model.generation_config.to_dict()
+    tokenizer = speech.processor.tokenizer
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    kept = ("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id", "language")
+    alone = replace(speech, short=None)
+    values = {
+        "generation": {name: generation.get(name) for name in kept},
+        "start": speech.model.config.decoder_start_token_id,
+        "before": tokenizer.convert_tokens_to_ids("<|startofprev|>"),
+        "positions": speech.model.config.max_target_positions,
+        "bands": speech.model.config.num_mel_bins,
+        "max_context_s": speech.max_context_s,
+        "shortest_context_s": speech.shortest_context_s,
+        "margin_s": speech.margin_s,
+        "short_s": speech.short_s,
+        "window_s": speech.window_s,
+        "window_alone_s": alone.window_s,
+        # What the model does alone, where the adapter does not know a language.
+        "shortest_alone_s": alone.shortest_context_s,
+        "short_alone_s": alone.short_s,
+        "languages": speech.short.languages if speech.short is not None else None,
+    }
+    (folder / _SETTINGS).write_text(json.dumps(values), encoding="utf-8")
+
+
+class CTranslate2Whisper:
+    """A converted Whisper.
+
+    `threads` is the number of cores it may use. Small models gain most from batches side by side,
+    one thread each.
+
+    Raises:
+        UserError: a model that cannot be used, or a language it does not have.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        revision: str | None = None,
+        language: str | None = None,
+        options: DecodingOptions | None = None,
+        compute_type: str = "int8",
+        threads: int = 1,
+        device: str = "cpu",
+    ):
+        self._folder = converted(source, revision=revision, compute_type=compute_type)
+        self._settings = json.loads((self._folder / _SETTINGS).read_text(encoding="utf-8"))
+        self.options = options or DecodingOptions()
+        self.language = choose_language(source, self._settings["generation"], language)
+        self.max_context_s = float(self._settings["max_context_s"])
+        self._taught = self._settings["languages"]
+        if self._taught and (self.language or "en") not in [*self._taught, "auto"]:
+            self._taught = None
+        adapted = self._settings["languages"] is None or self._taught is not None
+        own = "" if adapted else "alone_"
+        shortest = "shortest_context_s" if adapted else "shortest_alone_s"
+        self.shortest_context_s = float(self._settings[shortest])
+        self.short_s = float(self._settings[f"short_{own}s"])
+        self.window_s = float(self._settings[f"window_{own}s"])
+        self.margin_s = float(self._settings["margin_s"]) if adapted else 0.0
+        self.workers = max(1, min(threads, _WORKERS))
+        self._model_options = {
+            "device": device,
+            "compute_type": compute_type,
+            "inter_threads": self.workers,
+            "intra_threads": max(1, threads // self.workers),
+        }
+        self._models: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._before: list[int] = []
+        if self.options.prompt:
+            from tokenizers import Tokenizer
+
+            tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
+            text = f" {self.options.prompt.strip()}"
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            room = self._settings["positions"] // 2 - 1
+            self._before = [self._settings["before"], *ids[-room:]]
+        self._model(self.shortest_context_s)  # loaded now, not when the first words are spoken
+
+    def _is_adapted(self, context_s: float) -> bool:
+        """Whether an adapter decodes contexts of that length."""
+        return bool(self._taught) and context_s < self.max_context_s
+
+    def _model(self, context_s: float) -> Any:
+        """The model that decodes contexts of that length, loaded when it is first needed."""
+        name = "short" if self._is_adapted(context_s) else "full"
+        with self._lock:
+            if name not in self._models:
+                import ctranslate2
+
+                path = str(self._folder / name)
+                self._models[name] = ctranslate2.models.Whisper(path, **self._model_options)
+            return self._models[name]
+
+    def _prompt(self, language: str | None) -> list[int]:
+        generation = self._settings["generation"]
+        tokens = [*self._before, self._settings["start"]]
+        if generation["is_multilingual"]:
+            tokens.append(generation["lang_to_id"][f"<|{language}|>"])
+            tokens.append(generation["task_to_id"]["transcribe"])
+        return [*tokens, generation["no_timestamps_token_id"]]
+
+    def encode(self, clips: Sequence[np.ndarray], context_s: float) -> np.ndarray:
+        """Encoder states [clip, frame, width] of 16-kHz float32 clips, each padded or cut to the
+        context; 50 frames a second.
+        """
+        from ctranslate2 import StorageView
+
+        model = self._model(context_s)
+        features = log_mel(clips, context_s, bands=self._settings["bands"])
+        # On CPU one by one: several windows' attention does not fit the processor's cache.
+        size = len(features) if self._model_options["device"] == "cuda" else 1
+        parts = [features[start : start + size] for start in range(0, len(features), size)]
+        states = [np.asarray(model.encode(StorageView.from_array(p), to_cpu=True)) for p in parts]
+        return np.concatenate(states)
+
+    def decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:
+        """Hypotheses of 16-kHz float32 clips, each padded or cut to the context."""
+        from ctranslate2 import StorageView
+
+        model = self._model(context_s)
+        seconds = [min(len(clip) / SAMPLE_RATE, context_s) for clip in clips]
+        timed = [index for index, long in enumerate(seconds) if long >= self.options.words_from_s]
+        encoded = StorageView.from_array(self.encode(clips, context_s))
+        languages: list[str | None] = [self.language] * len(clips)
+        if self.language == "auto":
+            languages = [found[0][0].strip("<|>") for found in model.detect_language(encoded)]
+        prompts = [self._prompt(language) for language in languages]
+        room = self._settings["positions"] - len(prompts[0])
+        limit = token_limit(max(len(clip) for clip in clips) / SAMPLE_RATE, room)
+        results = model.generate(
+            encoded,
+            prompts,
+            beam_size=self.options.beam_size or _BEAMS,
+            # CTranslate2 takes half of it, or what the prompt leaves of it where that is less.
+            max_length=limit + max(limit, len(prompts[0]) - 1),
+            return_scores=True,
+            return_no_speech_prob=True,
+        )
+        timed = [index for index in timed if results[index].sequences_ids[0]]
+        words = self._words(model, encoded, prompts, results, seconds, timed) if timed else {}
+        hypotheses = []
+        for index, result in enumerate(results):
+            tokens, names = tuple(result.sequences_ids[0]), result.sequences[0]
+            finished = len(tokens) < limit
+            hypotheses.append(
+                Hypothesis(
+                    decode_tokens(names).strip(),
+                    tokens,
+                    # The score is the mean over the tokens without the end token.
+                    result.scores[0] * len(tokens) / (len(tokens) + finished) if tokens else 0.0,
+                    result.no_speech_prob,
+                    context_s,
+                    finished,
+                    languages[index],
+                    words.get(index, ()),
+                )
+            )
+        if self._is_adapted(context_s) and self.language == "auto":
+            for index, language in enumerate(languages):
+                if language not in self._taught:  # the adapter has not learnt it
+                    hypotheses[index] = self.decode([clips[index]], self.max_context_s)[0]
+        return hypotheses
+
+    def _words(
+        self,
+        model: Any,
+        encoded: Any,
+        prompts: Sequence[list[int]],
+        results: Sequence[Any],
+        seconds: Sequence[float],
+        chosen: Sequence[int],
+    ) -> dict[int, tuple[Word, ...]]:
+        """Words with times of the chosen clips; clips of one prompt are aligned together."""
+        from ctranslate2 import StorageView
+
+        states, words = np.asarray(encoded), {}
+        for prompt in {tuple(prompts[index]): None for index in chosen}:
+            own = [index for index in chosen if tuple(prompts[index]) == prompt]
+            aligned = model.align(
+                StorageView.from_array(states[own]),
+                list(prompt),
+                [results[index].sequences_ids[0] for index in own],
+                [max(2, round(seconds[index] * FRAMES_PER_SECOND)) for index in own],
+            )
+            for index, found in zip(own, aligned, strict=True):
+                names = results[index].sequences[0]
+                starts: dict[int, float] = {}
+                for token, frame in found.alignments:
+                    starts.setdefault(token, frame * _FRAME_S)
+                end = _FRAME_S * (1 + max((frame for _, frame in found.alignments), default=0))
+                times = [starts.get(number, end) for number in range(len(names))]
+                words[index] = align_words(names, times, found.text_token_probs, end)
+        return words

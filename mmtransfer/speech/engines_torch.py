@@ -1,0 +1,395 @@
+"""Recognition in torch, on any device: Whisper by greedy or beam search, CTC by best paths."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmtransfer.errors import UserError
+from mmtransfer.speech.audio import SAMPLE_RATE
+from mmtransfer.speech.ctc import CtcModel
+from mmtransfer.speech.engine import (
+    DecodingOptions,
+    Engine,
+    Hypothesis,
+    Word,
+    align_words,
+    token_limit,
+)
+from mmtransfer.speech.whisper import SpeechModel, encode_whisper
+
+_FRAME_S = 0.02  # of an encoder state
+_Row = tuple[tuple[int, ...], float, float, bool]
+"""Tokens, mean log-probability, probability of no speech, and whether the end was reached."""
+
+
+def torch_engine(
+    speech: SpeechModel | CtcModel,
+    device: torch.device | str = "cpu",
+    options: DecodingOptions | None = None,
+    *,
+    threads: int | None = None,
+) -> Engine:
+    """The engine of a loaded model, which is moved to the device.
+
+    `threads` are those of the thread that decodes; by default they are left as they are.
+    """
+    options = options or DecodingOptions()
+    if isinstance(speech, SpeechModel):
+        return TorchWhisper(speech, torch.device(device), options, threads)
+    if (options.beam_size or 1) > 1 or options.words_from_s <= 0 or options.prompt:
+        raise UserError(
+            f"{speech.source}: beams, word times and prompts are for Whisper models; this one "
+            "reads characters frame by frame (CTC)."
+        )
+    return TorchCtc(speech, torch.device(device), threads)
+
+
+class _TorchEngine(ABC):
+    """Contexts as the model has them; they can change while it is trained."""
+
+    workers = 1  # torch uses all cores for one batch
+
+    def __init__(self, speech: Any, device: torch.device, threads: int | None):
+        self.speech, self.device, self._threads = speech, device, threads
+        speech.model.to(device)
+
+    def decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:
+        """Hypotheses of clips, each padded or cut to the context."""
+        if self._threads is not None and self._threads != torch.get_num_threads():
+            torch.set_num_threads(self._threads)  # of the calling thread, which is ours
+        return self._decode(clips, context_s)
+
+    @abstractmethod
+    def _decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:
+        """The same, in whatever number of threads is set."""
+
+    @property
+    def language(self) -> str | None:
+        return self.speech.language
+
+    @property
+    def max_context_s(self) -> float:
+        return self.speech.max_context_s
+
+    @property
+    def shortest_context_s(self) -> float:
+        return self.speech.shortest_context_s
+
+    @property
+    def margin_s(self) -> float:
+        return self.speech.margin_s
+
+    @property
+    def short_s(self) -> float:
+        return self.speech.short_s
+
+    @property
+    def window_s(self) -> float:
+        return self.speech.window_s
+
+
+class TorchCtc(_TorchEngine):
+    """CTC: the most probable symbol of every frame."""
+
+    @torch.inference_mode()
+    def _decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:
+        speech, network = self.speech, self.speech.network
+        was_training = network.training
+        network.eval()
+        inputs = {n: value.to(self.device) for n, value in speech.inputs(clips, context_s).items()}
+        mask = speech.mask([len(clip) / SAMPLE_RATE for clip in clips], context_s)
+        scores = network(inputs, mask.to(self.device)).float().log_softmax(-1)
+        network.train(was_training)
+        hypotheses = []
+        for row, shown in zip(scores.cpu(), mask, strict=True):
+            best, chosen = row[shown].max(-1)
+            text, tokens = speech.read(chosen.tolist())
+            # Blanks are near certain almost everywhere; the symbols are what can be doubted.
+            spoken = best[chosen != speech.blank]
+            logprob = float(spoken.mean()) if len(spoken) else float(best.mean())
+            hypotheses.append(Hypothesis(text, tokens, logprob, 0.0, context_s))
+        return hypotheses
+
+
+class TorchWhisper(_TorchEngine):
+    """Whisper by greedy search, or by beam search with length-normalised scores."""
+
+    def __init__(
+        self,
+        speech: SpeechModel,
+        device: torch.device,
+        options: DecodingOptions,
+        threads: int | None,
+    ):
+        super().__init__(speech, device, threads)
+        if speech.short is not None:
+            speech.short.model.to(device)
+        self.options = options
+        model, tokenizer = speech.model, speech.processor.tokenizer
+        generation, vocabulary = model.generation_config, model.config.vocab_size
+        self._end = int(model.config.eos_token_id)
+        suppressed = torch.zeros(vocabulary, dtype=torch.bool)
+        suppressed[generation.suppress_tokens] = True
+        begin = suppressed.clone()
+        begin[generation.begin_suppress_tokens] = True
+        # At the first step the end token may win: a clip of silence has the transcript "".
+        begin[self._end] = False
+        self._suppressed, self._suppressed_first = suppressed.to(device), begin.to(device)
+        known = tokenizer.get_vocab()
+        name = "<|nospeech|>" if "<|nospeech|>" in known else "<|nocaptions|>"
+        self._no_speech = known.get(name)
+        self._before: list[int] = []
+        if options.prompt:
+            before = tokenizer(f" {options.prompt.strip()}", add_special_tokens=False).input_ids
+            room = model.config.max_target_positions // 2 - 1
+            self._before = [known["<|startofprev|>"], *before[-room:]]
+
+    @torch.inference_mode()
+    def _decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:
+        speech = self.speech
+        model = speech.model_for(context_s)
+        was_training = model.training
+        model.eval()
+        features = speech.features(clips, context_s).to(self.device, model.dtype)
+        hidden = encode_whisper(model, features)
+        languages = [speech.language] * len(clips)
+        if speech.language == "auto":
+            languages = self._detect(model, hidden)
+        prompts = torch.tensor(
+            [self._before + speech.prompt(timestamps=False, language=x) for x in languages],
+            device=self.device,
+        )
+        room = model.config.max_target_positions - prompts.shape[1]
+        limit = token_limit(max(len(clip) for clip in clips) / SAMPLE_RATE, room)
+        beams = self.options.beam_size or 1
+        if beams == 1:
+            rows = self._greedy(model, hidden, prompts, limit)
+        else:
+            rows = self._beams(model, hidden, prompts, limit, beams)
+        hypotheses = []
+        for index, (tokens, logprob, silent, finished) in enumerate(rows):
+            words: tuple[Word, ...] = ()
+            seconds = min(len(clips[index]) / SAMPLE_RATE, context_s)
+            if seconds >= self.options.words_from_s and tokens:
+                words = self._words(model, hidden[index], prompts[index], tokens, seconds)
+            text = speech.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+            language = languages[index]
+            hypotheses.append(
+                Hypothesis(
+                    text.strip(), tokens, logprob, silent, context_s, finished, language, words
+                )
+            )
+        if was_training:
+            model.train()
+        untaught = speech.untaught(languages, context_s)
+        for index in untaught:  # the adapter has not learnt these
+            hypotheses[index] = self.decode([clips[index]], speech.max_context_s)[0]
+        return hypotheses
+
+    def _detect(self, model: Any, hidden: torch.Tensor) -> list[str]:
+        """The most probable language of each clip."""
+        generation = model.generation_config
+        names = sorted(generation.lang_to_id)
+        start = torch.full((len(hidden), 1), model.config.decoder_start_token_id)
+        output = model.model.decoder(input_ids=start.to(self.device), encoder_hidden_states=hidden)
+        logits = model.proj_out(output.last_hidden_state[:, -1])
+        best = logits[:, [generation.lang_to_id[name] for name in names]].argmax(-1)
+        return [names[index].strip("<|>") for index in best.tolist()]
+
+    def _step(
+        self, model: Any, inputs: torch.Tensor, hidden: torch.Tensor, cache: Any, first: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+        """(log-probabilities of the next token [row, token], of no speech [row], cache)."""
+        output = model.model.decoder(
+            input_ids=inputs, encoder_hidden_states=hidden, cache=cache, use_cache=True
+        )
+        silent = None
+        if first and self._no_speech is not None:
+            at = len(self._before)  # the start token
+            start = model.proj_out(output.last_hidden_state[:, at]).float().softmax(-1)
+            silent = start[:, self._no_speech]
+        logits = model.proj_out(output.last_hidden_state[:, -1]).float()
+        logits = logits.masked_fill(
+            self._suppressed_first if first else self._suppressed, -torch.inf
+        )
+        return logits.log_softmax(-1), silent, output.cache
+
+    def _greedy(
+        self, model: Any, hidden: torch.Tensor, prompts: torch.Tensor, limit: int
+    ) -> list[_Row]:
+        """The most probable token after each other."""
+        count, step_input, cache = len(hidden), prompts, None
+        done = torch.zeros(count, dtype=torch.bool, device=self.device)
+        logprob = torch.zeros(count, device=self.device)
+        no_speech = torch.zeros(count, device=self.device)
+        tokens = []
+        for step in range(limit):
+            scores, silent, cache = self._step(model, step_input, hidden, cache, step == 0)
+            no_speech = no_speech if silent is None else silent
+            best, chosen = scores.max(-1)
+            logprob += torch.where(done, 0.0, best)
+            chosen = torch.where(done, self._end, chosen)
+            tokens.append(chosen)
+            done |= chosen == self._end
+            if bool(done.all()):
+                break
+            step_input = chosen[:, None]
+        rows = torch.stack(tokens, 1).tolist()
+        found = []
+        for row, score, silence, finished in zip(
+            rows, logprob.tolist(), no_speech.tolist(), done.tolist(), strict=True
+        ):
+            kept = tuple(row[: row.index(self._end)] if self._end in row else row)
+            found.append((kept, score / (len(kept) + finished), silence, finished))
+        return found
+
+    def _beams(
+        self, model: Any, hidden: torch.Tensor, prompts: torch.Tensor, limit: int, width: int
+    ) -> list[_Row]:
+        """Beam search; a finished hypothesis counts by its mean log-probability, as greedy ones."""
+        count, end = len(hidden), self._end
+        states = hidden.repeat_interleave(width, 0)
+        step_input, cache = prompts.repeat_interleave(width, 0), None
+        total = torch.full((count, width), -torch.inf, device=self.device)
+        total[:, 0] = 0.0  # all beams start the same
+        texts: list[list[tuple[int, ...]]] = [[()] * width for _ in range(count)]
+        finished: list[list[tuple[float, tuple[int, ...]]]] = [[] for _ in range(count)]
+        no_speech = [0.0] * count
+        for step in range(limit):
+            scores, silent, cache = self._step(model, step_input, states, cache, step == 0)
+            if silent is not None:
+                no_speech = silent[::width].tolist()
+            sums = (total[..., None] + scores.view(count, width, -1)).flatten(1)
+            # Twice as many, so that enough go on even if every beam wants to end.
+            best, places = sums.topk(2 * width)
+            vocabulary = scores.shape[-1]
+            chosen: list[list[tuple[int, int, float]]] = []
+            for row in range(count):
+                kept: list[tuple[int, int, float]] = []
+                ranked = zip(best[row].tolist(), places[row].tolist(), strict=True)
+                for rank, (score, place) in enumerate(ranked):
+                    beam, token = divmod(place, vocabulary)
+                    if token == end:
+                        if rank < width:  # an end less likely than all that go on is none
+                            text = texts[row][beam]
+                            finished[row].append((score / (len(text) + 1), text))
+                    elif len(kept) < width:
+                        kept.append((beam, token, score))
+                chosen.append(kept)
+            texts = [
+                [(*texts[row][beam], token) for beam, token, _ in kept]
+                for row, kept in enumerate(chosen)
+            ]
+            # What goes on hardly gets better than it is, once there are enough to choose from.
+            if all(
+                len(found) >= width and max(found)[0] >= kept[0][2] / (step + 1)
+                for found, kept in zip(finished, chosen, strict=True)
+            ):
+                break
+            order = [row * width + beam for row, kept in enumerate(chosen) for beam, _, _ in kept]
+            cache.reorder_cache(torch.tensor(order, device=self.device))
+            total = torch.tensor(
+                [[score for _, _, score in kept] for kept in chosen], device=self.device
+            )
+            step_input = torch.tensor(
+                [[token] for kept in chosen for _, token, _ in kept], device=self.device
+            )
+        rows: list[_Row] = []
+        for row in range(count):
+            if finished[row]:
+                score, text = max(finished[row])
+                rows.append((text, score, no_speech[row], True))
+            else:
+                text = texts[row][0]
+                rows.append((text, float(total[row, 0]) / len(text), no_speech[row], False))
+        return rows
+
+    def _words(
+        self,
+        model: Any,
+        hidden: torch.Tensor,
+        prompt: torch.Tensor,
+        tokens: tuple[int, ...],
+        seconds: float,
+    ) -> tuple[Word, ...]:
+        """Words with times: dynamic time warping over the attention of the alignment heads
+        (as in Whisper's released code, whisper/timing.py).
+        """
+        text = torch.tensor([*tokens, self._end], device=self.device)
+        inputs = torch.cat([prompt, text[:-1]])[None]
+        frames = max(1, round(seconds / _FRAME_S))
+        weights, states = _cross_attention(model, inputs, hidden[None])
+        attention = weights[:, len(prompt) - 1 :, :frames]  # rows that predict text and the end
+        attention = (attention - attention.mean(-2, keepdim=True)) / (
+            attention.std(-2, keepdim=True, unbiased=False) + 1e-8
+        )
+        cost = -attention.mean(0).cpu().numpy().astype(np.float64)
+        starts = dynamic_time_warping(cost) * _FRAME_S
+        logits = model.proj_out(states[0, len(prompt) - 1 : -1]).float()
+        shares = logits.softmax(-1).gather(1, text[:-1, None])[:, 0]
+        names = self.speech.processor.tokenizer.convert_ids_to_tokens(list(tokens))
+        return align_words(names, starts[:-1].tolist(), shares.tolist(), float(starts[-1]))
+
+
+def _cross_attention(
+    model: Any, inputs: torch.Tensor, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention to the audio of the alignment heads [head, token, frame] for one clip, and the
+    decoder's states [1, token, width].
+    """
+    heads = getattr(model.generation_config, "alignment_heads", None)
+    layers = model.model.decoder.layers
+    if not heads:  # by default the upper half of the layers
+        number = model.config.decoder_attention_heads
+        heads = [[i, j] for i in range(len(layers) // 2, len(layers)) for j in range(number)]
+    queries: dict[int, torch.Tensor] = {}
+
+    def keep(index: int) -> Any:
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            queries[index] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    handles = [
+        layer.encoder_attn.register_forward_pre_hook(keep(index), with_kwargs=True)
+        for index, layer in enumerate(layers)
+    ]
+    try:
+        output = model.model.decoder(input_ids=inputs, encoder_hidden_states=hidden)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = []
+    for layer, head in heads:
+        attention = layers[layer].encoder_attn
+        part = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+        query = attention.q_proj(queries[layer])[0, :, part] * attention.scaling
+        found.append((query @ attention.k_proj(hidden)[0, :, part].T).float().softmax(-1))
+    return torch.stack(found), output.last_hidden_state
+
+
+def dynamic_time_warping(cost: np.ndarray) -> np.ndarray:
+    """The first column of each row on the cheapest monotonic path through [row, column]."""
+    rows, columns = cost.shape
+    total = np.full((rows + 1, columns + 1), np.inf)
+    total[0, 0] = 0.0
+    for row in range(rows):
+        for column in range(columns):
+            before = total[row : row + 2, column : column + 2]
+            total[row + 1, column + 1] = cost[row, column] + min(
+                before[0, 0], before[0, 1], before[1, 0]
+            )
+    row, column = rows, columns
+    starts = np.zeros(rows, int)
+    while row > 0:
+        starts[row - 1] = column - 1
+        steps = (total[row - 1, column - 1], total[row - 1, column], total[row, column - 1])
+        best = int(np.argmin(steps))
+        row -= best != 2
+        column -= best != 1
+    return starts

@@ -1,0 +1,358 @@
+"""Whisper learns to read short contexts from its own full-context output; no labels needed.
+
+The source reads every clip once in its full window: its greedy tokens and its most probable tokens
+at each place are kept. An adapter in a copy of the source then learns to give the same from a
+context that ends where the clip does (Hinton et al. 2015: distillation, here of a model into
+itself). The source hears the clip as it was recorded, the adapter hears it augmented and anew in
+every epoch, so that it learns to read in noise what the source reads without (Xie et al. 2020:
+noisy student). Of a clip with a transcript the source reads that, instead of what it would have
+said itself, so that its mistakes are not learnt. It keeps reading full contexts, with its own
+weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutput
+
+from mmtransfer.config import Config
+from mmtransfer.errors import UserError
+from mmtransfer.speech.audio import SAMPLE_RATE
+from mmtransfer.speech.clips import Clip, ClipSet
+from mmtransfer.speech.contexts import UNADAPTED_CONTEXT_S, longer_context_s
+from mmtransfer.speech.engine import DecodingOptions, Hypothesis
+from mmtransfer.speech.engines_torch import TorchWhisper
+from mmtransfer.speech.guards import rejection
+from mmtransfer.speech.recognition import Recognizer
+from mmtransfer.speech.scores import ClipScore, SpeechScore, speech_metric
+from mmtransfer.speech.whisper import ShortReader, SpeechModel, encode_whisper
+from mmtransfer.speech.whisper_task import ClipScoring, SpeechTask
+from mmtransfer.transfer.features import FeatureStore, cache_key, cached_features, weights_digest
+from mmtransfer.transfer.stages import Stage, resolve_stages
+from mmtransfer.transfer.task import comparable
+
+_KEPT = 64  # most probable tokens of each place
+_CROSS_ENTROPY = 0.5  # weight of the greedy tokens beside the distribution
+_LONGER = 0.15  # share of clips read in the longer context that doubtful ones are given
+_MARGINS_S = (0.0, 0.5, 1.0)  # context beyond the clip that is tried
+_MARGIN_GAIN = 0.002  # of the metric, for which a longer margin is worth its time
+_HEARD_LOGPROB = -3.0  # of a transcript's tokens; below, it cannot be heard, or is another clip's
+_DELAY_S = 0.3  # of silence, with which the source's agreement with itself is measured
+_TOKENS_PER_SECOND = 8  # estimate, for the size of what is stored
+
+
+@dataclass
+class ShortBatch:
+    """Clips of one context, and what the source reads in them."""
+
+    features: torch.Tensor
+    """Log-mel [clip, mel, frame]."""
+    inputs: torch.Tensor
+    """Decoder input ids [clip, token]."""
+    first: int
+    """Position of the first token that is learnt; before it is the prompt."""
+    ids: torch.Tensor
+    """Most probable tokens of the source [clip, token, kept], the greedy one first; -1 behind the
+    end."""
+    logprobs: torch.Tensor
+    """Their log-probabilities [clip, token, kept]."""
+
+
+class ShortContextTask(SpeechTask):
+    """Teaches a Whisper short contexts; see `tasks.base.Task` for the methods."""
+
+    def __init__(
+        self,
+        speech: SpeechModel,
+        train: ClipSet,
+        validation: ClipSet,
+        config: Config,
+        stages: Sequence[Stage] | None = None,
+    ):
+        stages = stages or resolve_stages(config)
+        if len(stages) != 1 or stages[0].adapter is None or stages[0].frozen != "none":
+            raise UserError(
+                "transfer.stages: objective: short_context takes one stage with frozen: none and "
+                "an adapter, e.g. {type: lora, r: 8}: the source itself reads full contexts."
+            )
+        own = speech.language or "en"
+        self.languages = sorted({clip.language or own for clip in train.clips})
+        copied = copy.deepcopy(speech.model)
+        longest_s = max(clip.seconds for clip in train.clips)
+        speech.short = ShortReader(copied, UNADAPTED_CONTEXT_S, 0.0, self.languages, longest_s)
+        super().__init__(speech, train, validation, config, stages)
+        self._told: FeatureStore | None = None
+        self._unlabelled: set[str] = set()  # clips whose text is what the source reads
+        self._usable = list(range(len(self.train)))
+
+    # --- what the source reads ----------------------------------------------------------------
+
+    def _engine(self, clip: Clip) -> TorchWhisper:
+        """The decoder for a clip's language."""
+        speech = replace(self.speech, language=clip.language or self.speech.language)
+        device = next(self.speech.model.parameters()).device
+        return TorchWhisper(speech, device, DecodingOptions(), None)
+
+    def begin(self, stage: Stage, device: torch.device) -> None:
+        """Let the source read all clips, or find that in the cache."""
+        self.speech.model.to(device).requires_grad_(False)
+        texts = [clip.text.strip() for clip in self.train.clips]
+        read = self._read_by_source(self.train, "the training clips", texts)
+        self._told = read
+        self._usable = [index for index in range(len(self.train)) if not read[index][2, 0, 0] > 0]
+        if not self._usable:
+            raise UserError("The source reads none of the training clips without doubt.")
+        unsaid = [""] * len(self.validation)
+        told = self._read_by_source(self.validation, "the validation clips", unsaid)
+        end = self.model.config.eos_token_id
+        clips = []
+        for row, clip in enumerate(self.validation.clips):
+            tokens = [int(t) for t in told[row][0, :, 0] if int(t) != end]
+            text = self.speech.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+            if not clip.text:
+                self._unlabelled.add(clip.identity)
+            clips.append(clip if clip.text else replace(clip, text=text.strip()))
+        self.validation = replace(self.validation, clips=clips)
+        super().begin(stage, device)
+
+    def _read_by_source(self, clips: ClipSet, name: str, texts: list[str]) -> FeatureStore:
+        """[3, token, kept] of each clip: ids, log-probabilities, whether in doubt."""
+        estimates = [
+            3 * _KEPT * (8 + round(_TOKENS_PER_SECOND * clip.seconds)) for clip in clips.clips
+        ]
+        key = cache_key(
+            kind="short_context",
+            kept=_KEPT,
+            weights=weights_digest([self.speech.model], self.speech.model.config),
+            generation=json.loads(self.speech.model.generation_config.to_json_string()),
+            items=[
+                [clip.identity, clip.language, text]
+                for clip, text in zip(clips.clips, texts, strict=True)
+            ],
+        )
+
+        def compute(rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+            full = self.speech.max_context_s
+            size = max(1, int(self._config.evaluation.batch_seconds / full))
+            by_language: dict[str | None, list[int]] = defaultdict(list)
+            for row in rows:
+                by_language[clips.clips[row].language].append(row)
+            for chosen in by_language.values():
+                engine = self._engine(clips.clips[chosen[0]])
+                for start in range(0, len(chosen), size):
+                    part = chosen[start : start + size]
+                    waves = [clips.clips[row].samples() for row in part]
+                    said = [texts[row] for row in part]
+                    yield from zip(part, self._source_output(engine, waves, said), strict=True)
+
+        return cached_features(name, key, estimates, compute, dtype="float32")
+
+    @torch.inference_mode()
+    def _source_output(
+        self, engine: TorchWhisper, waves: list[np.ndarray], texts: list[str]
+    ) -> Iterator[np.ndarray]:
+        speech, full = engine.speech, self.speech.max_context_s
+        unsaid = [wave for wave, text in zip(waves, texts, strict=True) if not text]
+        found = iter(engine.decode(unsaid, full) if unsaid else [])
+        tokenizer = speech.processor.tokenizer
+        space = " " if speech_metric(speech.language) == "wer" else ""
+        read = [
+            tokenizer.encode(f"{space}{text}", add_special_tokens=False) if text else next(found)
+            for text in texts
+        ]
+        tokens = [[*(r if isinstance(r, list) else r.tokens)] for r in read]
+        prompt, end = speech.prompt(timestamps=False), self.model.config.eos_token_id
+        features = speech.features(waves, full).to(engine.device)
+        length = max(map(len, tokens)) + 1
+        inputs = torch.full((len(tokens), len(prompt) + length - 1), end)
+        for row, own in enumerate(tokens):
+            inputs[row, : len(prompt) + len(own)] = torch.tensor([*prompt, *own])
+        states = speech.model.model.decoder(
+            input_ids=inputs.to(engine.device),
+            encoder_hidden_states=encode_whisper(speech.model, features),
+        ).last_hidden_state[:, len(prompt) - 1 :]
+        scores = speech.model.proj_out(states).float().log_softmax(-1)
+        best, ids = scores.topk(_KEPT)
+        for row, own in enumerate(tokens):
+            places = len(own) + 1
+            target = torch.tensor([*own, end], device=ids.device)[:, None]
+            row_ids, row_best = ids[row, :places], best[row, :places]
+            # What is said first: it need not be the most probable token, nor one of those kept.
+            others = row_ids != target
+            order = others.to(torch.int8).argsort(dim=-1, stable=True)
+            row_ids, row_best = row_ids.gather(1, order), row_best.gather(1, order)
+            row_ids[:, :1] = target
+            chosen = scores[row, :places].gather(1, target)
+            row_best[:, :1] = chosen
+            said = read[row]
+            in_doubt = (
+                float(chosen.mean()) < _HEARD_LOGPROB
+                if isinstance(said, list)
+                else self._is_doubtful(said, waves[row])
+            )
+            doubt = torch.full_like(row_best, float(in_doubt))
+            yield torch.stack([row_ids.float(), row_best.clamp(min=-100), doubt]).cpu().numpy()
+
+    def _is_doubtful(self, hypothesis: Hypothesis, wave: np.ndarray) -> bool:
+        reason = rejection(hypothesis, len(wave) / SAMPLE_RATE)
+        return reason not in (None, "empty")  # that nothing is said can be learnt
+
+    # --- training -----------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        parts = [f"{clip.identity} {clip.language}" for clip in self.train.clips]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def epoch(self, epoch: int) -> Sequence[int]:
+        """The clips that the source reads without doubt."""
+        return self._usable
+
+    def prepare(  # type: ignore[override]
+        self, batch: Sequence[int], share: slice, epoch: int
+    ) -> list[ShortBatch]:
+        """Micro-batches of one context and language each."""
+        assert self._told is not None
+        groups: dict[tuple[float, str | None], list[tuple[torch.Tensor, np.ndarray]]]
+        groups = defaultdict(list)
+        for index in batch[share]:
+            clip, heard = self.train.clips[index], self._view_rng(index, epoch)
+            wave, _ = self._augmenter.waveform(clip.samples(), heard)
+            context = self.speech.context_s(len(wave) / SAMPLE_RATE, shortest=0)
+            rng = np.random.default_rng([self._config.runtime.seed, epoch, index])
+            full = self.speech.max_context_s
+            wider = longer_context_s(context, full) or full
+            if rng.random() < _LONGER and wider < full:
+                context = wider
+            features = self.speech.features([wave], context)
+            self._augmenter.features(features[0], len(wave) / SAMPLE_RATE, heard)
+            groups[context, clip.language].append((features, self._told[index]))
+        batches = []
+        for (context, language), examples in sorted(groups.items(), key=lambda g: str(g[0])):
+            prompt = self.speech.prompt(timestamps=False, language=language)
+            size = max(1, int(self._config.train.batch_seconds / context + 1e-6))
+            for start in range(0, len(examples), size):
+                batches.append(self._short_batch(examples[start : start + size], prompt))
+        return batches
+
+    def _short_batch(
+        self, examples: list[tuple[torch.Tensor, np.ndarray]], prompt: list[int]
+    ) -> ShortBatch:
+        length = max(told.shape[1] for _, told in examples)
+        shape = (len(examples), length, _KEPT)
+        ids, logprobs = torch.full(shape, -1), torch.zeros(shape)
+        end = int(self.model.config.eos_token_id)
+        inputs = torch.full((len(examples), len(prompt) + length - 1), end)
+        inputs[:, : len(prompt)] = torch.tensor(prompt)
+        for row, (_, told) in enumerate(examples):
+            places = told.shape[1]
+            ids[row, :places] = torch.from_numpy(told[0].astype(np.int64))
+            logprobs[row, :places] = torch.from_numpy(told[1].copy())
+            inputs[row, len(prompt) : len(prompt) + places - 1] = ids[row, : places - 1, 0]
+        features = torch.cat([features for features, _ in examples])
+        return ShortBatch(features, inputs, len(prompt) - 1, ids, logprobs)
+
+    def weight(self, micro: ShortBatch) -> float:  # type: ignore[override]
+        """Number of tokens."""
+        return float((micro.ids[..., 0] >= 0).sum())
+
+    def split(self, micro: ShortBatch) -> list[ShortBatch]:  # type: ignore[override]
+        """Two halves of the clips."""
+        half = len(micro.features) // 2
+        if not half:
+            return [micro]
+        return [
+            ShortBatch(
+                micro.features[part],
+                micro.inputs[part],
+                micro.first,
+                micro.ids[part],
+                micro.logprobs[part],
+            )
+            for part in (slice(None, half), slice(half, None))
+        ]
+
+    def loss(self, micro: ShortBatch, device: torch.device) -> torch.Tensor:  # type: ignore[override]
+        """KL divergence from the source's distribution and cross-entropy of its tokens, summed."""
+        hidden = encode_whisper(self.model, micro.features.to(device))
+        logits = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            decoder_input_ids=micro.inputs.to(device),
+            use_cache=False,
+        ).logits[:, micro.first :]
+        ids, told = micro.ids.to(device), micro.logprobs.to(device)
+        shown = ids[..., 0] >= 0
+        ids, told, scores = ids[shown], told[shown], logits[shown].float().log_softmax(-1)
+        own = scores.gather(1, ids)
+        divergence = functional.kl_div(own, told.log_softmax(-1), reduction="sum", log_target=True)
+        return divergence - _CROSS_ENTROPY * own[:, 0].sum()
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter, beside the source's weights where those have no public place."""
+        self.speech.save(folder, self.form, self.adapted)
+
+    # --- evaluation ---------------------------------------------------------------------------
+
+    def score(self, clips: ClipSet, device: torch.device) -> SpeechScore:
+        """Score clips as they are read after training."""
+        return self._summary(self._score(clips.clips, device, self.speech.shortest_context_s))
+
+    def _reference(self, clips: Sequence[Clip], device: torch.device) -> list[ClipScore]:
+        """Scores in the full window. Where only the source says what is said, it hears the clip a
+        moment later: it does not always agree with itself, and a short context need not either.
+        """
+        full = self.speech.max_context_s
+        scores: dict[int, ClipScore] = {}
+        for delay_s, is_own in ((0.0, False), (_DELAY_S, True)):
+            rows = [i for i, c in enumerate(clips) if (c.identity in self._unlabelled) == is_own]
+            found = self._score([clips[row] for row in rows], device, full, delay_s)
+            scores |= dict(zip(rows, found, strict=True))
+        return [scores[index] for index in range(len(clips))]
+
+    def _score(
+        self,
+        clips: Sequence[Clip],
+        device: torch.device,
+        shortest_context_s: float,
+        delay_s: float = 0.0,
+    ) -> list[ClipScore]:
+        by_language: dict[str | None, list[int]] = defaultdict(list)
+        for index, clip in enumerate(clips):
+            by_language[clip.language].append(index)
+        scores: dict[int, ClipScore] = {}
+        scoring = ClipScoring(clips, self.speech.language, self._config)
+        for indices in by_language.values():
+            recognizer = Recognizer(
+                self._engine(clips[indices[0]]),
+                batch_seconds=self._config.evaluation.batch_seconds,
+                shortest_context_s=shortest_context_s,
+            )
+            before = round(delay_s * SAMPLE_RATE)
+            waves = [np.pad(clips[index].samples(), (before, 0)) for index in indices]
+            found = recognizer.transcribe(waves, guarded=True)  # as it is used
+            for index, hypothesis in zip(indices, found, strict=True):
+                scores[index] = scoring.score(clips[index], hypothesis.text)
+        return [scores[index] for index in range(len(clips))]
+
+    def measure_margin(self, device: torch.device) -> float:
+        """Set the smallest context beyond the clip that reads as well as larger ones."""
+        assert self.speech.short is not None
+        rates = []
+        for margin in _MARGINS_S:
+            self.speech.short.margin_s = margin
+            records = self._score(self.validation.clips, device, 0.0)
+            rates.append(comparable(self.summarize(records), self.metric))
+        best = min(rates)
+        chosen = next(i for i, rate in enumerate(rates) if rate <= best + _MARGIN_GAIN)
+        self.speech.short.margin_s = _MARGINS_S[chosen]
+        return _MARGINS_S[chosen]

@@ -1,0 +1,1 @@
+"""Text: examples, classifiers, predictions and the task."""

@@ -1,0 +1,222 @@
+"""Classes of texts: a few at once, or a file larger than memory, row by row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from mmtransfer.config import DataConfig, RuntimeConfig, text_columns
+from mmtransfer.data.tables import numbered_rows, plain, with_columns
+from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import kind_of
+from mmtransfer.progress import track
+from mmtransfer.runtime import choose_device, use_runtime
+from mmtransfer.text.classifier import Prediction, TextModel, cut_note, load_text_model
+
+logger = logging.getLogger(__name__)
+_ROWS = 2048  # held at a time; sorted by length within, so batches waste little
+_PREFIX = "probability_"
+_GIVEN = "given_label"
+
+
+def predict(
+    model: str | TextModel,
+    texts: Sequence[str],
+    targets: Sequence[str | None] | None = None,
+    *,
+    runtime: RuntimeConfig | None = None,
+) -> list[Prediction]:
+    """Classes of texts, in their order; see `TextModel.predict`.
+
+    Raises:
+        UserError: a model that classifies no texts.
+    """
+    runtime = runtime or RuntimeConfig()
+    with use_runtime(runtime):
+        found = _classifier(model, runtime)
+        return found.predict(texts, targets)
+
+
+def predict_texts(
+    model: str, texts: Sequence[str], target: str | None, *, runtime: RuntimeConfig
+) -> list[dict[str, Any]]:
+    """Rows `text`, `label`, `probabilities` of a few texts about one target."""
+    targets = [target] * len(texts) if target else None
+    with use_runtime(runtime):
+        classifier = _classifier(model, runtime)
+        found = classifier.predict(texts, targets)
+    note = cut_note(sum(one.is_cut for one in found), len(found), classifier.settings)
+    if note is not None:
+        logger.warning("%s", note)
+    if target and classifier.settings.targets is False:
+        logger.warning("the target is not used; the model was trained without targets")
+    return [
+        {"text": text, "label": one.label, "probabilities": one.probabilities}
+        for text, one in zip(texts, found, strict=True)
+    ]
+
+
+def _classifier(model: str | TextModel, runtime: RuntimeConfig) -> TextModel:
+    if isinstance(model, str):
+        if kind_of(model) != "sentiment":
+            raise UserError(f"{model}: expected a text classifier, found a speech recogniser.")
+        model = load_text_model(model)
+    model.network.to(choose_device(runtime))
+    return model
+
+
+def predict_file(
+    model: str,
+    data: str,
+    output: str | None,
+    *,
+    config: DataConfig,
+    resume: bool = False,
+    runtime: RuntimeConfig | None = None,
+) -> dict[str, int]:
+    """Classify every row of a file into another; returns how often each class was found.
+
+    Rows keep their columns and get `label` and the probabilities (CSV: one column each, JSONL: a
+    mapping). Memory does not grow with the file. Until it is whole the output is FILE.part; with
+    `resume`, an interrupted one is continued. Without `output` JSON lines go to standard output.
+
+    Raises:
+        UserError: a model or data that cannot be used, or an output that is there already.
+    """
+    runtime = runtime or RuntimeConfig()
+    target = None if output is None else Path(output)
+    kind = ".jsonl" if target is None else target.suffix.lower()
+    if kind not in (".csv", ".jsonl"):
+        raise UserError(f"{output}: expected a .csv or .jsonl file to write, found '{kind}'.")
+    part = None if target is None else target.with_name(target.name + ".part")
+    if part is not None and part.exists() and not resume:
+        raise UserError(f"{part}: an interrupted output. Continue it with --resume, or remove it.")
+    columns = text_columns(config, labelled=False)
+    rows = _checked(data, columns)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{data}: expected rows of texts, found none.")
+    with use_runtime(runtime):
+        text_model = _classifier(model, runtime)
+        done = _written(part, kind) if part is not None and resume else 0
+        counts: Counter[str] = Counter()
+        with _opened(part, done) as file:
+            writer = _Writer(file, kind, list(first.row), text_model.labels, header=not done)
+            everything = islice(chain([first], rows), done, None)
+            cut = empty = total = with_target = 0
+            for chunk in _chunks(track(everything, "classifying")):
+                targets = [given.target or None for given in chunk]
+                found = text_model.predict([given.text for given in chunk], targets)
+                for given, one in zip(chunk, found, strict=True):
+                    writer.write(given.row, one)
+                    counts[one.label] += 1
+                file.flush()
+                total += len(chunk)
+                cut += sum(one.is_cut for one in found)
+                empty += sum(not given.text for given in chunk)
+                with_target += sum(target is not None for target in targets)
+    for note in (
+        cut_note(cut, total, text_model.settings),
+        f"{empty} of {total} rows have no text; their class means nothing." if empty else None,
+        f"column '{columns['target_column']}' is not used; the model was trained without targets."
+        if with_target and text_model.settings.targets is False
+        else None,
+    ):
+        if note is not None:
+            logger.warning("%s: %s", data, note)
+    if part is not None and target is not None:
+        part.replace(target)
+    return dict(counts)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A row of a file, and what of it is judged."""
+
+    row: dict[str, Any]
+    text: str
+    target: str
+
+
+def _checked(data: str, columns: dict[str, str | None]) -> Iterator[_Given]:
+    text, target = columns["text_column"], columns["target_column"]
+    assert text is not None  # only the others may be left out
+    rows = with_columns(data, numbered_rows(data), columns, {"text_column"}, option="--{}")
+    for number, row in rows:
+        where = f"{data}:{number}"
+        about = row.get(target) if target is not None else None
+        yield _Given(
+            row if text in row else {**row, text: ""},
+            plain(row.get(text), where, text),
+            plain(about, where, str(target)),
+        )
+
+
+def _chunks(rows: Iterator[_Given]) -> Iterator[list[_Given]]:
+    while chunk := list(islice(rows, _ROWS)):
+        yield chunk
+
+
+@contextmanager
+def _opened(part: Path | None, done: int) -> Iterator[TextIO]:
+    if part is None:
+        yield sys.stdout
+        return
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("a" if done else "w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+def _written(part: Path, kind: str) -> int:
+    """Whole rows of an interrupted output; what follows them is cut off."""
+    if not part.exists():
+        return 0
+    position = end = rows = 0
+    quoted = False
+    with part.open("r+b") as file:
+        for line in file:
+            position += len(line)
+            # A quoted CSV cell may hold line breaks: a row ends at a break outside quotes.
+            if kind == ".csv":
+                quoted ^= line.count(b'"') % 2 == 1
+            if not quoted and line.endswith(b"\n"):
+                end, rows = position, rows + 1
+        rows -= kind == ".csv"  # the header
+        file.truncate(end if rows > 0 else 0)
+    return max(0, rows)
+
+
+class _Writer:
+    """Rows with their predictions, as CSV or JSON lines. A label that a row came with is kept as
+    `given_label`.
+    """
+
+    def __init__(
+        self, file: TextIO, kind: str, columns: Sequence[str], labels: list[str], *, header: bool
+    ):
+        self._file, self._kind = file, kind
+        own = [_GIVEN if name == "label" else name for name in columns]
+        names = [*own, "label", *(_PREFIX + label for label in labels)]
+        self._csv = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        if kind == ".csv" and header:
+            self._csv.writeheader()
+
+    def write(self, row: dict[str, Any], found: Prediction) -> None:
+        """Write one row."""
+        own = {_GIVEN if name == "label" else name: value for name, value in row.items()}
+        shares = {name: round(p, 6) for name, p in found.probabilities.items()}
+        if self._kind == ".csv":
+            columns = {_PREFIX + name: p for name, p in shares.items()}
+            self._csv.writerow({**own, "label": found.label, **columns})
+            return
+        out = {**own, "label": found.label, "probabilities": shares}
+        self._file.write(json.dumps(out, ensure_ascii=False, default=str) + "\n")

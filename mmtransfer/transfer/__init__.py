@@ -1,0 +1,1 @@
+"""The core of transfer, of no modality: stages, encoders, heads, features, the training loop."""

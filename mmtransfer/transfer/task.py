@@ -1,0 +1,386 @@
+"""The contract between a task and the training loop; stages; the order of training examples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from mmtransfer.config import Config
+from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import Base
+from mmtransfer.transfer.adapters import add_adapter, merge_adapter
+from mmtransfer.transfer.encoders import SpeechEncoder, TextEncoder
+from mmtransfer.transfer.networks import Network, encoder_digest
+from mmtransfer.transfer.stages import (
+    L2SP,
+    Layout,
+    Stage,
+    freeze,
+    frozen_modules,
+    parameter_groups,
+    rehearsal_count,
+    rehearsal_share,
+    rest_of,
+    set_dropout,
+    set_training,
+)
+
+
+class Task(Protocol):
+    """What the training loop asks of a task. Micro-batches are opaque to the loop."""
+
+    model: torch.nn.Module
+    metric: str
+    """Name of the validation metric that chooses the best weights."""
+    higher_is_better: bool
+    tie_metric: str
+    """Validation metric, lower is better, that decides between weights of the same score."""
+    unit: str
+    """What `lengths` counts, as it is shown."""
+    penalty: L2SP | None
+    """A regulariser whose gradient is added to that of the loss."""
+
+    def begin(self, stage: Stage, device: torch.device) -> None:
+        """Freeze what the stage freezes, put in its adapter, compute what is cached for it."""
+        ...
+
+    def end(self, *, last: bool) -> None:
+        """Leave the stage; unless it was the last, the next one starts from plain weights."""
+        ...
+
+    def train_mode(self) -> None:
+        """Training mode, but for what is frozen."""
+        ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups of what the stage trains, with their peak rates."""
+        ...
+
+    @property
+    def batch_budget(self) -> float:
+        """Cost that one device processes per forward pass, in the unit of `lengths`."""
+        ...
+
+    def plan(self, budget: float, *, seed: Sequence[int], epoch: int) -> list[list[int]]:
+        """Batches of an epoch's training examples, each within a budget of `lengths`."""
+        ...
+
+    @property
+    def lengths(self) -> list[float]:
+        """Cost of each training example, in the unit of the batch budget."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the training data; a run resumes only on the same data."""
+        ...
+
+    def prepare(self, batch: Sequence[int], share: slice, epoch: int) -> list[Any]:
+        """Micro-batches of this process's share of a batch of training examples, on the CPU.
+
+        Depends on its arguments and the seed only; called from another thread.
+        """
+        ...
+
+    def weight(self, micro: Any) -> float:
+        """Number of target units that the loss sums over."""
+        ...
+
+    def split(self, micro: Any) -> list[Any]:
+        """The micro-batch as two halves, or as itself if it cannot be split."""
+        ...
+
+    def loss(self, micro: Any, device: torch.device) -> torch.Tensor:
+        """Sum of the loss over the micro-batch's target units."""
+        ...
+
+    def describe(self, indices: Sequence[int]) -> str:
+        """Names of training examples, for messages."""
+        ...
+
+    @property
+    def validation_size(self) -> int:
+        """Number of validation examples."""
+        ...
+
+    def validate(self, indices: Sequence[int], device: torch.device) -> list[Any]:
+        """One picklable record for each of these validation examples."""
+        ...
+
+    def summarize(self, records: Sequence[Any]) -> dict[str, float | None]:
+        """Metrics of validation records, `metric` among them."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the model as a plain Hugging Face checkpoint."""
+        ...
+
+
+def comparable(metrics: Mapping[str, Any], name: str) -> float:
+    """A metric by which two scores of one set are compared: where it is undefined, since nothing
+    is said in the whole set, the words emitted there take its place.
+    """
+    value = metrics[name]
+    return float(metrics["hallucinated_words"] if value is None else value)
+
+
+class Carrier(Protocol):
+    """A model with what belongs to it (tokenizer, labels, ...)."""
+
+    base: Base
+
+    def save(self, folder: Path, form: str, adapted: Any = None) -> None:
+        """Write it in one of the forms of `networks`."""
+        ...
+
+
+class StagedTask(ABC):
+    """What tasks have in common: stages, adapters, regularisers, rehearsal, saving.
+
+    `carrier` holds the model with what belongs to it (tokenizer, labels, ...) and writes it; `host`
+    is the Hugging Face model in which adapters sit.
+    """
+
+    lengths: list[float]
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        model: Any,
+        layout: Layout,
+        host: Any,
+        stages: Sequence[Stage],
+        config: Config,
+    ):
+        self.carrier, self.model, self.layout, self.host = carrier, model, layout, host
+        self.stages, self.config = stages, config
+        self.stage, self.frozen = stages[0], None  # type: Stage, int | None
+        self.adapted: Any = None
+        for stage in stages:
+            stage.frozen_layers(layout.depth)  # refuses what the backbone does not have
+        if self.form != "full":  # what is saved is of use on these very weights only
+            carrier.base = replace(carrier.base, digest=encoder_digest(host))
+        transfer = config.transfer
+        if transfer.dropout is not None:
+            set_dropout([m for level in layout.levels for m in level], transfer.dropout)
+        self.penalty: L2SP | None = None
+        if transfer.l2sp or transfer.l2sp_new:
+            levels = range(len(layout.levels))
+            source = [p for level in levels for p in layout.parameters(level)]
+            self.penalty = L2SP(
+                source, layout.new_parameters(), alpha=transfer.l2sp, beta=transfer.l2sp_new
+            )
+
+    def begin(self, stage: Stage, device: torch.device) -> None:
+        """Freeze what the stage freezes, put in its adapter, compute what is cached for it."""
+        self.stage, self.frozen = stage, stage.frozen_layers(self.layout.depth)
+        freeze(self.model, self.layout, self.frozen)
+        if self.frozen is not None and self.config.transfer.cache == "disk":
+            self._open_stores(self.frozen, device)
+        else:
+            self._close_stores()
+        if stage.adapter is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.config.runtime.seed)
+                self.adapted = add_adapter(
+                    self.host, stage.adapter, model_id=self.carrier.base.model_id
+                )
+            self.model.to(device)
+            for module in self.layout.new:
+                module.requires_grad_(True)  # peft freezes all but the adapter
+            for module in frozen_modules(self.layout, self.frozen):
+                module.requires_grad_(False)
+
+    def end(self, *, last: bool) -> None:
+        """Leave the stage; unless it was the last, the next one starts from plain weights."""
+        if not last:
+            self.merge()
+
+    def merge(self) -> None:
+        """Fold an adapter into the weights."""
+        if self.adapted is not None:
+            merge_adapter(self.adapted)
+            self.adapted = None
+
+    def train_mode(self) -> None:
+        """Training mode, but for what is frozen."""
+        set_training(self.model, self.layout, self.frozen)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups of what the stage trains, with their peak rates."""
+        decay = self.config.train.weight_decay
+        return parameter_groups(self.model, self.layout, self.stage, decay)
+
+    def plan(self, budget: float, *, seed: Sequence[int], epoch: int) -> list[list[int]]:
+        """Batches of an epoch's training examples, each within a budget of `lengths`."""
+        examples = self.epoch(epoch)
+        return plan_epoch(self.lengths, budget, seed=seed, epoch=epoch, examples=examples)
+
+    def plan_with(
+        self, targets: int, budget: float, *, seed: Sequence[int], epoch: int
+    ) -> list[list[int]]:
+        """Batches of the first `targets` examples, and of those behind them if there are any."""
+        share = rehearsal_share(self.config)
+        if targets == len(self.lengths) or not share:
+            return StagedTask.plan(self, budget, seed=seed, epoch=epoch)
+        return plan_mixed(self.lengths, targets, share, budget, seed=seed, epoch=epoch)
+
+    def epoch_of(self, targets: int, rehearsals: int, epoch: int) -> Sequence[int]:
+        """All target examples, and as many rehearsal examples (numbered behind them) as asked."""
+        share = rehearsal_share(self.config)
+        if not rehearsals or not share:
+            return range(targets)
+        wanted = rehearsal_count(targets, share)
+        order = np.random.default_rng([self.config.runtime.seed, 1]).permutation(rehearsals)
+        # One long walk through the rehearsal set, so that all of it is used before any repeats.
+        walk = np.arange(epoch * wanted, (epoch + 1) * wanted) % rehearsals
+        return [*range(targets), *(targets + int(i) for i in order[walk])]
+
+    @property
+    def form(self) -> str:
+        """The smallest form that holds the result; see `networks`."""
+        native = isinstance(self.model, Network) and self.model.head is None
+        whole = not self.carrier.base.is_portable or self.config.transfer.merge_adapter or native
+        tuned = [stage for stage in self.stages if stage.frozen != "all"]
+        if whole or any(stage.adapter is None for stage in tuned):
+            return "full"
+        if not tuned:
+            return "head" if isinstance(self.model, Network) else "full"
+        return "adapter" if tuned == [self.stages[-1]] else "full"
+
+    def save(self, folder: Path) -> None:
+        """Write the model in its smallest form; an adapter is merged afterwards."""
+        if self.form != "adapter":
+            self.merge()
+        self.carrier.save(folder, self.form, self.adapted)
+        self.merge()
+
+    @abstractmethod
+    def epoch(self, epoch: int) -> Sequence[int]:
+        """Training examples of an epoch."""
+
+    @abstractmethod
+    def _open_stores(self, frozen: int, device: torch.device) -> None:
+        """Compute what the frozen layers give, or find it in the cache."""
+
+    @abstractmethod
+    def _close_stores(self) -> None:
+        """Read inputs again instead of cached activations."""
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first few names and how many more there are, for messages."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def network_layout(network: Network) -> Layout:
+    """The modules of a network from input to output."""
+    encoder = network.encoder
+    model = encoder.base if isinstance(encoder, TextEncoder) else encoder.model
+    fixed = [model.embed_positions] if getattr(encoder, "kind", "") == "whisper" else []
+    levels = [encoder.front, *([layer] for layer in encoder.layers)]
+    # Final norm and pooler belong with the last layer.
+    levels[-1] = [*levels[-1], *rest_of(model, [m for level in levels for m in level])]
+    new: list[torch.nn.Module] = []
+    if network.head is not None:
+        new = [network.head]
+    elif isinstance(encoder, TextEncoder):
+        new = rest_of(encoder.model, [encoder.base])
+    return Layout(levels, encoder.depth, new, fixed)
+
+
+def whisper_layout(model: Any) -> Layout:
+    """The modules of a Whisper from input to output: encoder, then decoder."""
+    encoder, decoder = SpeechEncoder(model.get_encoder()), model.get_decoder()
+    levels: list[list[torch.nn.Module]] = [encoder.front, *([x] for x in encoder.layers)]
+    levels[-1] = [*levels[-1], encoder.model.layer_norm]
+    levels += [[decoder.embed_tokens, decoder.embed_positions], *([x] for x in decoder.layers)]
+    levels[-1] = [*levels[-1], decoder.layer_norm]
+    return Layout(levels, encoder.depth, [], [encoder.model.embed_positions])
+
+
+def refuse_objective(stages: Sequence[Stage], task: str) -> None:
+    """Contrastive stages are for classifiers, short contexts for Whisper alone."""
+    for stage in stages:
+        if stage.objective == "contrastive":
+            raise UserError(
+                f"transfer.stages: objective: contrastive is for classes, not for {task}."
+            )
+        if stage.objective == "short_context":
+            raise UserError(
+                f"transfer.stages: objective: short_context is a transfer of its own, of a Whisper "
+                f"with its decoder; it cannot be combined with {task}."
+            )
+
+
+def plan_epoch(
+    lengths: Sequence[float],
+    budget: float,
+    *,
+    seed: int | Sequence[int],
+    epoch: int,
+    examples: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """Batches of example indices for one epoch, each within the budget, padding counted.
+
+    Examples are shuffled, sorted by length within windows of at most 50 batches' worth (a quarter
+    of the epoch, if that is less), cut into batches, and the batches shuffled: batches hold
+    examples of like length and still differ by epoch. Every one of `examples` (by default all)
+    occurs exactly once; one longer than the budget is a batch of its own.
+    """
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    rng = np.random.default_rng([*seeds, epoch])
+    order = rng.permutation(len(lengths) if examples is None else np.asarray(examples, int))
+    mean = float(np.mean(lengths)) if len(lengths) else 1.0
+    # Sorted whole, a small set would give nearly the same batches in every epoch.
+    window = max(1, int(min(50 * budget / mean, max(budget / mean, len(order) / 4))))
+    batches: list[list[int]] = []
+    for start in range(0, len(order), window):
+        batch: list[int] = []
+        longest = 0.0
+        for index in sorted(order[start : start + window], key=lambda i: lengths[i]):
+            length = max(longest, lengths[index])
+            if batch and (len(batch) + 1) * length > budget * (1 + 1e-9):
+                batches.append(batch)
+                batch, length = [], lengths[index]
+            batch.append(int(index))
+            longest = length
+        batches.append(batch)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def plan_mixed(
+    lengths: Sequence[float],
+    targets: int,
+    share: float,
+    budget: float,
+    *,
+    seed: Sequence[int],
+    epoch: int,
+) -> list[list[int]]:
+    """Batches of an epoch that all hold some rehearsal: of the budget, `share` is for examples
+    numbered from `targets` on.
+
+    So every step moves towards the target and holds the source at once. Every target example
+    occurs once; the rehearsal's are walked through, round after round, over the epochs.
+    """
+    plan = plan_epoch(lengths[:targets], budget * (1 - share), seed=seed, epoch=epoch)
+
+    def rehearsed(number: int) -> list[list[int]]:
+        return plan_epoch(lengths[targets:], budget * share, seed=[*seed, 1], epoch=number)
+
+    rounds = {0: rehearsed(0)}
+    each = len(rounds[0])
+    for position, batch in enumerate(plan):
+        number, place = divmod(epoch * len(plan) + position, each)
+        if number not in rounds:
+            rounds[number] = rehearsed(number)
+        chosen = rounds[number][place % len(rounds[number])]
+        batch += [targets + index for index in chosen]
+    return plan

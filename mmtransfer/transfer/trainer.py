@@ -1,0 +1,597 @@
+"""The training loop, on Accelerate, for every task and every stage.
+
+One optimiser step takes one planned batch. Each process takes its share of it as micro-batches;
+the loss is summed over target units and divided by their number over all processes, so that the
+gradient does not depend on how the batch was cut or on how many processes there are. Gradients are
+summed in one collective after the last backward pass. Everything random is a function of seed,
+epoch, step and example, so a run that resumes from a checkpoint repeats the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from mmtransfer.cache import atomic_path
+from mmtransfer.config import Config
+from mmtransfer.errors import UserError
+from mmtransfer.progress import TrainingProgress
+from mmtransfer.runtime import is_out_of_memory
+from mmtransfer.transfer.resume import (
+    read_checkpoint,
+    read_position,
+    read_weights,
+    write_checkpoint,
+    write_weights,
+)
+from mmtransfer.transfer.stages import SourcePath, Stage
+from mmtransfer.transfer.task import Task, comparable
+
+logger = logging.getLogger(__name__)
+_SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the way from the source's weights, that are tried
+_SPENT = 0.003  # of the validation metric, for keeping more of the source
+
+
+class Interrupted(Exception):  # noqa: N818 - an event, not an error
+    """The run was asked to stop and has written a checkpoint."""
+
+    def __init__(self, step: int, signal_number: int):
+        super().__init__(f"stopped at step {step}; a checkpoint is written, --resume continues")
+        self.step = step
+        self.exit_code = 128 + signal_number
+
+
+@dataclass
+class TrainState:
+    """Where a run stands, beside weights and optimiser."""
+
+    stage: int = 0
+    offset: int = 0
+    """Steps of earlier stages."""
+    step: int = 0
+    """Steps of this stage."""
+    epoch: int = 0
+    batch: int = 0
+    """Batches of this epoch that are done."""
+    best: float | None = None
+    """Best validation score; None before the first evaluation."""
+    best_tie: float = 0.0
+    """Its value of the metric that decides between equal scores; lower is better."""
+    best_step: int = 0
+    """Its step, counted over all stages."""
+    evaluations_since_best: int = 0
+    seconds: float = 0.0
+    """Wall-clock training time, over all sessions of the run."""
+    units: float = 0.0
+    """Audio seconds or tokens (what the task counts) trained on."""
+    splits: int = 0
+    """How often micro-batches are halved, after running out of memory."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a stage cost and where its best weights come from."""
+
+    steps: int
+    epochs: float
+    best_step: int
+    best: float | None
+    best_tie: float
+    metric: str
+    seconds: float
+    units: float
+    early_stopped: bool
+    trained_parameters: int
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one acts at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # signals can only be handled in the main thread
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        logger.warning("stopping after this step, to write a checkpoint")
+
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def train_stages(
+    task: Task,
+    stages: Sequence[Stage],
+    config: Config,
+    accelerator: Accelerator,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+) -> list[TrainResult]:
+    """Train the stages of a transfer one after the other; leaves the best weights in the model.
+
+    A stage starts from the best weights of the one before and, if it trains the task's own loss,
+    does not end below them on the validation data.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; a checkpoint is written.
+        UserError: a loss that is not finite, no memory for a single example, or a checkpoint of
+            another run.
+    """
+    folder = run_dir / "checkpoints"
+    finished = folder / "stages.json"
+    results: list[TrainResult] = []
+    state = TrainState()
+    saved = read_position(folder / "last") if resume else None
+    first = int(saved["stage"]) if saved is not None else 0
+    if first:
+        rows = json.loads(finished.read_text(encoding="utf-8"))[:first]
+        results = [TrainResult(**row) for row in rows]
+        read_weights(folder / f"stage-{first}.safetensors", task.model)
+    for stage in stages[first:]:
+        state = TrainState(
+            stage=stage.number,
+            offset=sum(result.steps for result in results),
+            splits=state.splits,
+        )
+        if results and stages[stage.number - 1].objective == "target":
+            before = results[-1]
+            state.best, state.best_tie = before.best, before.best_tie
+            state.best_step = before.best_step
+        if len(stages) > 1:
+            logger.info("stage %d of %d", stage.number + 1, len(stages))
+        trainer = Trainer(task, stage, config, accelerator, run_dir, state)
+        results.append(trainer.run(resume=saved is not None and saved["stage"] == stage.number))
+        state = trainer.state
+        last = stage is stages[-1]
+        task.end(last=last)
+        accelerator.free_memory()
+        if accelerator.is_main_process and not last:
+            write_weights(folder / f"stage-{stage.number + 1}.safetensors", task.model)
+            with atomic_path(finished) as part:
+                part.write_text(json.dumps([asdict(row) for row in results]), encoding="utf-8")
+        accelerator.wait_for_everyone()
+    return results
+
+
+def evaluate_task(task: Task, accelerator: Accelerator) -> dict[str, float | None]:
+    """Validation metrics; each process scores its share, all get the same result."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = list(range(task.validation_size))[rank::world]
+    records = task.validate(mine, accelerator.device) if mine else []
+    pairs = gather_object(list(zip(mine, records, strict=True)))
+    ordered = [record for _, record in sorted(pairs, key=lambda pair: pair[0])]
+    return task.summarize(ordered)
+
+
+def go_back(
+    task: Task, path: SourcePath, wanted: float | str, best: float, accelerator: Accelerator
+) -> float:
+    """Put weights between the source's and the tuned ones into the model; returns the share of the
+    way.
+
+    `wanted` is that share, or auto: the smallest that scores within 0.003 of `best`, the tuned
+    weights' validation score.
+    """
+    path.close(task.model)
+    if wanted != "auto":
+        path.go(float(wanted))
+        return float(wanted)
+    sign = -1 if task.higher_is_better else 1
+    for share in _SHARES:
+        path.go(share)
+        score = comparable(evaluate_task(task, accelerator), task.metric)
+        logger.info("at %g of the way from the source: %s %.4f", share, task.metric, score)
+        if sign * (score - best) <= _SPENT:
+            return share
+    path.go(1.0)
+    return 1.0
+
+
+class Trainer:
+    """Trains one stage of a task into a run folder; see the module's docstring for how."""
+
+    def __init__(
+        self,
+        task: Task,
+        stage: Stage,
+        config: Config,
+        accelerator: Accelerator,
+        run_dir: Path,
+        state: TrainState | None = None,
+    ):
+        self.task, self.stage, self.config, self.runtime = task, stage, config.train, config.runtime
+        self.accelerator, self.run_dir = accelerator, run_dir
+        self.checkpoint = run_dir / "checkpoints" / "last"
+        self.best_weights = run_dir / "checkpoints" / f"best-{stage.number}.safetensors"
+        self.metrics_path = run_dir / "metrics.jsonl"
+        self.state = state or TrainState(stage=stage.number)
+        self._fixed = {
+            name: getattr(config, name).model_dump(mode="json")
+            for name in ("train", "transfer", "head", "augment")
+        }
+        self._seed = (config.runtime.seed, stage.number)
+        task.model.to(accelerator.device)
+        with accelerator.main_process_first():  # the others find its cached activations
+            task.begin(stage, accelerator.device)
+        self._budget = task.batch_budget * self.config.gradient_accumulation
+        self._budget *= accelerator.num_processes
+        self._plans: dict[int, list[list[int]]] = {}
+        self.total_steps = self._count_steps()
+        groups = task.parameter_groups()
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        fused = accelerator.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(groups, fused=fused)
+        self.optimizer: Any = accelerator.prepare(optimizer)
+
+    # --- plan ---------------------------------------------------------------------------------
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        if epoch not in self._plans:
+            # Two are kept: batches are prepared ahead, across the end of an epoch.
+            self._plans = {e: plan for e, plan in self._plans.items() if e == epoch - 1}
+            self._plans[epoch] = self.task.plan(self._budget, seed=self._seed, epoch=epoch)
+        return self._plans[epoch]
+
+    def _count_steps(self) -> int:
+        if self.stage.steps is not None:
+            return self.stage.steps
+        epochs = self.stage.epochs or 1.0
+        # The number of batches can differ by a few between epochs, so they are counted.
+        whole = int(epochs)
+        steps = sum(len(self._batches(epoch)) for epoch in range(whole))
+        if epochs > whole:
+            steps += math.ceil((epochs - whole) * len(self._batches(whole)))
+        return max(1, steps)
+
+    def _upcoming(self) -> Iterator[tuple[int, int, list[int]]]:
+        """(epoch, batch, indices) of every step from the state's position on."""
+        epoch, batch = self.state.epoch, self.state.batch
+        for _ in range(self.state.step, self.total_steps):
+            while batch >= len(self._batches(epoch)):
+                epoch, batch = epoch + 1, 0
+            yield epoch, batch, self._batches(epoch)[batch]
+            batch += 1
+
+    def _prepared(self) -> Iterator[tuple[int, int, list[int], list[Any]]]:
+        """Steps with this process's micro-batches, prepared ahead by worker threads."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        waiting: list[tuple[int, int, list[int], Future[list[Any]]]] = []
+        workers = max(1, self.config.workers)
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for epoch, batch, indices in self._upcoming():
+                    share = slice(rank, None, world)
+                    job = pool.submit(self.task.prepare, indices, share, epoch)
+                    waiting.append((epoch, batch, indices, job))
+                    if len(waiting) > workers:
+                        *step, job = waiting.pop(0)
+                        yield (*step, job.result())  # type: ignore[misc]
+                for *step, job in waiting:
+                    yield (*step, job.result())  # type: ignore[misc]
+            finally:
+                for *_, job in waiting:
+                    job.cancel()
+
+    def rate(self, step: int) -> float:
+        """Share of the peak rates in the step with that number, from 0: linear warm-up, then the
+        schedule.
+        """
+        warmup = min(self.stage.warmup_steps, self.total_steps // 2)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1, self.total_steps - warmup)
+        if self.stage.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 1 - progress if self.stage.schedule == "linear" else 1.0
+
+    # --- one step -----------------------------------------------------------------------------
+
+    def _step(self, step: int, indices: list[int], micros: list[Any]) -> tuple[float, float]:
+        """Forward, backward and update; returns the mean loss and the gradient norm."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * self.rate(step)
+        for _ in range(self.state.splits):
+            micros = [half for micro in micros for half in self.task.split(micro)]
+        device = self.accelerator.device
+        # As a float also where this process has no example of the batch.
+        own = float(sum(self.task.weight(micro) for micro in micros))
+        weight = torch.tensor(own, device=device)
+        total = float(self.accelerator.reduce(weight, "sum"))
+        while True:
+            try:
+                loss_sum = self._backward(step, micros, total)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the except block, so that the traceback no longer holds the tensors.
+            micros = self._halve(step, indices, micros)
+        loss = float(self.accelerator.reduce(loss_sum, "sum")) / max(total, 1.0)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"Loss is {loss} at step {step + 1} on the batch: {self.task.describe(indices)}. "
+                "Lower train.learning_rate, or look at these examples."
+            )
+        self._sum_gradients()
+        if self.task.penalty is not None:
+            self.task.penalty.add_gradient()
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        norm = float(norm)
+        if not math.isfinite(norm) and self.accelerator.scaler is None:
+            raise UserError(
+                f"Gradient norm is {norm} at step {step + 1} on the batch: "
+                f"{self.task.describe(indices)}. Lower train.learning_rate."
+            )
+        self.optimizer.step()
+        return loss, norm
+
+    def _backward(self, step: int, micros: list[Any], total: float) -> torch.Tensor:
+        self.optimizer.zero_grad()
+        rank = self.accelerator.process_index
+        # Dropout depends on seed, step and process only, so resuming needs no generator states.
+        torch.manual_seed(hash((*self._seed, step, rank)) % 2**63)
+        loss_sum = torch.zeros((), device=self.accelerator.device)
+        for micro in micros:
+            with self.accelerator.autocast():
+                loss = self.task.loss(micro, self.accelerator.device)
+            self.accelerator.backward(loss / max(total, 1.0))
+            loss_sum += loss.detach()
+        return loss_sum
+
+    def _halve(self, step: int, indices: list[int], micros: list[Any]) -> list[Any]:
+        self.optimizer.zero_grad()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        halves = [half for micro in micros for half in self.task.split(micro)]
+        if len(halves) == len(micros):
+            raise UserError(
+                f"Out of memory at step {step + 1} with a single example at a time: "
+                f"{self.task.describe(indices)}. Use shorter clips, "
+                "train.gradient_checkpointing: true, or a smaller model."
+            )
+        self.state.splits += 1
+        logger.warning(
+            "out of memory at step %d: micro-batches are halved; batches stay the same", step + 1
+        )
+        return halves
+
+    def _sum_gradients(self) -> None:
+        """Add up gradients over processes, in one collective of one flat tensor."""
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is None:  # this process had no example in the batch
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        parts = self.accelerator.reduce(flat, "sum").split([g.numel() for g in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    # --- evaluation ---------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float | None]:
+        """Validation metrics, the same in every process."""
+        return evaluate_task(self.task, self.accelerator)
+
+    def _evaluate_and_keep_best(self) -> dict[str, float | None]:
+        metrics = self.evaluate()
+        if self.stage.objective == "contrastive":
+            return metrics  # the head is not trained, so the score says nothing
+        value = comparable(metrics, self.task.metric)
+        tie = comparable(metrics, self.task.tie_metric)
+        state, sign = self.state, 1 if self.task.higher_is_better else -1
+        # On a small validation set many weights score the same.
+        if state.best is None or (sign * value, -tie) > (sign * state.best, -state.best_tie):
+            state.best, state.best_tie = value, tie
+            state.best_step = state.offset + state.step
+            state.evaluations_since_best = 0
+            self._keep_best()
+        else:
+            state.evaluations_since_best += 1
+        return metrics
+
+    def _keep_best(self) -> None:
+        if self.accelerator.is_main_process:
+            write_weights(self.best_weights, self.task.model, trained_only=True)
+
+    # --- checkpoints --------------------------------------------------------------------------
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same for a run to resume."""
+        return {
+            **self._fixed,
+            "seed": self.runtime.seed,
+            "data": self.task.fingerprint,
+            "processes": self.accelerator.num_processes,
+        }
+
+    def save_checkpoint(self) -> None:
+        """Weights, optimiser and position, written by the main process."""
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            optimizer = {
+                "optimizer": self.optimizer.optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            }
+            write_checkpoint(
+                self.checkpoint,
+                self.task.model,
+                optimizer,
+                state=asdict(self.state),
+                settings=self._settings(),
+            )
+        self.accelerator.wait_for_everyone()
+
+    def load_checkpoint(self) -> bool:
+        """Continue from the run folder's checkpoint; False if it has none.
+
+        Raises:
+            UserError: the checkpoint belongs to other settings or other data.
+        """
+        if not self.checkpoint.is_dir():
+            return False
+        optimizer, state = read_checkpoint(
+            self.checkpoint, self.task.model, settings=self._settings()
+        )
+        self.optimizer.optimizer.load_state_dict(optimizer["optimizer"])
+        self.task.model.to(self.accelerator.device)
+        if optimizer["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(optimizer["scaler"])
+        self.state = TrainState(**state)
+        return True
+
+    def load_best(self) -> None:
+        """Put the weights of the best evaluation into the model."""
+        if self.best_weights.is_file():
+            read_weights(self.best_weights, self.task.model)
+
+    # --- metrics ------------------------------------------------------------------------------
+
+    def _log(self, values: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def _forget_metrics_after(self, step: int) -> None:
+        """Drop what a killed run logged after its last checkpoint; resuming logs it again."""
+        if not self.accelerator.is_main_process or not self.metrics_path.exists():
+            return
+        kept = []
+        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:
+                break  # the process was killed in the middle of this line
+        with atomic_path(self.metrics_path) as part:
+            part.write_text("".join(kept), encoding="utf-8")
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def run(self, *, resume: bool = False) -> TrainResult:
+        """Train the stage to its end; leaves the best weights in the model.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM; a checkpoint is written.
+            UserError: a loss that is not finite, no memory for a single example, or a checkpoint
+                of another run.
+        """
+        if resume and self.load_checkpoint():
+            logger.info("resuming at step %d of %d", self.state.step, self.total_steps)
+        elif self.state.best is not None:
+            self._keep_best()  # the weights that the stage before ended with
+        self._forget_metrics_after(self.state.offset + self.state.step)
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), _stop_signals() as signals:
+            stopped_early = self._loop(signals)
+        self.load_best()
+        state = self.state
+        return TrainResult(
+            steps=state.step,
+            epochs=round(state.epoch + state.batch / len(self._batches(state.epoch)), 3),
+            best_step=state.best_step,
+            best=state.best,
+            best_tie=state.best_tie,
+            metric=self.task.metric,
+            seconds=round(state.seconds, 2),
+            units=round(state.units, 2),
+            early_stopped=stopped_early,
+            trained_parameters=sum(p.numel() for p in self.parameters),
+        )
+
+    def _loop(self, signals: list[int]) -> bool:
+        state, config = self.state, self.config
+        checkpoint_every = config.checkpoint_every
+        self.task.train_mode()
+        started = time.monotonic() - state.seconds
+        progress = TrainingProgress(
+            self.total_steps,
+            state.step,
+            unit=self.task.unit,
+            enabled=self.accelerator.is_main_process,
+        )
+        with progress:
+            for epoch, batch, indices, micros in self._prepared():
+                if self._patience_is_over():
+                    return True
+                loss, norm = self._step(state.step, indices, micros)
+                state.step += 1
+                state.epoch, state.batch = epoch, batch + 1
+                lengths = self.task.lengths
+                state.units += sum(lengths[index] for index in indices)
+                state.seconds = time.monotonic() - started
+                values = {
+                    "step": state.offset + state.step,
+                    "stage": state.stage,
+                    "epoch": epoch,
+                    "loss": loss,
+                    "learning_rate": self.stage.learning_rate * self.rate(state.step - 1),
+                    "grad_norm": norm,
+                    "seconds": round(state.seconds, 3),
+                }
+                if self.task.penalty is not None:
+                    values["penalty"] = float(self.task.penalty.penalty())
+                self._log(values)
+                last = state.step == self.total_steps
+                epoch_done = state.batch == len(self._batches(epoch))
+                every = config.evaluate_every
+                evaluate = last or (state.step % every == 0 if every else epoch_done)
+                if evaluate:
+                    metrics = self._evaluate_and_keep_best()
+                    state.seconds = time.monotonic() - started
+                    self._log(
+                        {
+                            "step": state.offset + state.step,
+                            "stage": state.stage,
+                            "epoch": epoch,
+                        }
+                        | {f"validation_{name}": value for name, value in metrics.items()}
+                    )
+                    progress.evaluated(self.task.metric, metrics[self.task.metric])
+                    self.task.train_mode()
+                progress.step(loss, state.units / max(state.seconds, 1e-9))
+                stop = self._agreed_stop(signals)
+                due = state.step % checkpoint_every == 0 if checkpoint_every else evaluate
+                if (due and not last) or stop:
+                    self.save_checkpoint()
+                if stop:
+                    raise Interrupted(state.step, stop)
+        return False
+
+    def _patience_is_over(self) -> bool:
+        patience = self.config.patience
+        return bool(patience) and self.state.evaluations_since_best >= patience
+
+    def _agreed_stop(self, signals: list[int]) -> int:
+        """The signal that any process received, so that all stop at the same step."""
+        mine = signals[0] if signals else 0
+        if self.accelerator.num_processes == 1:
+            return mine
+        return max(gather_object([mine]))
+
+    def from_main_process(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        return broadcast_object_list([value])[0]

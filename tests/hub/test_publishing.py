@@ -1,0 +1,495 @@
+"""Publishing and loading over HTTP, against a stand-in for the Hub.
+
+The Hub's address is read when huggingface_hub is imported, so whatever talks to it runs in a child
+process, several models in each, because starting one takes seconds.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import (
+    child_environment,
+    random_text_model,
+    random_wave_model,
+    write_dataset,
+    write_text_backbone,
+)
+from hub_server import Hub
+
+TOKEN = "hf_of_this_test"
+WORDS = ["good", "bad", "fine", "awful", "harbour", "gate", "crane", "news", "today", "opened"]
+TEXTS = ["good news today", "the crane is awful", "gate opened", "bad bad harbour news today fine"]
+
+TRAIN = """
+import json, sys
+from mmtransfer import runs
+from mmtransfer.config import build_config
+
+for values in json.load(sys.stdin):
+    runs.train(build_config(values))
+"""
+
+# Every output as a digest of its bytes: equal digests are equal bits.
+OUTPUTS = """
+import hashlib, json, sys
+import numpy as np, torch
+import mmtransfer
+from mmtransfer.text.classifier import TextModel
+
+asked = json.load(sys.stdin)
+torch.set_num_threads(1)
+noise = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
+digest = lambda array: hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+found = {}
+for name, source, revision in asked["models"]:
+    model = mmtransfer.load(source, revision=revision)
+    if isinstance(model, TextModel):
+        encoded = model.encode(asked["texts"], [None] * len(asked["texts"]))
+        logits = model.encoded_logits(encoded, device="cpu")
+        rest = [vars(prediction) for prediction in model.predict(asked["texts"])]
+    else:
+        hypotheses = mmtransfer.Recognizer(model).transcribe([noise, noise[:9_000]])
+        rest = [[h.text, h.tokens, h.avg_logprob] for h in hypotheses]
+        with torch.inference_mode():
+            if hasattr(model, "symbols"):
+                mask = model.mask([1.5], 1.5)
+                logits = model.network(model.inputs([noise], 1.5), mask).numpy()
+            else:
+                prompt = torch.tensor([model.prompt(timestamps=False)])
+                features = model.features([noise], 30.0)
+                logits = model.model(features, decoder_input_ids=prompt).logits.numpy()
+    found[name] = {"logits": digest(logits), "shape": list(logits.shape), "rest": rest}
+json.dump(found, sys.stdout)
+"""
+
+PLAIN = """
+import json, sys
+import torch
+from peft import PeftModel
+from transformers import AutoModel, AutoTokenizer, pipeline
+import mmtransfer
+
+texts = json.load(sys.stdin)
+batch = AutoTokenizer.from_pretrained("user/adapter")(texts, padding=True, return_tensors="pt")
+ours = mmtransfer.load("user/adapter").network.encoder.model
+base = AutoModel.from_pretrained("someone/text", revision=sys.argv[1]).eval()
+with torch.inference_mode():
+    expected = ours(**batch).last_hidden_state
+    before = base(**batch).last_hidden_state
+    found = PeftModel.from_pretrained(base, "user/adapter").eval()(**batch).last_hidden_state
+classify = pipeline("text-classification", model="user/native", top_k=None)
+model = mmtransfer.load("user/native")
+logits = model.encoded_logits(model.encode(texts, [None] * len(texts)), device="cpu")
+shares = torch.from_numpy(logits).softmax(-1)
+json.dump({
+    "distance": (found - expected).abs().max().item(),
+    "moved": (before - expected).abs().max().item(),
+    "pipeline": [{row["label"]: row["score"] for row in rows} for rows in classify(texts)],
+    "ours": [dict(zip(model.labels, row.tolist())) for row in shares],
+}, sys.stdout)
+"""
+
+# Runs the command line several times, with whatever any library writes to either stream.
+COMMANDS = """
+import json, os, sys, tempfile, traceback
+from mmtransfer.cli import main
+
+results = []
+inherited = dict(os.environ)
+answer = os.fdopen(os.dup(1), "w")
+for environment, argv in json.load(sys.stdin):
+    os.environ.update(inherited | environment)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        try:
+            code = main(argv)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode())
+    results.append([code, *texts])
+json.dump(results, answer)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub():
+    served = Hub(TOKEN)
+    yield served
+    served.close()
+    assert not served.unserved
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A user's folder without any download in it."""
+    return tmp_path / "home"
+
+
+def environment(hub_address: str, home: Path) -> dict[str, str]:
+    inherited = {k: v for k, v in child_environment().items() if not k.startswith("HF_")}
+    return inherited | {
+        "HF_ENDPOINT": hub_address,
+        "HF_HOME": str(home),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+
+
+def python(program: str, given, hub_address: str, home: Path, *arguments: str) -> str:
+    """Standard output of a program in a fresh process."""
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        input=json.dumps(given),
+        env=environment(hub_address, home),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def commands(given: list, hub_address: str, home: Path) -> list:
+    """(exit code, output, error output) of command lines, each with changes to the environment."""
+    return json.loads(python(COMMANDS, given, hub_address, home))
+
+
+def outputs(models: list, hub: Hub, home: Path) -> dict:
+    """Outputs by name of (name, source, revision)."""
+    return json.loads(python(OUTPUTS, {"models": models, "texts": TEXTS}, hub.endpoint, home))
+
+
+def text_base(folder: Path, seed: int) -> Path:
+    import torch
+
+    write_text_backbone(folder)
+    model = random_text_model("bert", layers=2)
+    torch.manual_seed(seed)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def wave_base(folder: Path) -> Path:
+    from transformers import Wav2Vec2FeatureExtractor
+
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    random_wave_model("wav2vec2").save_pretrained(folder)
+    return folder
+
+
+def write_texts(path: Path, count: int, start: int = 0) -> str:
+    rows = [
+        json.dumps({"text": f"{word} {WORDS[4 + i % 5]} number {i}", "label": word})
+        for i, word in ((i, WORDS[i % 3]) for i in range(start, start + count))
+    ]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return str(path)
+
+
+FORMS = {
+    "full": ("full", {"preset": "end_to_end"}, {"layers": "all", "pooling": "attention"}),
+    "native": ("full", {"preset": "end_to_end"}, {"type": "native"}),
+    "adapter": ("adapter", {"preset": "lora"}, {"batch_norm": True}),
+    "head": ("head", {"preset": "feature"}, {"conv_layers": 1}),
+    "whisper": ("full", {"preset": "end_to_end"}, {}),
+    "whisper-adapter": ("adapter", {"preset": "lora"}, {}),
+    "ctc": ("head", {"preset": "feature"}, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def bases(hub, random_whisper, tmp_path_factory):
+    """Commits of the bases on the stand-in: what transfers start from, and a later one."""
+    folder = tmp_path_factory.mktemp("bases")
+    return {
+        "someone/text": hub.put("someone/text", text_base(folder / "text", 1)),
+        "someone/whisper": hub.put("someone/whisper", random_whisper),
+        "someone/wave": hub.put("someone/wave", wave_base(folder / "wave")),
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(hub, bases, tmp_path_factory):
+    """Finished runs of every form, trained from the stand-in's bases, which change afterwards."""
+    folder = tmp_path_factory.mktemp("machine")
+    texts = {
+        "train": write_texts(folder / "train.jsonl", 24),
+        "validation": write_texts(folder / "validation.jsonl", 6, start=100),
+    }
+    speech = {
+        "train": str(write_dataset(folder / "train", ["gate one", "go", "all clear", "stop"])),
+        "validation": str(write_dataset(folder / "validation", ["gate", "clear"])),
+        "rehearsal": "none",
+    }
+    wanted = []
+    for name, (_, transfer, head) in FORMS.items():
+        is_text = name in ("full", "native", "adapter", "head")
+        source = "text" if is_text else "wave" if name == "ctc" else "whisper"
+        wanted.append(
+            {
+                "task": "sentiment" if is_text else "speech",
+                "source": f"someone/{source}",
+                "run_dir": str(folder / "runs" / name),
+                "data": texts if is_text else speech,
+                "transfer": transfer,
+                "head": head,
+                "train": {
+                    "steps": 4,
+                    "learning_rate": 1e-2,
+                    "warmup_steps": 1,
+                    "batch_seconds": 6,
+                    "full_context": 0.0,
+                },
+                "runtime": {"threads": 1, "device": "cpu"},
+            }
+        )
+    python(TRAIN, wanted, hub.endpoint, folder / "home")
+    hub.put("someone/text", text_base(folder / "later", 2))
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def published(hub, runs, tmp_path_factory):
+    """Answers of publishing every form as user/FORM, `head` in public."""
+    given = [
+        [{}, ["publish", str(runs / name), f"user/{name}", *["--public"] * (name == "head")]]
+        for name in FORMS
+    ]
+    home = tmp_path_factory.mktemp("publisher")
+    return dict(zip(FORMS, commands(given, hub.endpoint, home), strict=True))
+
+
+@pytest.fixture(scope="module")
+def expected(hub, runs, tmp_path_factory):
+    """Outputs of every run, read from its folder."""
+    models = [(name, str(runs / name), None) for name in FORMS]
+    return outputs(models, hub, tmp_path_factory.mktemp("reader"))
+
+
+def model_files(run: Path) -> dict[str, bytes]:
+    model = run / "model"
+    return {
+        path.relative_to(model).as_posix(): path.read_bytes()
+        for path in model.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_run_is_published_in_one_commit_and_in_private_unless_told(hub, runs, published, name):
+    code, out, err = published[name]
+    assert (code, err) == (0, "")
+    repository = hub.repositories[f"user/{name}"]
+    _, commit = repository.commits  # the first is the Hub's own
+    assert out == f"{hub.endpoint}/user/{name}/commit/{commit.oid}\n"
+    sent = dict(commit.files)
+    del sent[".gitattributes"]
+    assert sent == model_files(runs / name)
+    assert repository.private == (name != "head")
+    report = json.loads((runs / name / "report.json").read_text())
+    assert report["form"] == FORMS[name][0]
+    weights = {path for path in sent if path.endswith(".safetensors")}
+    assert weights == commit.large
+    assert ("model.safetensors" in weights) == (report["form"] == "full")
+
+
+def test_a_published_model_gives_the_outputs_of_its_run(hub, published, expected, home):
+    found = outputs([(name, f"user/{name}", None) for name in FORMS], hub, home)
+    for name in FORMS:
+        assert found[name] == expected[name], name
+    assert len({outcome["logits"] for outcome in found.values()}) == len(FORMS)
+
+
+def test_published_files_name_no_place_of_the_machine(hub, published, runs, tmp_path_factory):
+    private = [str(tmp_path_factory.getbasetemp()), os.environ["MMTRANSFER_CACHE"], str(runs)]
+    private += [str(Path.home() / ".cache"), "snapshots/", "models--", "127.0.0.1", TOKEN]
+    for name in FORMS:
+        for path, data in hub.repositories[f"user/{name}"].commits[-1].files.items():
+            assert not [place for place in private if place.encode() in data], f"{name}/{path}"
+
+
+def test_other_libraries_load_the_adapter_and_the_native_classifier(hub, published, bases, home):
+    found = json.loads(python(PLAIN, TEXTS, hub.endpoint, home, bases["someone/text"]))
+    assert found["distance"] < 1e-4 < found["moved"]
+    labels = set(WORDS[:3])
+    for plain, ours in zip(found["pipeline"], found["ours"], strict=True):
+        assert set(plain) == labels
+        assert plain == pytest.approx(ours, abs=1e-5)
+
+
+def test_the_card_of_an_adapter_names_its_base(hub, published):
+    card = hub.repositories["user/adapter"].commits[-1].files["README.md"].decode()
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert metadata["library_name"] == "peft"
+    assert metadata["base_model"] == "someone/text"
+    assert metadata["base_model_relation"] == "adapter"
+
+
+def test_a_dry_run_lists_the_files_and_sends_nothing(hub, runs, home):
+    hub.requests.clear()
+    given = [[{}, ["publish", str(runs / "head"), "user/dry", "--dry-run"]]]
+    ((code, out, err),) = commands(given, hub.endpoint, home)
+    assert (code, err, hub.requests) == (0, "", [])
+    sizes = {path: len(data) for path, data in model_files(runs / "head").items()}
+    assert out.splitlines() == [f"{path} {size}" for path, size in sorted(sizes.items())]
+
+
+def test_a_revision_gives_the_model_of_that_commit(hub, bases, runs, expected, home):
+    # The second form leaves files of the first one behind unless they are taken away: an adapter
+    # beside a whole model would be put into it by transformers.
+    given = [[{}, ["publish", str(runs / name), "user/moving"]] for name in ("adapter", "native")]
+    given.append(given[-1])
+    answers = commands(given, hub.endpoint, home)
+    assert [code for code, _, _ in answers] == [0, 0, 0], answers
+    _, first, second = hub.repositories["user/moving"].commits  # what did not change is no commit
+    assert answers[2][1] == answers[1][1] == f"{hub.endpoint}/user/moving/commit/{second.oid}\n"
+    assert {*second.files} == {*model_files(runs / "native"), ".gitattributes"}
+
+    hub.requests.clear()
+    models = [("adapter", "user/moving", first.oid), ("native", "user/moving", None)]
+    found = outputs(models, hub, home)
+    assert found == {name: expected[name] for name in ("adapter", "native")}
+    assert hub.revisions("user/moving") == [first.oid, second.oid]
+    assert hub.revisions("someone/text") == [bases["someone/text"]]
+    # Asked once, so that a commit in between does not give parts of two.
+    asked = [path for _, path in hub.requests if path.startswith("/api/models/user/moving/rev")]
+    assert asked == ["/api/models/user/moving/revision/main"]
+
+
+def copy_run(run: Path, folder: Path) -> Path:
+    shutil.copytree(run, folder)
+    return folder
+
+
+def change_metadata(run: Path, **values) -> Path:
+    path = run / "model" / "mmtransfer.json"
+    metadata = json.loads(path.read_text())
+    for key, value in values.items():
+        section, _, name = key.rpartition("__")
+        (metadata[section] if section else metadata)[name] = value
+    path.write_text(json.dumps(metadata))
+    return run
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def refused(answer: list) -> str:
+    """The message of a command that failed as input that cannot be used."""
+    code, out, err = answer
+    assert (code, out) == (2, ""), err
+    assert err.startswith("mmtransfer: error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def test_what_cannot_be_published_is_told_in_one_line(hub, runs, published, tmp_path, home):
+    (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
+    head = runs / "head"
+    licence = copy_run(head, tmp_path / "licence")
+    card = licence / "model" / "README.md"
+    card.write_text(card.read_text().replace("---\n", "---\nlicense: nonsense\n", 1))
+    broken = copy_run(head, tmp_path / "broken")
+    card = broken / "model" / "README.md"
+    card.write_text(card.read_text().replace("---\n", "---\ntags: [a\nb: }\n", 1))
+    placeless = change_metadata(copy_run(head, tmp_path / "placeless"), base__model_id=None)
+    bare = copy_run(head, tmp_path / "bare")
+    (bare / "model" / "README.md").unlink()
+    wrong = {"HF_TOKEN": "hf_of_someone_else"}
+    cases = [
+        (tmp_path / "none", "user/new", "expected the folder of a finished run", {}),
+        (tmp_path / "unfinished", "user/new", "expected the folder of a finished run", {}),
+        (head, "user/new/model", "Expected USER/NAME", {}),
+        (head, "user/bad--name", "Expected USER/NAME", {}),
+        (head, "nobody", "Expected USER/NAME", {}),
+        (licence, "user/new", '"license" must be one of', {}),
+        (broken, "user/new", "not a model card", {}),
+        (bare, "user/new", "not a model card", {}),
+        (placeless, "user/new", "transfer.merge_adapter: true", {}),
+        (head, "user/full", "public", {}),
+        (head, "user/new", "Invalid credentials", wrong),
+    ]
+    before = {name: len(found.commits) for name, found in hub.repositories.items()}
+    given = [
+        [env, ["publish", str(run), repo_id, *["--public"] * (repo_id == "user/full")]]
+        for run, repo_id, _, env in cases
+    ]
+    given.append([{}, ["publish", str(head), "user/head"]])
+    answers = commands(given, hub.endpoint, home)
+    for (_, repo_id, reason, _), answer in zip(cases, answers[:-1], strict=True):
+        assert reason in refused(answer), repo_id
+    # Public from before: not sent where the world can see it unless that is asked for.
+    assert "--public" in refused(answers[-1])
+    assert before == {name: len(found.commits) for name, found in hub.repositories.items()}
+
+
+def test_what_cannot_be_loaded_is_told_in_one_line(hub, runs, bases, published, tmp_path, home):
+    later = hub.repositories["someone/text"].commits[-1].oid
+    assert later != bases["someone/text"]
+    other = change_metadata(copy_run(runs / "adapter", tmp_path / "other"), base__revision=later)
+    gone = change_metadata(copy_run(runs / "head", tmp_path / "gone"), base__revision="0" * 40)
+    newer = change_metadata(copy_run(runs / "head", tmp_path / "newer"), format=99)
+    partial = change_metadata(copy_run(runs / "head", tmp_path / "partial"), base={"place": "x"})
+    head = copy_run(runs / "head", tmp_path / "head")
+    cut(head / "model" / "head.safetensors")
+    adapter = copy_run(runs / "adapter", tmp_path / "adapter")
+    cut(adapter / "model" / "adapter_model.safetensors")
+    headless = copy_run(runs / "full", tmp_path / "headless")
+    (headless / "model" / "head.safetensors").unlink()
+    cases = [
+        ("user/nothing", "Repository Not Found", {}),
+        (other, "its weights are not those this model was trained on", {}),
+        (gone, "someone/text: cannot be downloaded", {}),
+        (newer, "format 99 is newer", {}),
+        (partial, "mmtransfer.json: damaged", {}),
+        (head, "head.safetensors: cannot be loaded", {}),
+        (adapter, "cannot be loaded as an adapter", {}),
+        (headless, "head.safetensors: cannot be loaded", {}),
+        ("user/adapter", "cannot be downloaded", {"HF_TOKEN": "hf_of_someone_else"}),
+        ("user/adapter", "Repository Not Found", {"HF_TOKEN": ""}),  # it is private
+    ]
+    given = [[env, ["predict", str(source), "--text", "good"]] for source, _, env in cases]
+    for (source, reason, _), answer in zip(cases, commands(given, hub.endpoint, home), strict=True):
+        assert reason in refused(answer), source
+
+
+def test_a_hub_that_does_not_answer_is_told_in_one_line(runs, home):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = [
+        [{}, ["publish", str(runs / "head"), "user/new"]],
+        [{}, ["predict", "user/head", "--text", "good"]],
+    ]
+    publishing, loading = commands(given, f"http://127.0.0.1:{port}", home)
+    assert "user/new: the Hub did not take the model" in refused(publishing)
+    assert "user/head: cannot be downloaded from the Hub" in refused(loading)
+
+
+def test_the_exit_code_reaches_the_shell(runs, hub, home):
+    result = subprocess.run(
+        [sys.executable, "-m", "mmtransfer.cli", "publish", str(runs / "head"), "nobody"],
+        env=environment(hub.endpoint, home),
+        capture_output=True,
+        text=True,
+    )
+    assert refused([result.returncode, result.stdout, result.stderr])

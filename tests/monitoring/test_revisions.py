@@ -1,0 +1,233 @@
+"""Live text that is there at once, and right when the turn is over."""
+
+import json
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_windows import LoudIsSpeech
+
+from mmtransfer.monitoring import Alert, Camera, Journal, LiveSettings, Monitor, Transcript
+from mmtransfer.monitoring.events import new_alerts, revised
+from mmtransfer.monitoring.outputs.sinks import FileSink, StandardOutput
+from mmtransfer.monitoring.sources import readers
+from mmtransfer.monitoring.sources.live import Block
+from mmtransfer.monitoring.watch import WatchList
+from mmtransfer.speech import segments
+from mmtransfer.speech.audio import SAMPLE_RATE
+from mmtransfer.speech.engine import Hypothesis, Word
+from mmtransfer.speech.recognition import Recognizer
+
+SECOND = SAMPLE_RATE
+URL = "rtsp://camera.example/1"
+_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Each utterance has a loudness of its own, by which the engine knows it."""
+
+
+class ContextEngine:
+    """Knows a word better when it hears another one with it."""
+
+    language = None
+    max_context_s, shortest_context_s, margin_s = 30.0, 0.5, 0.0
+    short_s, window_s = 8.0, 28.0
+    workers = 2
+
+    def __init__(self, alone, together, hold=None):
+        self.alone, self.together, self.hold = alone, together, hold
+
+    def decode(self, clips, context_s):
+        return [self._decode(clip, context_s) for clip in clips]
+
+    def _decode(self, clip, context_s):
+        frames = np.abs(clip[: len(clip) // 512 * 512].reshape(-1, 512)).mean(1).round(1)
+        found = [(level, np.flatnonzero(np.isclose(frames, level))) for level in _LEVELS]
+        found = [(level, at) for level, at in found if len(at) > 3]
+        if len(found) > 1 and self.hold is not None:
+            self.hold.wait(10)
+        known = self.alone if len(found) == 1 else self.together
+        words = []
+        for level, at in found:
+            for number, text in enumerate(known[_LEVELS.index(level)].split()):
+                start = (at[0] + number) * 512 / SECOND
+                words.append(Word(f" {text}" if words else text, start, start + 0.03, 0.9))
+        text = "".join(word.text for word in words)
+        return Hypothesis(text, (1,) * len(words), -0.1, 0.0, context_s, words=tuple(words))
+
+
+def utterances(pauses, seconds=1.0):
+    parts = [np.zeros(SECOND, np.float32)]
+    for level, pause in zip(_LEVELS, pauses, strict=False):
+        parts.append(np.full(round(seconds * SECOND) // 512 * 512, level, np.float32))
+        parts.append(np.zeros(round(pause * SECOND), np.float32))
+    return np.concatenate(parts)
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """Plays audio to a monitor as a live source, and gives what it hands out."""
+    monkeypatch.setattr(segments, "SpeechProbability", LoudIsSpeech)
+
+    def run(engine, samples, *, watch=(), journal=None, until=lambda items: False):
+        def play(name, source, stopping, **options):
+            at = 1e9
+            for start in range(0, len(samples), 1600):
+                block = samples[start : start + 1600]
+                yield Block(block, at, start > 0)
+                at += len(block) / SECOND
+            stopping.wait(20)
+
+        monkeypatch.setattr(readers, "read_live", play)
+        monitor = Monitor(Recognizer(engine), live=LiveSettings(partial_s=float("inf")))
+        camera, items = Camera(name="door", url=URL, watch=list(watch)), []
+        timer = threading.Timer(10, monitor.stop)
+        timer.start()
+        for item in monitor.watch([camera], journal=journal):
+            items.append(item)
+            if until(items):
+                monitor.stop()
+        timer.cancel()
+        return items, monitor
+
+    return run
+
+
+def lines(items):
+    return [item for item in items if isinstance(item, Transcript)]
+
+
+def is_revised(items):
+    return any(item.revision for item in lines(items))
+
+
+def test_a_line_that_reads_differently_in_its_turn_comes_again_with_its_id(watch):
+    engine = ContextEngine(["oh pen", "the gate", "now"], ["open", "the gate", "now"])
+    items, monitor = watch(engine, utterances([0.6, 0.6, 4.0]), until=is_revised)
+    first = [line for line in lines(items) if not line.revision]
+    assert [line.text for line in first] == ["oh pen", "the gate", "now"]
+    (again,) = [line for line in lines(items) if line.revision]
+    assert (again.id, again.text, again.revision) == (first[0].id, "open", 1)
+    assert again.start == pytest.approx(first[0].start, abs=0.05)
+    assert again.delay_s is not None
+    assert (monitor.stats.lines, monitor.stats.revised) == (3, 1)
+
+
+def test_case_and_punctuation_alone_revise_nothing(watch):
+    engine = ContextEngine(["open", "the gate", "now"], ["Open,", "the gate", "Now."])
+    items, monitor = watch(engine, utterances([0.6, 0.6, 4.0]), until=lambda found: False)
+    assert len(lines(items)) == 3
+    assert monitor.stats.revised == 0
+
+
+def test_one_segment_that_is_its_turn_is_decoded_once(watch):
+    calls = []
+    engine = ContextEngine(["alone"], ["together"])
+    decode = engine.decode
+    engine.decode = lambda clips, context_s: calls.append(len(clips)) or decode(clips, context_s)
+    items, _ = watch(engine, utterances([4.0]), until=lambda found: len(lines(found)) > 0)
+    assert [line.text for line in lines(items)] == ["alone"]
+    assert sum(calls) == 1
+
+
+def test_words_are_given_to_the_segment_they_lie_in(watch):
+    engine = ContextEngine(["a", "b", "c"], ["one two", "three", "four five six"])
+    items, _ = watch(
+        engine, utterances([0.6, 0.6, 4.0]), until=lambda found: len(lines(found)) >= 6
+    )
+    texts = {line.id: line.text for line in lines(items)}
+    assert list(texts.values()) == ["one two", "three", "four five six"]
+
+
+def test_a_keyword_is_alerted_once_and_again_only_if_the_revision_brings_it(watch):
+    engine = ContextEngine(["fire", "tea", "now"], ["fire door", "help", "now"])
+    items, _ = watch(
+        engine,
+        utterances([0.6, 0.6, 4.0]),
+        watch=["fire", "help"],
+        until=lambda found: sum(isinstance(item, Alert) for item in found) > 1,
+    )
+    found = [(alert.phrase, alert.text) for alert in items if isinstance(alert, Alert)]
+    assert found == [("fire", "fire"), ("help", "help")]
+
+
+def test_first_texts_do_not_wait_for_a_turn_that_is_being_decoded(watch):
+    hold = threading.Event()
+    engine = ContextEngine(list("abcd"), ["A1", "B1", "C1", "D1"], hold)
+    samples = utterances([0.6, 4.0, 0.6, 4.0])
+
+    def until(items):
+        if len(lines(items)) == 4:  # all of them, though the first turn is still being decoded
+            assert not is_revised(items)
+            hold.set()
+        return len(lines(items)) == 8
+
+    items, _ = watch(engine, samples, until=until)
+    assert [line.text for line in lines(items)[:4]] == list("abcd")
+    assert {line.text for line in lines(items)[4:]} == {"A1", "B1", "C1", "D1"}
+
+
+def test_the_journal_holds_both_and_a_restart_repeats_neither(watch, tmp_path):
+    engine = ContextEngine(["oh pen", "the gate"], ["open", "the gate"])
+    identity = {"model": "fake", "model_digest": "0", "sources": {"door": URL}}
+    journal = Journal(tmp_path, **identity)
+    watch(engine, utterances([0.6, 4.0]), journal=journal, until=is_revised)
+    journal.close()
+    written = [
+        json.loads(line)
+        for path in tmp_path.glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    texts = [(line["id"], line["text"], line["revision"]) for line in written if "text" in line]
+    assert [(text, revision) for _, text, revision in texts] == [
+        ("oh pen", 0),
+        ("the gate", 0),
+        ("open", 1),
+    ]
+    assert texts[0][0] == texts[2][0]
+
+
+def line(number, text, revision=0):
+    return Transcript(
+        *("file", "door", f"s#{number}" if number else "s", float(number), number + 0.9, text),
+        *(-0.1, 0.0, 1.0, 30.0),
+        revision=revision,
+    )
+
+
+def test_lines_are_replaced_added_and_emptied():
+    old = [line(0, "one two"), line(1, "three")]
+    assert revised(old, [line(0, "One two."), line(1, "three")]) == []
+    (changed,) = revised(old, [line(0, "one too"), line(1, "three")])
+    assert (changed.id, changed.text, changed.revision) == ("s", "one too", 1)
+    more = revised(old, [*old, line(2, "four")])
+    assert [(x.id, x.text, x.revision) for x in more] == [("s#2", "four", 1)]
+    gone = revised(old, [line(0, "one too three")])
+    assert [(x.id, x.text, x.revision) for x in gone] == [
+        ("s", "one too three", 1),
+        ("s#1", "", 1),
+    ]
+    assert [x.text for x in revised([], [line(0, "there was something")])] == [
+        "there was something"
+    ]
+
+
+def test_a_keyword_that_moved_to_the_next_line_is_not_alerted_again():
+    watched = WatchList(["fire"])
+    before = [line(0, "there is a fire"), line(1, "now")]
+    assert new_alerts([line(0, "there is a"), line(1, "fire now")], before, watched) == []
+    late = replace(line(9, "fire"), start=9.0, end=9.9)
+    (alert,) = new_alerts([*before, late], before, watched)
+    assert alert.segment == "s#9"
+
+
+def test_revised_lines_are_marked_where_people_look(capsys, tmp_path):
+    sink = StandardOutput()
+    file = FileSink(tmp_path / "out.txt")
+    for item in (line(0, "oh pen"), line(0, "open", 1)):
+        sink.write(item)
+        file.write(item)
+    file.close()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("[")
+    assert printed[1] == f"~ {printed[0].replace('oh pen', 'open')}"
+    assert (tmp_path / "out.txt").read_text().splitlines() == printed

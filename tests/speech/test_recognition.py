@@ -1,0 +1,260 @@
+import time
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import EXAMPLE
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import fetch
+from mmtransfer.speech.audio import decode_clip
+from mmtransfer.speech.engine import Hypothesis, Word
+from mmtransfer.speech.guards import agreed, is_looping, rejection
+from mmtransfer.speech.recognition import Recognizer
+from mmtransfer.speech.whisper import encode_whisper, load_speech_model
+
+
+@pytest.fixture(scope="module")
+def tiny(whisper_tiny):
+    return load_speech_model(str(whisper_tiny))
+
+
+@pytest.fixture(scope="module")
+def clips():
+    paths = sorted(p for p in (EXAMPLE / "source").iterdir() if p.suffix != ".csv")[:8]
+    return [decode_clip(path) for path in paths]
+
+
+def test_full_window_is_the_models_own_encoder(tiny, clips):
+    features = tiny.features(clips[:2], 30.0)
+    with torch.inference_mode():
+        expected = tiny.model.get_encoder()(features).last_hidden_state
+        torch.testing.assert_close(encode_whisper(tiny.model, features), expected)
+
+
+def test_short_contexts_encode_to_half_their_frames(tiny, clips):
+    features = tiny.features(clips[:1], 3.5)
+    assert features.shape == (1, 80, 350)
+    with torch.inference_mode():
+        assert encode_whisper(tiny.model, features).shape == (1, 175, 384)
+
+
+def test_results_do_not_depend_on_the_batch(tiny, clips):
+    alone = [Recognizer(tiny).transcribe([clip])[0] for clip in clips]
+    for batch_seconds in (20.0, 45.0, 1000.0):
+        together = Recognizer(tiny, batch_seconds=batch_seconds).transcribe(clips)
+        assert [h.tokens for h in together] == [h.tokens for h in alone]
+        for one, other in zip(together, alone, strict=True):
+            assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-3)
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(tiny, clips, monkeypatch):
+    expected = [h.tokens for h in Recognizer(tiny).transcribe(clips[:4])]
+    recognizer = Recognizer(tiny)
+    whole, sizes = recognizer.engine.decode, []
+
+    def limited(part, context_s):
+        sizes.append(len(part))
+        if len(part) > 2:
+            raise torch.OutOfMemoryError("made here")
+        return whole(part, context_s)
+
+    monkeypatch.setattr(recognizer.engine, "decode", limited)
+    assert [h.tokens for h in recognizer.transcribe(clips[:4])] == expected
+    assert sizes == [4, 2, 2]
+
+
+class Threaded:
+    """An engine of two workers that notes what it decodes, and how much of it at once."""
+
+    workers, max_context_s, shortest_context_s, margin_s = 2, 30.0, 0.5, 0.0
+    short_s, window_s = float("inf"), 0.0
+
+    def __init__(self):
+        self.batches, self.now, self.most = [], Counter(), Counter()
+
+    def decode(self, clips, context_s):
+        self.batches.append((len(clips), context_s))
+        self.now[context_s] += 1
+        time.sleep(0.05)
+        self.most[context_s] = max(self.most[context_s], self.now[context_s])
+        self.now[context_s] -= 1
+        return [Hypothesis("", (), 0.0, 0.0, context_s, True) for _ in clips]
+
+
+def test_warm_up_takes_the_largest_batches_in_every_worker_at_once():
+    engine = Threaded()
+    Recognizer(engine, batch_seconds=40.0).warm_up(8)
+    assert Counter(engine.batches) == {(8, 5.0): 2, (2, 16.0): 2, (1, 30.0): 4}
+    assert engine.most == {5.0: 2, 16.0: 2, 30.0: 2}
+
+
+def test_source_model_reads_general_speech(tiny, clips):
+    texts = [h.text for h in Recognizer(tiny).transcribe(clips)]
+    assert all(len(text.split()) >= 3 for text in texts)
+    assert all(h.avg_logprob > -1 for h in Recognizer(tiny).transcribe(clips))
+
+
+def test_no_clips_and_one_sample(tiny):
+    recognizer = Recognizer(tiny)
+    assert recognizer.transcribe([]) == []
+    assert len(recognizer.transcribe([np.zeros(1, np.float32)])) == 1
+
+
+@given(st.floats(0.0, 40.0), st.floats(0.0, 30.0))
+def test_context_is_the_next_step_that_covers_the_clip(seconds, shortest):
+    from types import SimpleNamespace
+
+    from mmtransfer.hub.checkpoint import Base
+    from mmtransfer.speech.whisper import SpeechModel
+
+    speech = SpeechModel(
+        SimpleNamespace(config=SimpleNamespace()),
+        SimpleNamespace(feature_extractor=SimpleNamespace(chunk_length=30)),
+        "x",
+        None,
+        Base("x"),
+    )
+    context = speech.context_s(seconds, shortest=shortest)
+    assert context % 0.5 == 0
+    assert 0.5 <= context <= 30
+    assert context >= min(seconds, 30) - 1e-4
+    assert context >= min(shortest, 30) - 1e-4
+    wanted = max(seconds, shortest, 0.5)
+    assert context <= wanted + max(0.5, wanted / 4)
+    assert speech.shortest_context_s == 20.0
+
+
+def test_shortest_context_is_kept_with_the_model(random_whisper, tmp_path):
+    speech = load_speech_model(str(random_whisper))
+    assert speech.shortest_context_s == 20.0
+    speech.shortest_context_s = 3.5
+    speech.save(tmp_path / "m")
+    assert load_speech_model(str(tmp_path / "m")).shortest_context_s == 3.5
+
+
+def test_unusable_models_get_one_clear_line(tmp_path, random_whisper):
+    from transformers import BertConfig
+
+    for source, message in [
+        (str(tmp_path), "expected a run folder"),
+        (str(tmp_path / "nothing"), "no such model folder"),
+        ("bundled:nothing", "no such bundled source"),
+        ("someone/not-on-this-machine", "cannot be downloaded"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            load_speech_model(source)
+        assert "\n" not in str(caught.value)
+    BertConfig().save_pretrained(tmp_path / "bert")
+    with pytest.raises(UserError, match="expected a Whisper model, found 'bert'"):
+        load_speech_model(str(tmp_path / "bert"))
+    with pytest.raises(UserError, match="English only"):
+        load_speech_model(str(random_whisper), language="zh")
+    with pytest.raises(UserError, match="no revisions"):
+        fetch("bundled:whisper-tiny.en", "main")
+
+
+def hypothesis(text, *, logprob=-0.2, no_speech=0.0, finished=True):
+    return Hypothesis(text, (1,), logprob, no_speech, 20.0, finished)
+
+
+@pytest.mark.parametrize(
+    ("text", "looping"),
+    [
+        ("go " * 5, True),
+        ("go go go go", False),
+        ("the gate is open, " * 5, True),
+        ("the gate is open, the gate is shut, the gate is open, the gate is shut", False),
+        ("好好好好好好", True),
+        ("我们加油加油加油加油加油，快到了", True),  # beside other words
+        ("नमस्ते " * 5, True),
+        ("नमस्ते नमस्कार नमस्ते नमस्कार", False),
+        ("one two three four five six seven eight nine ten", False),
+        ("", False),
+    ],
+)
+def test_loops_are_recognised(text, looping):
+    assert is_looping(hypothesis(text)) is looping
+
+
+def test_loops_with_small_changes_compress_too_well():
+    text = " ".join(f"and then we went to the gate {n}" for n in range(30))
+    assert hypothesis(text).compression_ratio > 2.4
+    assert is_looping(hypothesis(text))
+    assert is_looping(hypothesis("cut off by the token limit", finished=False))
+
+
+@pytest.mark.parametrize(
+    ("found", "seconds", "reason"),
+    [
+        (hypothesis("Gate two is open."), 2.0, None),
+        (hypothesis(""), 2.0, "empty"),
+        (hypothesis(" ... "), 2.0, "empty"),
+        (hypothesis("Thanks for watching!", logprob=-1.2, no_speech=0.9), 2.0, "no speech"),
+        (hypothesis("Sure of it.", logprob=-0.3, no_speech=0.9), 2.0, None),
+        (hypothesis("Hard to hear.", logprob=-1.2, no_speech=0.3), 2.0, None),
+        (hypothesis("Wxyz", logprob=-1.7), 2.0, "improbable"),
+        (hypothesis("Huh?", logprob=-0.9), 0.4, "improbable"),
+        (hypothesis("Yes.", logprob=-0.4), 0.4, None),
+        (hypothesis("no " * 9), 2.0, "looping"),
+    ],
+)
+def test_guards(found, seconds, reason):
+    assert rejection(found, seconds) == reason
+
+
+AROUND = "Tower to crane three. {} Lower the hook slowly."
+
+
+@pytest.mark.parametrize(
+    ("texts", "seconds", "believed"),
+    [
+        # A word shouted six times, which two decodings have.
+        (["Control. " * 6, "Control. " * 5], 4.0, "Control. " * 5),
+        ([AROUND.format("Stop! " * 6)] * 2, 8.0, AROUND.format("Stop! " * 6)),
+        (["Fire! " * 7, "gate", "Fire! " * 6], 3.0, "Fire! " * 6),
+        (["controls " * 5, "control " * 6], 4.0, "control " * 5),  # two readings of one word
+        (["stop now " * 5] * 2, 5.0, "stop now " * 5),
+        (["加油" * 5 + "。"] * 2, 3.0, "加油" * 5 + "。"),
+        (["बचाओ " * 6] * 2, 5.0, "बचाओ " * 6),
+        # What nobody can say in the time goes; the text beside it stays.
+        (["go " * 30] * 2, 4.0, None),
+        (["control " * 30] * 3, 4.0, None),
+        (["好" * 40] * 2, 4.0, None),
+        ([AROUND.format("go " * 60)] * 2, 8.0, AROUND.format("")),
+        # A loop has another length each time, or ends at the limit.
+        (["you " * 6, "you " * 21], 8.0, None),
+        ([AROUND.format("you " * 9), AROUND.format("you " * 30)], 9.0, AROUND.format("")),
+        # One decoding alone, and decodings of which each has other words.
+        (["Control. " * 6], 4.0, None),
+        (["so we " * 5 + "left the old house", "no no no no no no"], 6.0, None),
+        (["gate " * 6, "thank you " * 6], 6.0, None),
+    ],
+)
+def test_repetition_stays_that_decodings_agree_on_and_the_duration_holds(texts, seconds, believed):
+    found = agreed([hypothesis(text.strip()) for text in texts], seconds)
+    assert (found and found.text.split()) == (believed and believed.split())
+
+
+def test_a_refrain_stays_that_decodings_agree_on():
+    refrain = "and then we all went down to the old stone bridge by the river "  # 14 words
+    assert is_looping(hypothesis(refrain * 6))
+    assert agreed([hypothesis(refrain * 6)] * 2, 30.0) is not None
+    assert agreed([hypothesis(refrain * 6)] * 2, 5.0) is None
+    assert agreed([hypothesis(refrain * 6), hypothesis("go " * 30)], 30.0) is None
+
+
+def test_a_loop_that_never_ended_goes_and_its_words_with_it():
+    words = ["Tower", "to", "crane.", *["go"] * 40]
+    timed = tuple(Word(word, number / 10, number / 10, 1.0) for number, word in enumerate(words))
+    endless = replace(hypothesis(" ".join(words), finished=False), words=timed)
+    found = agreed([hypothesis("Tower to crane."), endless], 3.0)
+    assert found is not None
+    assert found.text == "Tower to crane."
+    assert [word.text for word in found.words] == words[:3]
+    cut_off = hypothesis("Tower to crane three lower", finished=False)
+    assert agreed([cut_off, cut_off], 3.0) is None

@@ -1,0 +1,83 @@
+import pytest
+import torch
+from conftest import TEXT_ARCHITECTURES, WAVE_ARCHITECTURES, random_text_model, random_wave_model
+
+from mmtransfer.errors import UserError
+from mmtransfer.transfer.encoders import SpeechEncoder, TextEncoder
+
+
+@pytest.mark.parametrize("kind", TEXT_ARCHITECTURES)
+def test_starting_at_any_layer_equals_the_whole_text_model(kind):
+    model = random_text_model(kind, labels=3)
+    encoder = TextEncoder(model)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 90, (3, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    ids[1, 5:] = model.config.pad_token_id
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    with torch.no_grad():
+        whole = model(**inputs, output_hidden_states=True)
+        states = encoder.hidden_states(range(encoder.depth + 1), inputs)
+        for index in range(encoder.depth):
+            torch.testing.assert_close(states[index], whole.hidden_states[index])
+        output = model.base_model(**inputs).last_hidden_state
+        torch.testing.assert_close(states[encoder.depth], output)
+        for start in range(encoder.depth):
+            rest = {"hidden": states[start], "mask": mask}
+            above = encoder.hidden_states([start, encoder.depth], rest, start=start)
+            torch.testing.assert_close(above[encoder.depth], output)
+            assert above[start] is states[start]
+            torch.testing.assert_close(encoder.logits(rest, start=start), whole.logits)
+        rest = {"hidden": encoder.last_before_norm(inputs), "mask": mask}
+        torch.testing.assert_close(encoder.logits(rest, start=encoder.depth), whole.logits)
+        # Nothing stays replaced.
+        torch.testing.assert_close(model(**inputs).logits, whole.logits)
+
+
+def test_layers_above_the_highest_kept_one_are_not_run():
+    encoder = TextEncoder(random_text_model("bert"))
+    ran = []
+    for index, layer in enumerate(encoder.layers, 1):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    ids = torch.tensor([[5, 6, 7]])
+    encoder.hidden_states([1], {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    assert ran == [1]
+
+
+@pytest.mark.parametrize("kind", WAVE_ARCHITECTURES)
+def test_starting_at_any_layer_equals_the_whole_speech_model(kind):
+    model = random_wave_model(kind)
+    encoder = SpeechEncoder(model)
+    inputs = {"values": torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))}
+    with torch.no_grad():
+        whole = model(inputs["values"]).last_hidden_state
+        states = encoder.hidden_states(range(encoder.depth + 1), inputs)
+        torch.testing.assert_close(states[encoder.depth], whole)
+        assert whole.shape[1] == encoder.frames(4000)
+        for start in range(encoder.depth + 1):
+            rest = {"hidden": states[start]}
+            above = encoder.hidden_states([encoder.depth], rest, start=start)
+            torch.testing.assert_close(above[encoder.depth], whole)
+
+
+def test_whisper_encoder_equals_its_own_at_the_full_window(random_whisper):
+    from transformers import WhisperForConditionalGeneration
+
+    model = WhisperForConditionalGeneration.from_pretrained(random_whisper).get_encoder()
+    encoder = SpeechEncoder(model.eval())
+    features = torch.randn(2, 80, 3000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        states = encoder.hidden_states([1, 2], {"features": features})
+        torch.testing.assert_close(states[2], model(features).last_hidden_state)
+        above = encoder.hidden_states([2], {"hidden": states[1]}, start=1)
+        torch.testing.assert_close(above[2], states[2])
+
+
+def test_other_architectures_are_refused_by_name():
+    from transformers import GPT2Config, GPT2Model
+
+    with pytest.raises(UserError, match=r"gpt2: .*expected a"):
+        TextEncoder(GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=20)))
+    with pytest.raises(UserError, match="bert: expected a speech encoder"):
+        SpeechEncoder(random_text_model("bert"))

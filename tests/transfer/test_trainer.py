@@ -1,0 +1,557 @@
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import (
+    ROOT,
+    child_environment,
+    start_training,
+    tone,
+    write_dataset,
+    write_media,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from mmtransfer import runs
+from mmtransfer.config import build_config
+from mmtransfer.errors import UserError
+from mmtransfer.runtime import make_accelerator
+from mmtransfer.speech.clips import Clip, load_clips
+from mmtransfer.speech.recognition import Recognizer
+from mmtransfer.speech.whisper import load_speech_model
+from mmtransfer.speech.whisper_task import SpeechTask, joined_clips
+from mmtransfer.transfer import resume as checkpoints
+from mmtransfer.transfer import trainer as training
+from mmtransfer.transfer.task import plan_epoch
+
+TEXTS = ["gate one", "gate two is open", "", "crane three", "all clear", "stop", "gate four", "go"]
+
+
+@given(
+    st.lists(st.floats(0.5, 30), min_size=1, max_size=200),
+    st.floats(1, 100),
+    st.integers(0, 5),
+    st.integers(0, 5),
+)
+def test_plan_holds_every_example_once_within_the_budget(lengths, budget, seed, epoch):
+    plan = plan_epoch(lengths, budget, seed=seed, epoch=epoch)
+    assert sorted(i for batch in plan for i in batch) == list(range(len(lengths)))
+    for batch in plan:
+        assert batch
+        padded = len(batch) * max(lengths[i] for i in batch)
+        assert len(batch) == 1 or padded <= budget * (1 + 1e-6)
+    assert plan == plan_epoch(lengths, budget, seed=seed, epoch=epoch)
+
+
+def test_epochs_differ_and_batches_hold_like_lengths():
+    lengths = list(np.random.default_rng(0).uniform(1, 15, 500))
+    plans = [plan_epoch(lengths, 60, seed=0, epoch=epoch) for epoch in range(2)]
+    assert plans[0] != plans[1]
+    waste = sum(len(b) * max(lengths[i] for i in b) - sum(lengths[i] for i in b) for b in plans[0])
+    assert waste < 0.1 * sum(lengths)
+
+
+def test_batches_of_a_small_set_differ_between_epochs():
+    lengths = list(np.random.default_rng(0).uniform(1, 15, 40))
+    plans = [plan_epoch(lengths, 60, seed=0, epoch=epoch) for epoch in range(2)]
+    first, second = ({frozenset(batch) for batch in plan} for plan in plans)
+    assert len(first & second) < len(first) / 2
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder / "train", TEXTS)
+    write_dataset(folder / "validation", ["gate two", "", "crane one"])
+    return folder
+
+
+def values(data, random_whisper, run_dir, **train):
+    return {
+        "source": str(random_whisper),
+        "run_dir": str(run_dir),
+        "data": {
+            "train": str(data / "train"),
+            "validation": str(data / "validation"),
+            "rehearsal": "none",
+        },
+        "train": {
+            "steps": 6,
+            "learning_rate": 1e-3,
+            "warmup_steps": 2,
+            "batch_seconds": 6,
+            "evaluate_every": 3,
+            "full_context": 0.0,
+            **train,
+        },
+        "transfer": {"interpolate": "none"},
+        "augment": {"speed": [0.9, 1.1], "spec_time_masks": 1},
+        "runtime": {"threads": 1, "device": "cpu"},
+    }
+
+
+def make_trainer(data, random_whisper, run_dir, **train):
+    config = build_config(values(data, random_whisper, run_dir, **train))
+    speech = load_speech_model(config.source)
+    sets = [load_clips(data / name, config.data, name=name) for name in ("train", "validation")]
+    task = SpeechTask(speech, *sets, config)
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    accelerator = make_accelerator(config.train, config.runtime)
+    return training.Trainer(task, task.stages[0], config, accelerator, Path(run_dir))
+
+
+def losses(run_dir):
+    rows = [json.loads(line) for line in Path(run_dir, "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def test_loss_falls_and_every_weight_moves(data, random_whisper, tmp_path):
+    trainer = make_trainer(data, random_whisper, tmp_path, steps=40, learning_rate=3e-3)
+    before = {k: v.clone() for k, v in trainer.task.model.state_dict().items()}
+    result = trainer.run()
+    found = losses(tmp_path)
+    assert result.steps == len(found) == 40
+    assert np.mean([found[s] for s in range(36, 41)]) < 0.7 * np.mean([found[s] for s in (1, 2, 3)])
+    trainer.load_checkpoint()
+    after = trainer.task.model.state_dict()
+    fixed = [k for k in before if torch.equal(before[k], after[k])]
+    # End to end: only Whisper's sinusoidal position table is not a weight.
+    assert fixed == ["model.encoder.embed_positions.weight"]
+
+
+def test_targets_carry_prompt_text_and_timestamps(data, random_whisper, tmp_path):
+    task = make_trainer(data, random_whisper, tmp_path).task
+    tokenizer = task.speech.processor.tokenizer
+    plain = task._target(1, 1.0, timestamps=False)
+    assert tokenizer.decode(plain) == (
+        "<|startoftranscript|><|notimestamps|> gate two is open<|endoftext|>"
+    )
+    task._bounds[1] = (0.3, 1.1)
+    stamped = tokenizer.decode(task._target(1, 1.0, timestamps=True), decode_with_timestamps=True)
+    assert stamped == "<|startoftranscript|><|0.30|> gate two is open<|1.10|><|endoftext|>"
+    faster = tokenizer.decode(task._target(1, 1.1, timestamps=True), decode_with_timestamps=True)
+    assert "<|0.28|>" in faster
+    assert "<|1.00|>" in faster
+    silence = task._target(2, 1.0, timestamps=True)
+    assert tokenizer.decode(silence) == "<|startoftranscript|><|notimestamps|><|endoftext|>"
+    # Silence can only be learnt if the stock decoder may end at once.
+    generation = task.model.generation_config
+    assert task.model.config.eos_token_id not in generation.begin_suppress_tokens
+
+
+def test_no_loss_on_prompt_or_padding(data, random_whisper, tmp_path):
+    task = make_trainer(data, random_whisper, tmp_path).task
+    for micro in task.prepare(range(8), slice(None), 0):
+        for inputs, targets in zip(micro.inputs, micro.targets, strict=True):
+            counted = (targets != -100).nonzero().flatten()
+            assert counted.tolist() == list(range(int(counted[0]), int(counted[-1]) + 1))
+            stamped = 50362 not in inputs[:2].tolist()
+            assert counted[0] == (0 if stamped else 1)
+            assert targets[counted[-1]] == task.model.config.eos_token_id
+
+
+def test_padded_clips_use_the_full_window(data, random_whisper, tmp_path):
+    task = make_trainer(data, random_whisper, tmp_path, full_context=1.0).task
+    assert {m.features.shape[-1] for m in task.prepare(range(8), slice(None), 0)} == {3000}
+    task = make_trainer(data, random_whisper, tmp_path, full_context=0.0).task
+    assert max(m.features.shape[-1] for m in task.prepare(range(8), slice(None), 0)) <= 200
+
+
+def test_the_cut_into_micro_batches_does_not_change_the_gradient(data, random_whisper, tmp_path):
+    trainer = make_trainer(data, random_whisper, tmp_path)
+    task = trainer.task
+    micros = task.prepare(range(6), slice(None), 0)
+    halves = [half for micro in micros for half in task.split(micro)]
+    assert len(halves) > len(micros)
+    gradients = []
+    for parts in (micros, halves):
+        total = sum(task.weight(micro) for micro in parts)
+        trainer._backward(0, parts, total)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.parameters]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+def test_gradient_checkpointing_does_not_change_the_gradient(data, random_whisper, tmp_path):
+    gradients = []
+    for checkpointing in (False, True):
+        trainer = make_trainer(data, random_whisper, tmp_path, gradient_checkpointing=checkpointing)
+        trainer.task.model.train()
+        micros = trainer.task.prepare(range(4), slice(None), 0)
+        trainer._backward(0, micros, 10.0)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.parameters]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+def test_schedules(data, random_whisper, tmp_path):
+    def rates(schedule):
+        trainer = make_trainer(
+            data, random_whisper, tmp_path, steps=20, warmup_steps=4, schedule=schedule
+        )
+        return [trainer.rate(step) for step in range(20)]
+
+    linear, cosine, constant = rates("linear"), rates("cosine"), rates("constant")
+    assert linear[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert linear[4] == cosine[4] == constant[4] == 1.0
+    assert linear[12] == pytest.approx(0.5)
+    assert cosine[8] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert constant[4:] == [1.0] * 16
+
+
+def test_biases_and_norms_are_not_decayed(data, random_whisper, tmp_path):
+    trainer = make_trainer(data, random_whisper, tmp_path, weight_decay=0.1)
+    decayed, free = trainer.optimizer.param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim == 1 for p in free["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(trainer.parameters)
+
+
+def test_out_of_memory_halves_the_micro_batches_and_goes_on(data, random_whisper, tmp_path):
+    reference = make_trainer(data, random_whisper, tmp_path / "a")
+    reference.run()
+
+    trainer = make_trainer(data, random_whisper, tmp_path / "b")
+    whole_loss, sizes = trainer.task.loss, []
+
+    def limited(micro, device):
+        if len(micro.features) > 2:
+            raise torch.OutOfMemoryError("made here")
+        sizes.append(len(micro.features))
+        return whole_loss(micro, device)
+
+    trainer.task.loss = limited
+    trainer.run()
+    assert trainer.state.splits == 1
+    assert max(sizes) <= 2
+    a, b = losses(tmp_path / "a"), losses(tmp_path / "b")
+    assert list(a) == list(b)
+    np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=2e-3)
+
+
+def test_out_of_memory_with_one_example_says_so(data, random_whisper, tmp_path):
+    trainer = make_trainer(data, random_whisper, tmp_path)
+
+    def never(micro, device):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    trainer.task.loss = never
+    with pytest.raises(UserError, match=r"single example.*clip\d\.wav"):
+        trainer.run()
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(data, random_whisper, tmp_path):
+    trainer = make_trainer(data, random_whisper, tmp_path)
+    whole_loss = trainer.task.loss
+    trainer.task.loss = lambda micro, device: whole_loss(micro, device) * float("nan")
+    with pytest.raises(UserError, match=r"Loss is nan at step 1.*clip\d\.wav"):
+        trainer.run()
+
+
+def test_early_stopping_and_the_best_weights(data, random_whisper, tmp_path):
+    trainer = make_trainer(data, random_whisper, tmp_path, steps=30, evaluate_every=2, patience=3)
+    scores = iter([0.9, 0.5, 0.6, 0.5, 0.7, 0.1])
+    kept = {}
+
+    def summarize(records):
+        kept[trainer.state.step] = trainer.task.model.proj_out.weight.detach().clone()
+        return {"wer": next(scores), "cer": 0.0, "hallucinated_words": 0}
+
+    trainer.task.summarize = summarize
+    result = trainer.run()
+    assert result.early_stopped
+    assert (result.steps, result.best_step, result.best) == (10, 4, 0.5)
+    torch.testing.assert_close(trainer.task.model.proj_out.weight, kept[4])
+
+
+def test_equal_scores_are_told_apart_by_the_second_metric(data, random_whisper, tmp_path):
+    """On a small validation set many weights score the same."""
+    trainer = make_trainer(data, random_whisper, tmp_path / "run")
+    scripted = iter([(0.5, 0.3), (0.5, 0.2), (0.5, 0.4), (0.4, 0.9), (0.4, 0.9)])
+    trainer.evaluate = lambda: dict(zip(("wer", "cer"), next(scripted), strict=True))
+    best = []
+    for step in range(1, 6):
+        trainer.state.step = step
+        trainer._evaluate_and_keep_best()
+        best.append(trainer.state.best_step)
+    assert best == [1, 2, 2, 4, 4]
+    assert trainer.state.evaluations_since_best == 1
+
+
+def test_a_context_is_safe_only_if_the_source_domain_is_read_as_well(
+    data, random_whisper, tmp_path, monkeypatch
+):
+    task = make_trainer(data, random_whisper, tmp_path).task
+    source = load_clips(data / "validation", build_config({}).data, name="source")
+    rates = {"target": {30.0: 0.1, 20.0: 0.1, 10.0: 0.1, 1.0: 0.105}}
+    rates["source"] = {30.0: 0.2, 20.0: 0.2, 10.0: 0.3, 1.0: 0.3}
+
+    def score(clips, device, shortest_s):
+        return (rates["source" if clips == source.clips else "target"], shortest_s)
+
+    task.validation = load_clips(data / "train", build_config({}).data, name="target")
+    monkeypatch.setattr(task, "_score", score)
+    monkeypatch.setattr(task, "summarize", lambda found: {"wer": found[0][found[1]]})
+    assert task.measure_shortest_context("cpu", []) == 1.0
+    assert task.measure_shortest_context("cpu", [source]) == 20.0
+    assert task.speech.shortest_context_s == 20.0
+
+
+@pytest.mark.parametrize(("slip", "window_s"), [("", 28.0), ("and on and on", 0.0)])
+def test_windows_are_used_where_joined_clips_score_as_single_ones(
+    slip, window_s, data, random_whisper, tmp_path, monkeypatch
+):
+    task = make_trainer(data, random_whisper, tmp_path).task
+    texts = [clip.text for clip in task.validation.clips]
+    windows = [own for own in joined_clips(task.validation.clips) if len(own) > 1]
+    assert windows
+    together = [" ".join([*(clip.text for clip in own), slip]) for own in windows]
+
+    def transcribe(self, waves, **options):
+        known = together if len(waves) == len(windows) else texts[: len(waves)]
+        assert len(waves) == len(known)
+        return [SimpleNamespace(text=text) for text in known]
+
+    monkeypatch.setattr(Recognizer, "transcribe", transcribe)
+    assert task.measure_window("cpu", []) == window_s
+    assert task.speech.window_s == window_s
+
+
+def test_joined_clips_hold_all_clips_in_windows_of_one_recording():
+    def clip(seconds, group):
+        return Clip(Path("a.wav"), "x", group=group, seconds=seconds)
+
+    clips = [clip(10.0, "a"), clip(10.0, "a"), clip(10.0, "a"), clip(3.0, "b"), clip(40.0, "b")]
+    assert [len(own) for own in joined_clips(clips)] == [2, 1, 1, 1]
+    assert [c for own in joined_clips(clips) for c in own] == clips
+    assert joined_clips([]) == []
+
+
+# --- interruption ------------------------------------------------------------------------------
+
+
+def wait_for_step(run_dir, step, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        path = Path(run_dir, "metrics.jsonl")
+        if path.exists() and path.read_text().count('"loss"') >= step:
+            return
+        if process.poll() is not None:
+            pytest.fail(f"ended early: {process.communicate()}")
+        time.sleep(0.01)
+    pytest.fail("the run did not get there in time")
+
+
+LONG = {"steps": 60, "evaluate_every": 20, "checkpoint_every": 5}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, random_whisper, tmp_path_factory):
+    """Folder of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    process = start_training(values(data, random_whisper, folder / "run", **LONG), folder)
+    assert process.wait(300) == 0, process.communicate()
+    return folder / "run"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_resumes_to_the_same_losses_and_weights(
+    data, random_whisper, uninterrupted, tmp_path, number
+):
+    broken = values(data, random_whisper, tmp_path / "broken", **LONG)
+    process = start_training(broken, tmp_path)
+    wait_for_step(tmp_path / "broken", 12, process)
+    process.send_signal(number)
+    process.wait(60)
+    assert process.returncode == (143 if number == signal.SIGTERM else -9)
+    assert not (tmp_path / "broken" / "report.json").exists()
+    assert len(losses(tmp_path / "broken")) < 60
+
+    if number == signal.SIGTERM:
+        refused = start_training(broken, tmp_path)
+        assert refused.wait(60) == 2
+        assert "--resume" in refused.communicate()[1]
+        changed = start_training(broken, tmp_path, "--resume", "--train.learning_rate", "0.5")
+        assert changed.wait(120) == 2
+        assert "another train.learning_rate" in changed.communicate()[1]
+
+    process = start_training(broken, tmp_path, "--resume")
+    assert process.wait(300) == 0, process.communicate()
+    assert losses(uninterrupted) == losses(tmp_path / "broken")
+    one, other = (
+        load_file(folder / "model" / "model.safetensors")
+        for folder in (uninterrupted, tmp_path / "broken")
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert not (tmp_path / "broken" / "checkpoints").exists()
+
+
+def test_two_processes_follow_the_loss_curve_of_one_with_the_doubled_batch(
+    data, random_whisper, tmp_path
+):
+    one = values(data, random_whisper, tmp_path / "one", batch_seconds=8)
+    process = start_training(one, tmp_path)
+    assert process.wait(300) == 0, process.communicate()
+    two = values(data, random_whisper, tmp_path / "two", batch_seconds=4)
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(two))
+    # "multi_gpu" is Accelerate's name for one process per device under torch's launcher; the
+    # configuration says that the devices are CPUs.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += ["--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0", "-m", "mmtransfer.cli", "train", str(path)]
+    result = subprocess.run(
+        command, env=child_environment(), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    a, b = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert list(a) == list(b)
+    np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=2e-3)
+    assert json.loads((tmp_path / "two" / "report.json").read_text())["cost"]["device"][0] == "2"
+
+
+def test_accelerate_settings_reach_the_accelerator(monkeypatch):
+    config = build_config({"runtime": {"device": "cpu"}})
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        assert make_accelerator(config.train, config.runtime).mixed_precision == "bf16"
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_mixed_precision_trains_to_nearly_the_same_losses(data, random_whisper, tmp_path):
+    for name, precision in (("a", "no"), ("b", "bf16")):
+        config = values(data, random_whisper, tmp_path / name, mixed_precision=precision)
+        process = start_training(config, tmp_path, name=f"{name}.yaml")
+        assert process.wait(300) == 0, process.communicate()
+    a, b = losses(tmp_path / "a"), losses(tmp_path / "b")
+    assert list(a) == list(b)
+    assert list(a.values()) != list(b.values())
+    np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=0.02)
+
+
+def test_a_device_this_machine_lacks():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    config = build_config({"runtime": {"device": "cuda"}})
+    with pytest.raises(UserError, match="no usable GPU"):
+        make_accelerator(config.train, config.runtime)
+
+
+# --- the run folder ----------------------------------------------------------------------------
+
+
+def test_run_folder_is_complete_and_loads_with_plain_transformers(data, random_whisper, tmp_path):
+    run = tmp_path / "run"
+    config = values(data, random_whisper, run)
+    config["data"]["sources"] = {"other": str(data / "validation")}
+    threads = torch.get_num_threads()
+    report = runs.train(build_config(config))
+    assert torch.get_num_threads() == threads
+    assert sorted(p.name for p in run.iterdir()) == [
+        "README.md",
+        "config.yaml",
+        "metrics.jsonl",
+        "model",
+        "report.json",
+    ]
+    assert json.loads((run / "report.json").read_text()) == json.loads(json.dumps(report))
+    assert set(report["target"]) == {"before", "after"}
+    assert {"before", "after", "forgetting"} == set(report["sources"]["other"])
+    assert report["target"]["before"]["silence_clips"] == 1
+    assert build_config(yaml.safe_load((run / "config.yaml").read_text())).train.steps == 6
+
+    from huggingface_hub import ModelCard
+    from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, pipeline
+
+    card = ModelCard.load(run / "README.md")
+    assert card.data.pipeline_tag == "automatic-speech-recognition"
+    assert str(tmp_path) not in card.content
+    AutoModelForSpeechSeq2Seq.from_pretrained(run / "model")
+    AutoProcessor.from_pretrained(run / "model")
+    recognize = pipeline("automatic-speech-recognition", model=str(run / "model"))
+    assert isinstance(recognize(np.zeros(16_000, np.float32))["text"], str)
+
+    scores = runs.evaluate(str(run), str(data / "validation"))
+    assert scores["clips"] == 3
+    assert scores["wer"] == pytest.approx(report["target"]["after"]["wer"])
+    with pytest.raises(UserError, match="holds a finished run"):
+        runs.train(build_config(config))
+
+
+def test_validation_is_held_out_by_group_when_none_is_named(random_whisper, tmp_path):
+    folder = write_dataset(
+        tmp_path / "set", [f"text {i}" for i in range(12)], groups=list("aabbccddeeff")
+    )
+    config = build_config(
+        {"data": {"train": str(folder), "validation_fraction": 0.2}, "source": str(random_whisper)}
+    )
+    splits = runs.load_splits(config, 30.0)
+    train, validation = splits.train, splits.validation
+    groups = [{clip.group for clip in clips.clips} for clips in (train, validation)]
+    assert not groups[0] & groups[1]
+    assert len(validation) == 2
+
+
+def test_resume_folder_errors(data, random_whisper, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="found a file"):
+        runs.train(build_config(values(data, random_whisper, tmp_path / "file")))
+    with pytest.raises(UserError, match=r"data\.train is not set"):
+        runs.train(build_config({"run_dir": str(tmp_path / "x")}))
+
+
+def test_the_task_script_runs_and_resumes_nothing_when_done(data, random_whisper, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values(data, random_whisper, tmp_path / "run", steps=2)))
+    video = write_media(tmp_path / "v.mp4", tone(2.0), video=True)
+    command = [sys.executable, str(ROOT / "tasks" / "video_monitoring.py")]
+    command += ["--config", str(path), "--video", str(video)]
+    for expected in (True, False):
+        result = subprocess.run(
+            command, env=child_environment(), capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode == 0, result.stderr
+        assert ("target" in result.stdout) is expected
+        assert str(video) in result.stdout
+    result = subprocess.run(
+        [*command, "--video", "nothing.mp4"],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: nothing.mp4: no such file."
+
+
+def test_full_disk_is_one_line(data, random_whisper, tmp_path, monkeypatch, capsys):
+    """A write that fails for lack of space ends in one line, and the run can be resumed."""
+    from mmtransfer.cli import main
+
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values(data, random_whisper, tmp_path / "run", steps=4)))
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    assert main(["train", str(path)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "No space left on device" in error
+    monkeypatch.undo()
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.part"))
+    assert main(["train", str(path), "--resume"]) == 0
