@@ -240,10 +240,14 @@ def parts(
             last += 1
         if seconds <= items[last]["end"] - item["start"] <= 1.5 * seconds:
             runs.append((item["start"], items[last]["end"], items[first : last + 1]))
-    chosen = []
+    chosen, taken = [], 0.0
     for number in range(count):
-        place = number * items[-1]["end"] / count
-        start, end, own = min(runs, key=lambda run: abs(run[0] - place))
+        place = max(taken, number * items[-1]["end"] / count)
+        free = [run for run in runs if run[0] >= taken]
+        if not free:
+            sys.exit(f"the recording has no {count} turns of {seconds:g} s; ask for fewer cameras")
+        start, end, own = min(free, key=lambda run: abs(run[0] - place))
+        taken = end
         audio = samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
         chosen.append((audio, " ".join(item["text"] for item in own)))
     return chosen
@@ -254,12 +258,15 @@ def talk(arguments: argparse.Namespace, count: int, seconds: float) -> None:
     samples = np.concatenate(list(stream_audio(arguments.video)))
     items = json.loads(Path(arguments.reference).read_text(encoding="utf-8"))
     chosen = parts(samples, items, count, seconds)
-    longest = max(len(audio) for audio, _ in chosen) + 5 * SAMPLE_RATE
-    lead = np.zeros(int(LEAD_S * SAMPLE_RATE), np.float32)
+    # Each begins at another moment, as people at different places do.
+    leads = [round((LEAD_S + 7.3 * n % 20) * SAMPLE_RATE) for n in range(count)]
+    longest = max(len(a) + lead for (a, _), lead in zip(chosen, leads, strict=True))
+    longest += 5 * SAMPLE_RATE
     tracks = [
-        np.concatenate([lead, np.pad(audio, (0, longest - len(audio)))]) for audio, _ in chosen
+        np.pad(audio, (lead, longest - lead - len(audio)))
+        for (audio, _), lead in zip(chosen, leads, strict=True)
     ]
-    seconds = longest / SAMPLE_RATE + LEAD_S - 1
+    seconds = longest / SAMPLE_RATE - 1
     result = run(arguments.model, tracks, seconds, more=arguments.more)
     lost, doubled, delays = compare(arguments.model, result, tracks, seconds, 1.0)
     normalize = get_normalizer(default_normalizer("en"))

@@ -42,7 +42,7 @@ from mmtransfer.transfer.heads import ClassifierHead
 from mmtransfer.transfer.networks import build_head
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mmtransfer"
-CONTEXT_S, STATES_S, LONGEST_S = 3.0, 0.2, 0.8
+CONTEXT_S, STATES_S, LONGEST_S = 3.0, 0.2, 0.6
 KEPT_S = 1.0  # of the encoder's states in the cache, so that heads can be compared
 DROPOUT, RATE, WEIGHT_DECAY, STEPS = 0.5, 0.003, 1.0, 300
 USUAL = 20  # quantiles that stand for the training recordings where a stream begins

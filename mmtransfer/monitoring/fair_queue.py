@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmtransfer.monitoring.lines import Line
 from mmtransfer.speech.engine import Hypothesis
 from mmtransfer.speech.segments import Segment
 
@@ -41,6 +42,8 @@ class Job:
     """Whether it is a turn, all of whose segments have been jobs of their own."""
     after: int = 0
     """Of a turn: the place in the source's output behind the last of its segments."""
+    known: Sequence[Sequence[Line]] = ()
+    """Of a turn: the lines that its segments have."""
     final: Job | None = None
     """What a draft that is being decoded turned out to be."""
     half_of: Job | None = None

@@ -7,9 +7,12 @@ characters, for at most seven seconds (BBC subtitle guidelines; Netflix timed te
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+
+from rapidfuzz.distance import Levenshtein
 
 from mmtransfer.speech.engine import Hypothesis, Word
 from mmtransfer.speech.segments import Segment
@@ -79,27 +82,80 @@ def split_lines(
 
 
 def split_pieces(
-    hypothesis: Hypothesis, segment: Segment, settings: LineSettings | None = None
+    hypothesis: Hypothesis,
+    segment: Segment,
+    settings: LineSettings | None = None,
+    known: Sequence[Sequence[Line]] = (),
 ) -> list[list[Line]]:
-    """The lines of each piece of a window; nothing where the times of the words are not known."""
-    words = hypothesis.words
-    texts = _spans(hypothesis.text, [word.text for word in words])
+    """The lines of each piece of a window; nothing where the times of the words are not known.
+
+    `known` are the lines that each piece had when it was decoded alone. Its lines are as many
+    then, and words stay in the line in which they were, as far as the texts agree; times of words
+    alone, which are not that exact, would move some over the edges of lines that did not change. A
+    piece without known lines gets new ones.
+    """
+    settings = settings or LineSettings()
+    texts = _spans(hypothesis.text, [word.text for word in hypothesis.words])
     if not texts or not segment.pieces:
         return []
-    starts = [piece.offset_s for piece in segment.pieces]
-    places, latest = [], 0
-    for word in words:  # a word belongs to the piece that its middle lies in
-        place = bisect_right(starts, (word.start_s + word.end_s) / 2) - 1
-        latest = max(latest, place)
-        places.append(latest)
-    found = []
-    for number, piece in enumerate(segment.pieces):
-        own = [index for index, place in enumerate(places) if place == number]
+    words = _in_stream(hypothesis.words, segment)
+    slots: list[tuple[int, Line | None]] = []  # piece, and its known line
+    for number, _ in enumerate(segment.pieces):
+        lines = known[number] if number < len(known) else ()
+        slots += [(number, line) for line in lines] or [(number, None)]
+    starts = [
+        segment.pieces[number].start if line is None else line.start for number, line in slots
+    ]
+    places = _agreed_places(words, [line.text if line else "" for _, line in slots], starts)
+    found: list[list[Line]] = [[] for _ in segment.pieces]
+    for place, (number, line) in enumerate(slots):
+        own = [index for index, at in enumerate(places) if at == place]
         text = "".join(texts[index] for index in own).strip()
-        part = replace(hypothesis, text=text, words=tuple(words[index] for index in own))
-        bounds = replace(segment, start=piece.start, end=piece.end)
-        found.append(split_lines(part, bounds, settings) if text else [])
+        if line is not None:
+            part = tuple(words[index] for index in own)
+            found[number].append(Line(line.start, line.end, text, part))
+        elif text:
+            piece = segment.pieces[number]
+            part = tuple(hypothesis.words[index] for index in own)
+            alone = replace(hypothesis, text=text, words=part)
+            bounds = replace(segment, start=piece.start, end=piece.end)
+            found[number] = split_lines(alone, bounds, settings)
     return found
+
+
+def _agreed_places(
+    words: Sequence[Word], before: Sequence[str], starts: Sequence[float]
+) -> list[int]:
+    """For each word the number of the text that it belongs to, in order.
+
+    `before` are the texts as they were, each of which starts at its time: a word of which at least
+    half the letters are aligned with letters of a text (Levenshtein) belongs to that, another one,
+    between these, by its middle.
+    """
+    letters = [(letter, n) for n, text in enumerate(before) for letter in _letters(text)]
+    spelled = [(letter, n) for n, word in enumerate(words) for letter in _letters(word.text)]
+    votes: list[Counter[int]] = [Counter() for _ in words]
+    old, new = ("".join(letter for letter, _ in side) for side in (letters, spelled))
+    for step in Levenshtein.opcodes(old, new) if old and new else ():
+        for at in range(step.dest_end - step.dest_start if step.tag == "equal" else 0):
+            votes[spelled[step.dest_start + at][1]][letters[step.src_start + at][1]] += 1
+    agreed: list[int | None] = []
+    for word, vote in zip(words, votes, strict=True):
+        (line, count), *_ = vote.most_common(1) or [(0, 0)]
+        agreed.append(line if count and 2 * count >= len(_letters(word.text)) else None)
+    places, lowest = [], 0
+    for number, (word, known) in enumerate(zip(words, agreed, strict=True)):
+        if known is None:
+            behind = (line for line in agreed[number + 1 :] if line is not None)
+            by_time = bisect_right(starts, (word.start_s + word.end_s) / 2) - 1
+            known = min(by_time, next(behind, len(before) - 1))
+        lowest = max(lowest, known)
+        places.append(lowest)
+    return places
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 def rows(text: str) -> list[str]:

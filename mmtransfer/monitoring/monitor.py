@@ -81,7 +81,7 @@ _READER_EXIT_S = 0.8  # a read of a failing disk or server may hang; who stops h
 _DRAIN_S = 4.0  # after a request to stop; what is not decoded by then stays in the spool
 _DRAFTS = 4  # provisional readings in a batch; a full batch would keep what is final waiting
 _MISSED_S = 2.0  # speech at the end of a window without a word is decoded on its own
-_TURNS = 2  # in a batch: more would keep the first of them waiting
+_TURN_THREADS = 1  # one turn at a time: in a batch the first would wait for the others
 _WAITING_TURNS = 32  # beyond that the machine is too slow to decode everything twice
 _TIMED_FROM_S = 1.5  # the words of a turn this long get times, by which they find their lines
 _DISK_RETRY_S = 1.0
@@ -346,7 +346,7 @@ class _Run:
         self._drafts: dict[int, Job] = {}
         self._turns: deque[Job] = deque()
         self._running: dict[Future[list[_Result]], list[Job]] = {}
-        self._turn_pool = ThreadPoolExecutor(1, thread_name_prefix="turns")
+        self._turn_pool = ThreadPoolExecutor(_TURN_THREADS, thread_name_prefix="turns")
         self._turning: dict[Future[list[_Result]], list[Job]] = {}
         self._open = len(outputs)
         self._told: deque[Item | NoText] = deque()
@@ -453,7 +453,14 @@ class _Run:
     def _take_results(self, event: Future[list[_Result]]) -> None:
         if event in self._turning:
             for job, result in zip(self._turning.pop(event), event.result(), strict=True):
-                self.outputs[job.camera].turns.append((job, result))
+                output, segment = self.outputs[job.camera], job.segment
+                longer = output.recognizer.longer_context_s(result.hypothesis.context_s)
+                doubt = rejection(result.hypothesis, segment.end - segment.start)
+                if doubt is None or longer is None:
+                    output.turns.append((job, result))
+                    continue
+                kind, most = _kind(output.recognizer, longer)
+                self._turns.appendleft(replace(job, kind=kind, most=most))
             return
         for job, result in zip(self._running.pop(event), event.result(), strict=True):
             if job.is_draft and job.final is None:
@@ -623,17 +630,7 @@ class _Run:
                 if job.is_spooled and self._spool is not None:
                     job.segment = self._spool.load(job.id)
             self._submit(batch)
-        # Turns have a thread of their own, which takes seconds for each; it pauses while so much
-        # waits that texts would come late.
-        if self._turns and not self._turning and len(self._waiting) <= BATCH_SEGMENTS:
-            first = self._turns[0]
-            batch = [job for job in self._turns if job.kind == first.kind]
-            batch = batch[: min(_TURNS, first.most)]
-            for job in batch:
-                self._turns.remove(job)
-            future = self._turn_pool.submit(self._recognize, batch)
-            self._turning[future] = batch
-            future.add_done_callback(self.events.put)
+        self._dispatch_turns()
         # One worker at most decodes what is not over, so that what is over finds another one.
         is_reading = any(batch[0].is_draft for batch in self._running.values())
         if self._drafts and not self._waiting and not is_reading:
@@ -647,6 +644,26 @@ class _Run:
             for job in batch:
                 del self._drafts[job.camera]
             self._submit(batch)
+
+    def _dispatch_turns(self) -> None:
+        """Decode turns of which every segment has its text, in threads of their own, unless so much
+        waits that texts would come late.
+        """
+        while len(self._turning) < _TURN_THREADS and len(self._waiting) <= BATCH_SEGMENTS:
+            ready = [job for job in self._turns if job.after <= self.outputs[job.camera].emitted]
+            if not ready:
+                return
+            job = ready[0]
+            self._turns.remove(job)
+            output = self.outputs[job.camera]
+            names = [segment_id(output.name, piece.start) for piece in job.segment.pieces]
+            job.known = [
+                [Line(line.start, line.end, line.text) for line in output.recent.get(name, ())]
+                for name in names
+            ]
+            future = self._turn_pool.submit(self._recognize, [job])
+            self._turning[future] = [job]
+            future.add_done_callback(self.events.put)
 
     def _submit(self, batch: list[Job]) -> None:
         future = self._pool.submit(self._recognize, batch)
@@ -672,7 +689,7 @@ class _Run:
         results = []
         for job, hypothesis in zip(jobs, found, strict=True):
             if job.is_turn:
-                pieces = split_pieces(hypothesis, job.segment, self._lines)
+                pieces = split_pieces(hypothesis, job.segment, self._lines, job.known)
                 lines = [line for piece in pieces for line in piece]
                 results.append(_Result(hypothesis, lines, pieces=[len(piece) for piece in pieces]))
             else:
@@ -744,8 +761,12 @@ class _Run:
         """What is to be decoded in the place of a segment whose text is doubted; empty if there is
         no longer context, nor a pause in it.
         """
-        recognizer = self.outputs[job.camera].recognizer
+        output = self.outputs[job.camera]
+        recognizer = output.recognizer
         longer = recognizer.longer_context_s(job.readings[-1].context_s)
+        is_first = output.is_live and recognizer.window_s > 0
+        if is_first and longer == recognizer.engine.max_context_s:
+            return []  # its turn will be decoded in that
         if longer is not None:
             kind, most = _kind(recognizer, longer)
             return [replace(job, kind=kind, most=most)]

@@ -150,7 +150,9 @@ class CTranslate2Whisper:
         self._model_options = {
             "device": device,
             "compute_type": compute_type,
-            "inter_threads": self.workers,
+            # One more than there are cores' worth of batches: a turn that is decoded as a whole
+            # takes seconds, and a short segment is not to wait behind it.
+            "inter_threads": self.workers + 1,
             "intra_threads": max(1, threads // self.workers),
         }
         self._models: dict[str, Any] = {}

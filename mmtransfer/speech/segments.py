@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -339,11 +340,12 @@ class TurnJoiner:
 
     A model that hears what was spoken around a word makes fewer errors than one that is given
     sentence by sentence. Of a long pause only a part is kept, as it would take room that speech can
-    use. A window that is full is cut at the widest pause of its second half.
+    use. A window that is full is cut at the widest pause of its second half. Where somebody waits
+    for the text, it is closed at the first pause after `close_s` instead.
     """
 
-    def __init__(self, settings: SegmenterSettings, window_s: float):
-        self._settings, self._window_s = settings, window_s
+    def __init__(self, settings: SegmenterSettings, window_s: float, *, close_s: float = math.inf):
+        self._settings, self._window_s, self._close_s = settings, window_s, close_s
         self._pieces: list[Segment] = []
 
     @property
@@ -358,6 +360,8 @@ class TurnJoiner:
         self._pieces.append(piece)
         while self._length_s(self._pieces) > self._window_s and len(self._pieces) > 1:
             yield self._close(self._best_cut())
+        if self._length_s(self._pieces) >= self._close_s:
+            yield self._close(len(self._pieces))
 
     def wait_until(self, at: float) -> Iterator[Segment]:
         """No other piece starts before that time; yields the window if its turn is over by then."""

@@ -231,3 +231,22 @@ def test_revised_lines_are_marked_where_people_look(capsys, tmp_path):
     assert printed[0].startswith("[")
     assert printed[1] == f"~ {printed[0].replace('oh pen', 'open')}"
     assert (tmp_path / "out.txt").read_text().splitlines() == printed
+
+
+def test_a_doubtful_first_text_is_left_to_its_turn_which_is_decoded_again_instead(watch):
+    contexts = []
+
+    class Doubtful(ContextEngine):
+        def decode(self, clips, context_s):
+            contexts.append(context_s)
+            found = super().decode(clips, context_s)
+            doubt = -2.0 if context_s < 30 else -0.1
+            return [replace(one, avg_logprob=doubt) for one in found]
+
+    engine = Doubtful(["oh", "pen"], ["open", "the gate"])
+    items, monitor = watch(engine, utterances([0.6, 4.0]), until=is_revised)
+    found = lines(items)
+    assert [line.text for line in found] == ["open", "the gate"]
+    assert [line.revision for line in found] == [1, 1]
+    assert contexts.count(30.0) == 1
+    assert monitor.stats.revised == 2

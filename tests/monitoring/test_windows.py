@@ -11,13 +11,27 @@ from test_monitoring import FakeEngine
 from mmtransfer.monitoring import Monitor, Transcript
 from mmtransfer.monitoring.events import alerts, transcripts
 from mmtransfer.monitoring.journal.journal import Journal
-from mmtransfer.monitoring.lines import LineSettings, rows, split_lines, text_ends_at
+from mmtransfer.monitoring.lines import (
+    Line,
+    LineSettings,
+    rows,
+    split_lines,
+    split_pieces,
+    text_ends_at,
+)
 from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.speech import segments
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.engine import Hypothesis, Word
 from mmtransfer.speech.recognition import Recognizer
-from mmtransfer.speech.segments import Segment, Segmenter, SegmenterSettings, WindowSegmenter
+from mmtransfer.speech.segments import (
+    Piece,
+    Segment,
+    Segmenter,
+    SegmenterSettings,
+    TurnJoiner,
+    WindowSegmenter,
+)
 
 VIDEO = EXAMPLE / "monitor.mp4"
 _STEP = 1e-7  # a sample's place is in its value
@@ -111,6 +125,17 @@ def test_after_a_short_answer_a_pause_ends_the_turn_sooner():
     second = round(SAMPLE_RATE / 512)
     found = windows(stream([2 * second, 2 * second, 5 * second, 2 * second, second]), 28.0)
     assert [len(window.pieces) for window in found] == [1, 2]
+
+
+def test_where_somebody_waits_a_long_turn_is_closed_at_its_next_pause():
+    pieces = [
+        Segment(start, start + 4.0, np.zeros(4 * SAMPLE_RATE, np.float32), start)
+        for start in (0.0, 4.5, 9.0, 13.5, 18.0)
+    ]
+    turns = TurnJoiner(SegmenterSettings(), 28.0, close_s=11.0)
+    closed = [[piece.start for w in turns.add(piece) for piece in w.pieces] for piece in pieces]
+    assert closed == [[], [], [0.0, 4.5, 9.0], [], []]
+    assert [piece.start for w in turns.finish() for piece in w.pieces] == [13.5, 18.0]
 
 
 def test_a_full_window_is_cut_at_its_widest_pause():
@@ -356,3 +381,56 @@ def test_what_a_decoder_left_out_at_the_end_of_a_window_is_decoded_on_its_own(lo
     assert len(covered) == 3
     assert sum(len(line.text.split()) for line in found) >= 9
     assert (len(engine.lengths) > 1) == (longest_s < 10)
+
+
+def two_pieces() -> Segment:
+    """A window of two pieces of two seconds, a second apart."""
+    return Segment(
+        10.0,
+        15.0,
+        np.zeros(5 * SAMPLE_RATE, np.float32),
+        10.0,
+        (Piece(0.0, 10.0, 10.0, 12.0), Piece(3.0, 13.0, 13.0, 15.0)),
+    )
+
+
+def decoded(text: str, *starts: float) -> Hypothesis:
+    words = text.split(" ")
+    timed = [
+        Word(word if n == 0 else f" {word}", at, at + 0.2, 0.9)
+        for n, (word, at) in enumerate(zip(words, starts, strict=True))
+    ]
+    return Hypothesis(text, (1,) * len(words), -0.1, 0.0, 30.0, words=tuple(timed))
+
+
+def test_words_stay_in_the_line_in_which_they_were_although_their_times_are_inexact():
+    # "door" seems to be spoken in the second piece, by its time.
+    found = decoded("open the door close the gate", 0.1, 0.5, 3.1, 3.3, 3.6, 4.0)
+    texts = [[line.text for line in lines] for lines in split_pieces(found, two_pieces())]
+    assert texts == [["open the"], ["door close the gate"]]
+    known = [[Line(10.0, 12.0, "Open the door.")], [Line(13.0, 15.0, "close a gate")]]
+    lines = split_pieces(found, two_pieces(), known=known)
+    assert [[line.text for line in own] for own in lines] == [["open the door"], ["close the gate"]]
+    assert [(line.start, line.end) for own in lines for line in own] == [(10.0, 12.0), (13.0, 15.0)]
+
+
+def test_a_piece_without_known_lines_gets_the_words_spoken_in_it():
+    found = decoded("open the door close the gate", 0.1, 0.5, 1.1, 3.3, 3.6, 4.0)
+    lines = split_pieces(found, two_pieces(), known=[[Line(10.0, 12.0, "open the door")], []])
+    assert [[line.text for line in own] for own in lines] == [["open the door"], ["close the gate"]]
+
+
+@given(
+    st.lists(st.sampled_from(list("abcdef")), min_size=1, max_size=12),
+    st.lists(st.lists(st.sampled_from(list("abcdef")), max_size=6), min_size=2, max_size=2),
+)
+def test_all_words_are_given_to_lines_once_and_in_order(words, before):
+    starts = [4.8 * n / len(words) for n in range(len(words))]
+    found = decoded(" ".join(words), *starts)
+    known = [
+        [Line(start, start + 2, " ".join(own))] if own else []
+        for start, own in zip((10.0, 13.0), before, strict=True)
+    ]
+    lines = split_pieces(found, two_pieces(), known=known)
+    assert " ".join(line.text for own in lines for line in own if line.text) == " ".join(words)
+    assert all(len(own) == 1 for own, had in zip(lines, known, strict=True) if had)

@@ -211,7 +211,9 @@ def read_camera(reader: Reader) -> None:
     base = fed_s = 0.0
     drafted_to, is_whole = 0.0, False  # of the last draft
 
-    turns = TurnJoiner(reader.settings, reader.window_s) if reader.window_s else None
+    turns = None
+    if reader.window_s:
+        turns = TurnJoiner(reader.settings, reader.window_s, close_s=reader.live.turn_s)
 
     def tell(segment: Segment) -> None:
         reader.tell(segment)
