@@ -231,6 +231,9 @@ class TransferConfig(_Section):
     """Strength of the L2 pull of source weights towards their source values (Li et al. 2018)."""
     l2sp_new: float = Field(0.0, ge=0)
     """Strength of the L2 pull of new layers towards zero, beside `l2sp`."""
+    r_drop: float = Field(0.0, ge=0)
+    """Strength with which two passes with different dropout are to give the same distribution
+    (R-Drop, Liang et al. 2021). It takes dropout: a Whisper has none unless `dropout` sets it."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout in the unfrozen part of the backbone, instead of the source's own."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -343,7 +346,7 @@ class TrainConfig(_Section):
     checkpoint_every: int = Field(0, ge=0)
     """Steps between checkpoints for --resume; 0 writes one at every evaluation."""
     workers: int = Field(0, ge=0)
-    """Processes that prepare batches; 0 prepares them in a thread of the training process."""
+    """Threads of the training process that prepare batches ahead; 0 takes one."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

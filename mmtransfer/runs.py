@@ -21,7 +21,7 @@ import yaml
 from accelerate.utils import broadcast_object_list
 
 from mmtransfer.cache import atomic_path
-from mmtransfer.config import Config, DataConfig
+from mmtransfer.config import Config, DataConfig, build_config, merge
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import (
     fetch,
@@ -536,8 +536,7 @@ def _source_path(config: Config, job: _Job) -> SourcePath | None:
         )
     if wanted == "none" or not has_line:
         return None
-    levels = range(len(task.layout.levels))
-    return SourcePath([p for level in levels for p in task.layout.parameters(level)])
+    return SourcePath(task.layout.source_parameters())
 
 
 def _report(
@@ -729,14 +728,17 @@ def evaluate(
     """Score a model on data.
 
     `model` is a run folder, a checkpoint folder, a Hub id or `bundled:NAME`; `data` any form that
-    training takes. Returns the fields of `evaluation.SpeechScore` or
-    `classification.ClassificationScore` with `metric`, `seconds_wall` (recognition or
-    classification alone), `skipped`, and for speech `seconds_audio`.
+    training takes; `language` goes before that of `config`. Returns the fields of `SpeechScore` or
+    `ClassificationScore` with `metric`, `seconds_wall` (recognition or classification alone),
+    `skipped`, and for speech `seconds_audio`.
 
     Raises:
         UserError: a model or data that cannot be used.
     """
-    config = config or Config(data=DataConfig(language=language))
+    config = config or Config()
+    if language is not None:
+        values = merge(config.model_dump(), {"data": {"language": language}})
+        config = build_config(values, origin="language")
     with use_runtime(config.runtime):
         device = choose_device(config.runtime)
         language, read = config.data.language, None

@@ -22,6 +22,7 @@ from mmtransfer.speech.scores import ClipScore
 from mmtransfer.speech.whisper_task import ClipScoring, check_views, skip_long
 from mmtransfer.transfer.encoders import SpeechEncoder
 from mmtransfer.transfer.features import FeatureStore, cache_key, cached_features, weights_digest
+from mmtransfer.transfer.regularisers import Outputs
 from mmtransfer.transfer.stages import Stage, frozen_modules, resolve_stages
 from mmtransfer.transfer.task import StagedTask, name_some, network_layout, refuse_objective
 
@@ -252,11 +253,15 @@ class CtcTask(StagedTask):
             for part in (slice(None, half), slice(half, None))
         ]
 
-    def loss(self, micro: CtcBatch, device: torch.device) -> torch.Tensor:
+    def outputs(self, micro: CtcBatch, device: torch.device) -> Outputs:
+        """Logits [clip, frame, symbol]."""
+        return Outputs(self._logits(micro, device), micro.mask.to(device))
+
+    def target_loss(self, outputs: Outputs, micro: CtcBatch) -> torch.Tensor:
         """CTC loss (Graves et al. 2006), summed over clips."""
-        logits = self._logits(micro, device)
+        device = outputs.logits.device
         # [frame, clip, symbol], in full precision.
-        scores = logits.float().log_softmax(-1).transpose(0, 1)
+        scores = outputs.logits.float().log_softmax(-1).transpose(0, 1)
         return functional.ctc_loss(
             scores,
             micro.targets.to(device),

@@ -38,6 +38,7 @@ from mmtransfer.speech.scores import ClipScore, SpeechScore, speech_metric
 from mmtransfer.speech.whisper import ShortReader, SpeechModel, encode_whisper
 from mmtransfer.speech.whisper_task import ClipScoring, SpeechTask
 from mmtransfer.transfer.features import FeatureStore, cache_key, cached_features, weights_digest
+from mmtransfer.transfer.regularisers import Outputs
 from mmtransfer.transfer.stages import Stage, resolve_stages
 from mmtransfer.transfer.task import comparable
 
@@ -282,17 +283,21 @@ class ShortContextTask(SpeechTask):
             for part in (slice(None, half), slice(half, None))
         ]
 
-    def loss(self, micro: ShortBatch, device: torch.device) -> torch.Tensor:  # type: ignore[override]
-        """KL divergence from the source's distribution and cross-entropy of its tokens, summed."""
+    def outputs(self, micro: ShortBatch, device: torch.device) -> Outputs:  # type: ignore[override]
+        """Logits [clip, token, class]."""
         hidden = encode_whisper(self.model, micro.features.to(device))
         logits = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
             decoder_input_ids=micro.inputs.to(device),
             use_cache=False,
         ).logits[:, micro.first :]
-        ids, told = micro.ids.to(device), micro.logprobs.to(device)
-        shown = ids[..., 0] >= 0
-        ids, told, scores = ids[shown], told[shown], logits[shown].float().log_softmax(-1)
+        return Outputs(logits, micro.ids[..., 0].to(device) >= 0)
+
+    def target_loss(self, outputs: Outputs, micro: ShortBatch) -> torch.Tensor:  # type: ignore[override]
+        """KL divergence from the source's distribution and cross-entropy of its tokens, summed."""
+        logits, shown = outputs.logits, outputs.counted
+        ids, told = micro.ids.to(logits.device)[shown], micro.logprobs.to(logits.device)[shown]
+        scores = logits[shown].float().log_softmax(-1)
         own = scores.gather(1, ids)
         divergence = functional.kl_div(own, told.log_softmax(-1), reduction="sum", log_target=True)
         return divergence - _CROSS_ENTROPY * own[:, 0].sum()

@@ -43,6 +43,7 @@ from mmtransfer.speech.voice_activity import speech_bounds
 from mmtransfer.speech.whisper import SpeechModel
 from mmtransfer.transfer.encoders import FRAMES_PER_SECOND, SpeechEncoder
 from mmtransfer.transfer.features import FeatureStore, cache_key, cached_features, weights_digest
+from mmtransfer.transfer.regularisers import Outputs
 from mmtransfer.transfer.stages import Stage, frozen_modules, resolve_stages
 from mmtransfer.transfer.task import StagedTask, comparable, name_some, whisper_layout
 
@@ -477,17 +478,21 @@ class SpeechTask(StagedTask):
             for part in (slice(None, half), slice(half, None))
         ]
 
-    def loss(self, micro: SpeechBatch, device: torch.device) -> torch.Tensor:
-        """Cross-entropy of the target tokens, summed."""
+    def outputs(self, micro: SpeechBatch, device: torch.device) -> Outputs:
+        """Logits [clip, token, class]."""
         hidden = self._encode(micro.features.to(device))
         logits = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
             decoder_input_ids=micro.inputs.to(device),
             use_cache=False,
         ).logits
+        return Outputs(logits, micro.targets.to(device) != _IGNORED)
+
+    def target_loss(self, outputs: Outputs, micro: SpeechBatch) -> torch.Tensor:
+        """Cross-entropy of the target tokens, summed."""
         return functional.cross_entropy(
-            logits.float().flatten(0, 1),
-            micro.targets.to(device).flatten(),
+            outputs.logits.float().flatten(0, 1),
+            micro.targets.to(outputs.logits.device).flatten(),
             ignore_index=_IGNORED,
             reduction="sum",
             label_smoothing=self._config.transfer.label_smoothing,

@@ -31,6 +31,7 @@ from mmtransfer.transfer.classification import (
     score_classification,
 )
 from mmtransfer.transfer.features import FeatureStore, cache_key, cached_features, weights_digest
+from mmtransfer.transfer.regularisers import Outputs
 from mmtransfer.transfer.stages import (
     Stage,
     class_weights,
@@ -232,15 +233,26 @@ class SentimentTask(StagedTask):
         return halves
 
     def loss(self, micro: TextBatch, device: torch.device) -> torch.Tensor:
-        """Cross-entropy, weighted by class and summed; or the contrastive loss."""
-        targets, owner = micro.targets.to(device), micro.owner.to(device)
-        if self.stage.objective == "contrastive":
-            features = average_windows(self._pooled(micro, device), owner, len(targets))
-            return supervised_contrastive_loss(features, targets)
-        logits = average_windows(self._logits(micro, device).float(), owner, len(targets))
+        """Sum of the loss over the texts; in a contrastive stage that of their features alone."""
+        if self.stage.objective != "contrastive":
+            return super().loss(micro, device)
+        targets = micro.targets.to(device)
+        pooled = self._pooled(micro, device)
+        features = average_windows(pooled, micro.owner.to(device), len(targets))
+        return supervised_contrastive_loss(features, targets)
+
+    def outputs(self, micro: TextBatch, device: torch.device) -> Outputs:
+        """Logits [text, class], averaged over windows."""
+        logits, owner = self._logits(micro, device).float(), micro.owner.to(device)
+        averaged = average_windows(logits, owner, len(micro.targets))
+        return Outputs(averaged, torch.ones(len(averaged), dtype=torch.bool, device=device))
+
+    def target_loss(self, outputs: Outputs, micro: TextBatch) -> torch.Tensor:
+        """Cross-entropy, weighted by class and summed."""
+        device = outputs.logits.device
         return functional.cross_entropy(
-            logits,
-            targets,
+            outputs.logits,
+            micro.targets.to(device),
             weight=self._weights.to(device),
             reduction="sum",
             label_smoothing=self.config.transfer.label_smoothing,

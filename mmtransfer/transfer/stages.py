@@ -1,4 +1,4 @@
-"""Transfer as a list of stages: what is frozen, what learns at which rate, what pulls at it."""
+"""Transfer as a list of stages: what is frozen, what learns at which rate, in which batches."""
 
 from __future__ import annotations
 
@@ -130,6 +130,10 @@ class Layout:
         """Parameters of a level, without fixed ones."""
         return self._distinct(self.levels[level])
 
+    def source_parameters(self) -> list[nn.Parameter]:
+        """Parameters of all levels, without fixed ones."""
+        return [p for level in range(len(self.levels)) for p in self.parameters(level)]
+
     def new_parameters(self) -> list[nn.Parameter]:
         """Parameters of new modules."""
         return self._distinct(self.new)
@@ -212,53 +216,7 @@ def parameter_groups(
     ]
 
 
-# --- regularisers --------------------------------------------------------------------------------
-
-
-class L2SP:
-    """The L2-SP penalty (Li, Grandvalet & Davoine 2018, eq. 2):
-    alpha / 2 * |w - w0|^2 over source weights + beta / 2 * |w|^2 over new ones.
-
-    `w0` are the weights at construction.
-    """
-
-    def __init__(
-        self,
-        source: Sequence[nn.Parameter],
-        new: Sequence[nn.Parameter],
-        *,
-        alpha: float,
-        beta: float,
-    ):
-        self.alpha, self.beta = alpha, beta
-        self._source = [(p, p.detach().clone()) for p in source] if alpha else []
-        self._new = list(new) if beta else []
-
-    def penalty(self) -> torch.Tensor:
-        """Its value over what is being trained."""
-        total = torch.zeros(())
-        with torch.no_grad():
-            for parameter, start in self._source:
-                if parameter.requires_grad:
-                    distance = parameter - start.to(parameter.device)
-                    total = total + self.alpha / 2 * distance.square().sum().cpu()
-            for parameter in self._new:
-                if parameter.requires_grad:
-                    total = total + self.beta / 2 * parameter.square().sum().cpu()
-        return total
-
-    @torch.no_grad()
-    def add_gradient(self) -> None:
-        """Add its gradient to that of the loss."""
-        for index, (parameter, start) in enumerate(self._source):
-            if parameter.grad is not None:
-                if start.device != parameter.device:
-                    start = start.to(parameter.device)
-                    self._source[index] = (parameter, start)
-                parameter.grad.add_(parameter - start, alpha=self.alpha)
-        for parameter in self._new:
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter, alpha=self.beta)
+# --- the way back to the source ------------------------------------------------------------------
 
 
 class SourcePath:

@@ -17,8 +17,8 @@ from mmtransfer.hub.checkpoint import Base
 from mmtransfer.transfer.adapters import add_adapter, merge_adapter
 from mmtransfer.transfer.encoders import SpeechEncoder, TextEncoder
 from mmtransfer.transfer.networks import Network, encoder_digest
+from mmtransfer.transfer.regularisers import Outputs, Regulariser, regularisers
 from mmtransfer.transfer.stages import (
-    L2SP,
     Layout,
     Stage,
     freeze,
@@ -43,8 +43,8 @@ class Task(Protocol):
     """Validation metric, lower is better, that decides between weights of the same score."""
     unit: str
     """What `lengths` counts, as it is shown."""
-    penalty: L2SP | None
-    """A regulariser whose gradient is added to that of the loss."""
+    regularisers: list[Regulariser]
+    """Terms beside the task's own loss."""
 
     def begin(self, stage: Stage, device: torch.device) -> None:
         """Freeze what the stage freezes, put in its adapter, compute what is cached for it."""
@@ -97,7 +97,7 @@ class Task(Protocol):
         ...
 
     def loss(self, micro: Any, device: torch.device) -> torch.Tensor:
-        """Sum of the loss over the micro-batch's target units."""
+        """Sum of the loss over the micro-batch's target units, and loss terms beside it."""
         ...
 
     def describe(self, indices: Sequence[int]) -> str:
@@ -169,13 +169,7 @@ class StagedTask(ABC):
         transfer = config.transfer
         if transfer.dropout is not None:
             set_dropout([m for level in layout.levels for m in level], transfer.dropout)
-        self.penalty: L2SP | None = None
-        if transfer.l2sp or transfer.l2sp_new:
-            levels = range(len(layout.levels))
-            source = [p for level in levels for p in layout.parameters(level)]
-            self.penalty = L2SP(
-                source, layout.new_parameters(), alpha=transfer.l2sp, beta=transfer.l2sp_new
-            )
+        self.regularisers = regularisers(layout, transfer)
 
     def begin(self, stage: Stage, device: torch.device) -> None:
         """Freeze what the stage freezes, put in its adapter, compute what is cached for it."""
@@ -260,6 +254,23 @@ class StagedTask(ABC):
             self.merge()
         self.carrier.save(folder, self.form, self.adapted)
         self.merge()
+
+    def loss(self, micro: Any, device: torch.device) -> torch.Tensor:
+        """Sum of the loss over the micro-batch's target units, and loss terms beside it."""
+        outputs = self.outputs(micro, device)
+        total = self.target_loss(outputs, micro)
+        for term in self.regularisers:
+            own = term.loss(outputs, lambda: self.outputs(micro, device))
+            total = total if own is None else total + own
+        return total
+
+    @abstractmethod
+    def outputs(self, micro: Any, device: torch.device) -> Outputs:
+        """What the model gives for a micro-batch."""
+
+    @abstractmethod
+    def target_loss(self, outputs: Outputs, micro: Any) -> torch.Tensor:
+        """The task's own loss, summed over the micro-batch's target units."""
 
     @abstractmethod
     def epoch(self, epoch: int) -> Sequence[int]:

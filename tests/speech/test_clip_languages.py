@@ -119,6 +119,14 @@ def test_a_model_of_english_alone_refuses_other_languages_before_decoding(
         runs.evaluate(str(random_whisper), str(spoken), language="en")
 
 
+def test_a_language_beside_a_configuration_is_not_dropped(random_whisper, tmp_path):
+    folder = write_dataset(tmp_path / "set", ["a", "b"], seconds=0.5)
+    with pytest.raises(UserError, match="the language is set to 'zh'"):
+        runs.evaluate(str(random_whisper), str(folder), config=build_config({}), language="zh")
+    with pytest.raises(UserError, match="expected a language such as en"):
+        runs.evaluate(str(random_whisper), str(folder), language="klingon")
+
+
 def test_a_model_of_english_alone_takes_english_by_every_name(random_whisper, tmp_path):
     folder = write_dataset(tmp_path / "set", ["a", "b"], seconds=0.5)
     content = "file_name,transcription,language\nclip0.wav,a,English\nclip1.wav,b,en-GB\n"

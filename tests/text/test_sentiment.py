@@ -25,6 +25,7 @@ from mmtransfer.cli import main
 from mmtransfer.config import DataConfig, HeadConfig, build_config
 from mmtransfer.errors import UserError
 from mmtransfer.text.classifier import average_windows, length_batches, new_text_model
+from mmtransfer.text.classifier_task import SentimentTask
 from mmtransfer.text.examples import read_texts
 
 CPU = {"device": "cpu", "threads": 1}
@@ -404,6 +405,24 @@ def test_impossible_configurations_are_one_line(texts, text_backbone, tmp_path, 
     assert "set head.type: classifier" in line
     if not torch.cuda.is_available():
         assert "no usable GPU" in with_section(runtime={"device": "cuda"})
+
+
+def test_a_contrastive_stage_is_not_validated(texts, text_backbone, tmp_path, monkeypatch):
+    config = values(texts, text_backbone, tmp_path / "run", steps=4, evaluate_every=2)
+    config["transfer"] = {"stages": PRESETS["few_shot"]}
+    scored = []
+    whole = SentimentTask.validate
+    monkeypatch.setattr(
+        SentimentTask,
+        "validate",
+        lambda task, *given: scored.append(task.stage.number) or whole(task, *given),
+    )
+    report = runs.train(build_config(config))
+    stages = {row["stage"] for row in map(json.loads, (tmp_path / "run/metrics.jsonl").open())}
+    assert stages == {0, 1}
+    assert set(scored) == {1}
+    assert set(rows(tmp_path / "run", "validation_macro_f1")) == {14, 16}
+    assert report["stages"][0]["best"] is None
 
 
 def test_a_speech_model_is_no_text_model_and_the_other_way_round(
