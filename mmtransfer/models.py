@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmtransfer.hub.checkpoint import fetch, kind_of
+from mmtransfer.hub.checkpoint import Checkpoint, resolve
 from mmtransfer.speech.ctc import CtcModel, load_ctc_model
 from mmtransfer.speech.whisper import SpeechModel, load_speech_model
 from mmtransfer.text.classifier import TextModel, load_text_model
@@ -10,7 +10,9 @@ from mmtransfer.text.classifier import TextModel, load_text_model
 Model = SpeechModel | CtcModel | TextModel
 
 
-def load(source: str, *, revision: str | None = None, language: str | None = None) -> Model:
+def load(
+    source: str | Checkpoint, *, revision: str | None = None, language: str | None = None
+) -> Model:
     """Load a finished transfer in any form, or a pretrained model, ready for use.
 
     A `TextModel` has `predict(texts)`; a `SpeechModel` or `CtcModel` is what `Recognizer` takes.
@@ -19,11 +21,9 @@ def load(source: str, *, revision: str | None = None, language: str | None = Non
     Raises:
         UserError: not found, or nothing that this toolkit runs.
     """
-    _, commit = fetch(source, revision)
-    revision = commit or revision  # the parts below come from the same commit
-    kind = kind_of(source, revision=revision)
-    if kind == "sentiment":
-        return load_text_model(source, revision=revision)
-    if kind == "ctc":
-        return load_ctc_model(source, revision=revision, language=language)
-    return load_speech_model(source, revision=revision, language=language)
+    found = source if isinstance(source, Checkpoint) else resolve(source, revision)
+    if found.kind == "sentiment":
+        return load_text_model(found)
+    if found.kind == "ctc":
+        return load_ctc_model(found, language=language)
+    return load_speech_model(found, language=language)

@@ -23,14 +23,7 @@ from accelerate.utils import broadcast_object_list
 from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config, DataConfig, build_config, merge
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import (
-    fetch,
-    is_ctc,
-    kind_of,
-    model_type,
-    read_metadata,
-    speech_parts,
-)
+from mmtransfer.hub.checkpoint import Checkpoint, resolve
 from mmtransfer.models import load
 from mmtransfer.report import model_card
 from mmtransfer.runtime import choose_device, make_accelerator, use_runtime
@@ -62,7 +55,6 @@ from mmtransfer.text.examples import (
     refuse_text_leaks,
 )
 from mmtransfer.transfer.classification import ClassificationScore
-from mmtransfer.transfer.encoders import WAVE_ENCODERS
 from mmtransfer.transfer.stages import (
     SourcePath,
     Stage,
@@ -274,20 +266,22 @@ class _Job:
 
 
 def _job(config: Config, device: torch.device) -> _Job:
-    return _speech_job(config, device) if config.task == "speech" else _text_job(config)
+    source = resolve(config.source, config.revision)
+    if config.task == "speech":
+        return _speech_job(config, source, device)
+    return _text_job(config, source)
 
 
-def _speech_job(config: Config, device: torch.device) -> _Job:
+def _speech_job(config: Config, source: Checkpoint, device: torch.device) -> _Job:
     stages = resolve_stages(config)
     is_short = any(stage.objective == "short_context" for stage in stages)
     clips = read_clips(_check_data(config), config.data, labelled=not is_short)
     language = config.data.language or usual_language(clips)
-    if _reads_by_ctc(config):
+    if _reads_by_ctc(config, source):
         splits = load_splits(config, 30.0, train_clips=clips)
         ctc = new_ctc_model(
-            config.source,
+            source,
             [clip.text for clip in splits.train.clips],
-            revision=config.revision,
             language=language,
             head=config.head,
             seed=config.runtime.seed,
@@ -305,13 +299,7 @@ def _speech_job(config: Config, device: torch.device) -> _Job:
             lambda: {"language": ctc.language, "max_context_s": ctc.max_context_s},
             lambda: ctc_task.form == "full" and ctc.is_plain,
         )
-    speech = load_speech_model(
-        config.source,
-        revision=config.revision,
-        language=language,
-        short_contexts=False,
-        can_detect=False,
-    )
+    speech = load_speech_model(source, language=language, short_contexts=False, can_detect=False)
     if is_short:
         return _short_context_job(speech, config, stages, clips)
     refuse_objective(stages, "another objective")
@@ -341,26 +329,22 @@ def _speech_job(config: Config, device: torch.device) -> _Job:
             "max_context_s": speech.max_context_s,
         },
         lambda: task.form == "full",
-        score_source=_source_scorer(speech, config),
+        score_source=_source_scorer(speech, source, config),
     )
 
 
 def _source_scorer(
-    speech: SpeechModel, config: Config
+    speech: SpeechModel, source: Checkpoint, config: Config
 ) -> Callable[[Any, torch.device], dict[str, Any]] | None:
     """What scores a source with the adapter for short contexts that this package has for it, as
     `evaluate` and `monitor` use it; training begins without. None where there is no such adapter.
     """
-    if speech_parts(config.source, config.revision).short is None:
+    if source.short is None:
         return None
 
     @cache
     def as_used() -> SpeechModel:
-        found = load_speech_model(
-            config.source,
-            revision=config.revision,
-            language=config.data.language or speech.language,
-        )
+        found = load_speech_model(source, language=config.data.language or speech.language)
         return replace(speech, short=found.short)
 
     return lambda clips, device: evaluate_clips(as_used(), clips, config, device).as_dict()
@@ -411,20 +395,16 @@ def _short_context_job(
     )
 
 
-def _reads_by_ctc(config: Config) -> bool:
+def _reads_by_ctc(config: Config, source: Checkpoint) -> bool:
     kind = config.head.type
     if kind in ("classifier", "native"):
         raise UserError(f"head.type: {kind} is for texts; for speech use ctc, decoder or auto.")
     if kind != "auto":
         return kind == "ctc"
-    folder, _ = fetch(config.source, config.revision)
-    metadata = read_metadata(folder)
-    if metadata is not None:
-        return bool(metadata["task"] == "ctc")
-    return is_ctc(config.source, folder) or model_type(config.source, folder)[0] in WAVE_ENCODERS
+    return source.kind == "ctc"
 
 
-def _text_job(config: Config) -> _Job:
+def _text_job(config: Config, source: Checkpoint) -> _Job:
     if config.head.type in ("ctc", "decoder"):
         raise UserError(
             f"head.type: {config.head.type} is for speech; for texts use classifier, native or "
@@ -433,9 +413,8 @@ def _text_job(config: Config) -> _Job:
     stages = resolve_stages(config)
     splits, labels = load_text_splits(config)
     text = new_text_model(
-        config.source,
+        source,
         labels,
-        revision=config.revision,
         data=config.data,
         head=config.head,
         seed=config.runtime.seed,
@@ -742,10 +721,11 @@ def evaluate(
     with use_runtime(config.runtime):
         device = choose_device(config.runtime)
         language, read = config.data.language, None
-        if kind_of(model, revision=config.revision) != "sentiment":
+        checkpoint = resolve(model, config.revision)
+        if checkpoint.kind != "sentiment":
             read = read_clips(data, config.data)
             language = language or usual_language(read)
-        found = load(model, revision=config.revision, language=language)
+        found = load(checkpoint, language=language)
         score: SpeechScore | ClassificationScore
         if isinstance(found, TextModel):
             texts = read_texts(data, config.data, name="data", split="validation")

@@ -13,7 +13,7 @@ import torch
 
 from mmtransfer.config import Config
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import Base
+from mmtransfer.hub.metadata import Base
 from mmtransfer.transfer.adapters import add_adapter, merge_adapter
 from mmtransfer.transfer.encoders import SpeechEncoder, TextEncoder
 from mmtransfer.transfer.networks import Network, encoder_digest

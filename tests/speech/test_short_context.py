@@ -12,6 +12,7 @@ from conftest import EXAMPLE, ROOT, tone, write_media, write_texts
 from mmtransfer.cli import main
 from mmtransfer.config import build_config, load_config
 from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.runs import evaluate, train
 from mmtransfer.speech.audio import SAMPLE_RATE, decode_clip
 from mmtransfer.speech.clips import load_clips
@@ -103,7 +104,7 @@ def test_a_run_reads_short_contexts_and_leaves_full_ones_alone(run, whisper_tiny
     short = Recognizer(speech, shortest_context_s=0.5).transcribe(clips)
     assert {h.context_s for h in short} != {30.0}
     fast = Recognizer(
-        CTranslate2Whisper(str(folder), compute_type="float32"), shortest_context_s=0.5
+        CTranslate2Whisper(resolve(str(folder)), compute_type="float32"), shortest_context_s=0.5
     )
     same = sum(a.text == b.text for a, b in zip(short, fast.transcribe(clips), strict=True))
     assert same >= len(clips) - 1
