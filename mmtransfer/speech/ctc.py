@@ -32,7 +32,8 @@ from mmtransfer.transfer.networks import Network, build_head, check_base, read_h
 
 logger = logging.getLogger(__name__)
 _BLANK, _UNKNOWN, _SPACE = "<pad>", "<unk>", "|"  # as in transformers' CTC vocabularies
-_LONGEST_S = 30.0
+LONGEST_S = 30.0
+"""Longest clip of a CTC model."""
 # Characters that a source's output layer is worth more than: a share of all, or as many in a small
 # set.
 _STRAY, _FEW_STRAYS = 0.01, 2
@@ -54,7 +55,7 @@ class CtcModel:
 
     is_source_head: bool = False
     """Whether the output layer came with the source, so that the source can be scored."""
-    max_context_s: float = _LONGEST_S
+    max_context_s: float = LONGEST_S
     """Longest clip."""
     shortest_context_s: float = 0.0
     """A clip is read at its own length: that is how the head was trained."""

@@ -31,6 +31,7 @@ from mmtransfer.speech.contexts import (
 from mmtransfer.speech.engine import choose_language
 from mmtransfer.speech.generation import check_config, check_generation, complete_generation
 from mmtransfer.speech.logmel import log_mel
+from mmtransfer.speech.scores import speech_metric
 from mmtransfer.transfer.adapters import load_merged, save_adapter
 from mmtransfer.transfer.encoders import SpeechEncoder
 from mmtransfer.transfer.networks import check_base
@@ -166,6 +167,19 @@ class SpeechModel:
         bands = self.model.config.num_mel_bins
         return torch.from_numpy(log_mel(clips, context_s, bands=bands))
 
+    def spell(self, text: str, language: str | None) -> list[int]:
+        """Tokens of a transcript. Whisper's own training text starts with a space in languages that
+        use them.
+        """
+        if not text:
+            return []
+        spaced = speech_metric(language or self.language) == "wer"
+        tokenizer = self.processor.tokenizer
+        found: list[int] = tokenizer(
+            f" {text}" if spaced else text, add_special_tokens=False
+        ).input_ids
+        return found
+
     def prompt(self, *, timestamps: bool, language: str | None = None) -> list[int]:
         """Decoder tokens before the text: start, language, task, no-timestamps.
 
@@ -293,6 +307,15 @@ def load_speech_model(
     if found.adapter is not None:  # what is made of it stands on no model that has a name
         base = replace(base, model_id=None)
     return SpeechModel(model, processor, found.source, language, base, short)
+
+
+def allow_silence(model: Any) -> None:
+    """Let the end token come first, so that silence can be learnt as an empty text."""
+    generation, end = model.generation_config, model.config.eos_token_id
+    if generation.begin_suppress_tokens:
+        generation.begin_suppress_tokens = [
+            token for token in generation.begin_suppress_tokens if token != end
+        ]
 
 
 def encode_whisper(model: Any, features: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mmtransfer.config import DataConfig, text_columns
 from mmtransfer.data.tables import as_file, numbered_rows, plain, with_columns
@@ -48,6 +49,25 @@ class TextSet:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def size(self) -> str:
+        """How large it is, in words."""
+        return f"{len(self)} texts"
+
+    def subset(self, name: str, indices: Sequence[int], *, skipped: bool = False) -> TextSet:
+        """Some of its examples; with `skipped` what was left out stays listed."""
+        return TextSet(name, [self.examples[i] for i in indices], self.skipped if skipped else [])
+
+    def report(self) -> dict[str, Any]:
+        """Its entry in report.json."""
+        counts = Counter(example.label for example in self.examples)
+        return {
+            "examples": len(self),
+            "labels": dict(sorted(counts.items())),
+            "skipped": len(self.skipped),
+            "first_skipped": self.skipped[:10],
+        }
 
 
 # --- reading -------------------------------------------------------------------------------------

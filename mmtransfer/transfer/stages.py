@@ -13,7 +13,6 @@ from mmtransfer.config import Config, StageConfig
 from mmtransfer.errors import UserError
 
 _LORA = {"type": "lora", "r": 8, "lora_alpha": 16}
-_REHEARSAL = 0.4  # of a batch of speech
 _EPOCHS, _FROZEN_EPOCHS = 3.0, 20.0  # epochs over cached features cost next to nothing
 
 
@@ -294,16 +293,3 @@ def supervised_contrastive_loss(
     positives = same.sum(1)
     per_example = -log_share.masked_fill(~same, 0.0).sum(1) / positives.clamp(min=1)
     return per_example[positives > 0].sum()
-
-
-def rehearsal_share(config: Config) -> float:
-    """The share of rehearsal that a transfer has where there is data for it."""
-    share = config.transfer.rehearsal
-    if share is None:
-        return _REHEARSAL if config.task == "speech" else 0.0
-    return share
-
-
-def rehearsal_count(examples: int, share: float) -> int:
-    """Rehearsal examples of an epoch so that they are `share` of all its examples."""
-    return round(examples * share / (1 - share))

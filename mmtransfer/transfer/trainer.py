@@ -331,7 +331,7 @@ class Trainer:
         loss = float(self.accelerator.reduce(loss_sum, "sum")) / max(total, 1.0)
         if not math.isfinite(loss):
             raise UserError(
-                f"Loss is {loss} at step {step + 1} on the batch: {self.task.describe(indices)}. "
+                f"Loss is {loss} at step {step + 1} on the batch: {self.task.names(indices)}. "
                 "Lower train.learning_rate, or look at these examples."
             )
         self._sum_gradients()
@@ -342,7 +342,7 @@ class Trainer:
         if not math.isfinite(norm) and self.accelerator.scaler is None:
             raise UserError(
                 f"Gradient norm is {norm} at step {step + 1} on the batch: "
-                f"{self.task.describe(indices)}. Lower train.learning_rate."
+                f"{self.task.names(indices)}. Lower train.learning_rate."
             )
         self.optimizer.step()
         return loss, norm
@@ -368,7 +368,7 @@ class Trainer:
         if len(halves) == len(micros):
             raise UserError(
                 f"Out of memory at step {step + 1} with a single example at a time: "
-                f"{self.task.describe(indices)}. Use shorter clips, "
+                f"{self.task.names(indices)}. Use shorter clips, "
                 "train.gradient_checkpointing: true, or a smaller model."
             )
         self.state.splits += 1
@@ -528,7 +528,7 @@ class Trainer:
         progress = TrainingProgress(
             self.total_steps,
             state.step,
-            unit=self.task.unit,
+            unit=self.task.speed_unit,
             enabled=self.accelerator.is_main_process,
         )
         with progress:

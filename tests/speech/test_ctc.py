@@ -56,9 +56,9 @@ def values(data, backbone, run_dir, stages="feature", **sections):
 
 
 def make_task(data, backbone, **sections) -> Task:
-    job = runs._job(build_config(values(data, backbone, "unused", **sections)), CPU)
-    job.task.begin(job.task.stages[0], torch.device("cpu"))
-    return job.task
+    task = runs.set_up(build_config(values(data, backbone, "unused", **sections)), CPU)
+    task.begin(task.stages[0], torch.device("cpu"))
+    return task
 
 
 def losses(run_dir):
@@ -188,7 +188,7 @@ def test_a_clip_too_short_for_its_transcript_is_named_and_skipped(data, waves, t
     folder = write_dataset(tmp_path / "set", ["ab", "aa" * 400, "b"])
     config = values(data, waves["wav2vec2"], tmp_path / "run")
     config["data"]["train"] = str(folder)
-    task = runs._job(build_config(config), CPU).task
+    task = runs.set_up(build_config(config), CPU)
     assert len(task.train) == 2
     assert "clip1.wav (800 characters)" in caplog.text
     assert "more characters than the clip has frames" in caplog.text
@@ -277,7 +277,7 @@ def test_augmentation_over_a_cached_prefix_is_refused_or_done_in_views(
         runs.train(build_config(config))
     config["transfer"] |= {"cached_views": 2}
     runs.train(build_config(config | {"run_dir": str(tmp_path / "b")}))
-    task = runs._job(build_config(config), CPU).task
+    task = runs.set_up(build_config(config), CPU)
     task.begin(task.stages[0], torch.device("cpu"))
     task.train_mode()
 

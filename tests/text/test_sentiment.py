@@ -28,6 +28,7 @@ from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.text.classifier import average_windows, length_batches, new_text_model
 from mmtransfer.text.classifier_task import SentimentTask
 from mmtransfer.text.examples import read_texts
+from mmtransfer.text.splits import load_text_splits
 
 CPU = {"device": "cpu", "threads": 1}
 PRESETS = {
@@ -174,13 +175,13 @@ def test_rehearsal_is_mixed_into_the_epochs(texts, text_backbone, tmp_path):
     with pytest.raises(UserError, match=r"set transfer\.rehearsal"):
         runs.train(build_config(config))
     config["transfer"]["rehearsal"] = 0.25
-    job = runs._job(build_config(config), torch.device("cpu"))
-    epochs = [list(job.task.epoch(epoch)) for epoch in range(2)]
+    task = runs.set_up(build_config(config), torch.device("cpu"))
+    epochs = [list(task.epoch(epoch)) for epoch in range(2)]
     old = [[index for index in epoch if index >= 64] for epoch in epochs]
     assert [len(part) for part in old] == [21, 21]  # 21 / 85 is a quarter
     assert len(set(old[0]) | set(old[1])) == 32  # all are used before any is repeated twice
     assert (
-        job.task.examples[64].text
+        task.examples[64].text
         == read_texts(str(tmp_path / "old.csv"), DataConfig(), name="old").examples[0].text
     )
 
@@ -198,7 +199,7 @@ def test_what_a_label_means_is_learnt_from_its_texts(text_backbone, tmp_path):
         "label_texts": {0: ["awful", " awful\n news "], "1": ["fine"]},
     }
     config = build_config(config)
-    splits, _ = runs.load_text_splits(config)
+    splits, _ = load_text_splits(config)
     assert [(one.text, one.label) for one in splits.train.examples[-3:]] == [
         ("awful", "0"),
         ("awful news", "0"),
@@ -221,7 +222,7 @@ def test_label_smoothing_and_class_weights_change_the_loss_as_computed(
     kept = [row for index, row in enumerate(rows_) if ",positive," not in row or index % 8 == 2]
     unbalanced.write_text("\n".join(kept) + "\n")
     config["data"]["train"] = str(unbalanced)
-    task = runs._job(build_config(config), torch.device("cpu")).task
+    task = runs.set_up(build_config(config), torch.device("cpu"))
     task.begin(task.stages[0], torch.device("cpu"))
     task.model.eval()
     micro = task.prepare([0, 1, len(kept) - 2], slice(None), 0)[0]

@@ -13,11 +13,11 @@ from mmtransfer.config import build_config
 from mmtransfer.errors import UserError
 from mmtransfer.transfer.encoders import TextEncoder
 from mmtransfer.transfer.networks import Network, build_head
+from mmtransfer.transfer.splits import rehearsal_count
 from mmtransfer.transfer.stages import (
     class_weights,
     freeze,
     parameter_groups,
-    rehearsal_count,
     resolve_stages,
     set_dropout,
     set_training,
