@@ -21,7 +21,8 @@ import torch
 from torch.nn import functional
 
 from mmtransfer.config import HeadConfig
-from mmtransfer.hub.checkpoint import files_digest, model_digest
+from mmtransfer.hub.checkpoint import Checkpoint, resolve
+from mmtransfer.hub.files import files_digest
 from mmtransfer.speech.audio import SAMPLE_RATE, decode_clip
 from mmtransfer.speech.end_of_turn import (
     FRAME_S,
@@ -49,7 +50,10 @@ USUAL = 20  # quantiles that stand for the training recordings where a stream be
 
 
 def cached_states(
-    engine: CTranslate2Whisper, model: str, paths: Sequence[Path], pauses: Sequence[list[Pause]]
+    engine: CTranslate2Whisper,
+    model: Checkpoint,
+    paths: Sequence[Path],
+    pauses: Sequence[list[Pause]],
 ) -> FeatureStore:
     """The encoder's states 0.2 s into each pause, of each recording in turn."""
     moments = [(number, pause.start) for number, own in enumerate(pauses) for pause in own]
@@ -72,7 +76,7 @@ def cached_states(
     values = last_states(engine.encode, nothing, kept).size
     key = cache_key(
         kind="end of turn",
-        model=model_digest(model),
+        model=model.digest,
         recordings=[files_digest([path]) for path in paths],
         moments=moments,
         settings=[CONTEXT_S, KEPT_S, silence],
@@ -118,7 +122,7 @@ def main() -> None:
     parser.add_argument("name", help="bundled source it is for, without bundled:")
     parser.add_argument("recordings", nargs="+", type=Path)
     arguments = parser.parse_args()
-    model = f"bundled:{arguments.name}"
+    model = resolve(f"bundled:{arguments.name}")
     engine = CTranslate2Whisper(model, threads=2)
     by_recording = [list(find_pauses(decode_clip(path))) for path in arguments.recordings]
     store = cached_states(engine, model, arguments.recordings, by_recording)

@@ -473,10 +473,10 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mmtransfer.report import forgetting_note, metric_rows
+    from mmtransfer.report import forgetting_note, metric_name, metric_rows
 
     better = "higher" if report["higher_is_better"] else "lower"
-    table = Table(title=f"{_metric_name(report['metric'])} with 95 % interval; {better} is better")
+    table = Table(title=f"{metric_name(report['metric'])} with 95 % interval; {better} is better")
     for column in ("set", "before", "after", "change"):
         table.add_column(column, justify="left" if column == "set" else "right")
     for row in metric_rows(report):
@@ -493,10 +493,6 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
     note = forgetting_note(report)
     if note is not None:
         console.print(note, highlight=False, soft_wrap=True, style="bold red", markup=False)
-
-
-def _metric_name(metric: str) -> str:
-    return "Macro-F1" if metric == "macro_f1" else metric.upper()
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -177,11 +177,9 @@ class StageConfig(_Section):
     adapter: dict[str, Any] | None = None
     """Train an adapter instead of the unfrozen layers: {type: lora, r: 8, ...}, with the type and
     arguments of a peft method; `dora` is lora with use_dora."""
-    objective: Literal["target", "contrastive", "short_context"] = "target"
+    objective: Literal["target", "contrastive"] = "target"
     """target: the task's loss. contrastive: supervised contrastive loss on pooled features (Khosla
-    et al. 2020), which shapes a backbone from few labels before a head is trained on it.
-    short_context: a Whisper learns to read clips without padding as it reads them in its full
-    window; needs no transcripts."""
+    et al. 2020), which shapes a backbone from few labels before a head is trained on it."""
     epochs: float | None = Field(None, gt=0)
     """Passes over the training data."""
     steps: int | None = Field(None, gt=0)
@@ -196,6 +194,13 @@ class StageConfig(_Section):
     """Decay of the learning rate after the warm-up."""
     warmup_steps: int | None = Field(None, ge=0)
     """Steps of linear warm-up from zero."""
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _own_task(cls, value: Any) -> Any:
+        if value == "short_context":
+            raise ValueError("it is a task now; set task: short_context and remove the objective")
+        return value
 
     @model_validator(mode="after")
     def _one_length(self) -> StageConfig:
@@ -231,6 +236,9 @@ class TransferConfig(_Section):
     """Strength of the L2 pull of source weights towards their source values (Li et al. 2018)."""
     l2sp_new: float = Field(0.0, ge=0)
     """Strength of the L2 pull of new layers towards zero, beside `l2sp`."""
+    r_drop: float = Field(0.0, ge=0)
+    """Strength with which two passes with different dropout are to give the same distribution
+    (R-Drop, Liang et al. 2021). It takes dropout: a Whisper has none unless `dropout` sets it."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout in the unfrozen part of the backbone, instead of the source's own."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -343,7 +351,7 @@ class TrainConfig(_Section):
     checkpoint_every: int = Field(0, ge=0)
     """Steps between checkpoints for --resume; 0 writes one at every evaluation."""
     workers: int = Field(0, ge=0)
-    """Processes that prepare batches; 0 prepares them in a thread of the training process."""
+    """Threads of the training process that prepare batches ahead; 0 takes one."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -379,8 +387,10 @@ class RuntimeConfig(_Section):
 class Config(_Section):
     """One transfer, from source to run folder."""
 
-    task: Literal["speech", "sentiment"] = "speech"
-    """What is transferred: speech (speech recognition) or sentiment (text classification)."""
+    task: Literal["speech", "short_context", "sentiment"] = "speech"
+    """What is transferred: speech (speech recognition), short_context (a Whisper learns to decode
+    clips without padding as it decodes them in its full window; needs no transcripts) or sentiment
+    (text classification)."""
     source: str = "bundled:whisper-tiny.en"
     """Source model: a Hub id, a local folder, or bundled:NAME (see `mmtransfer backbones`)."""
     revision: str | None = None
@@ -461,6 +471,26 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         nested = isinstance(value, Mapping) and isinstance(below, Mapping)
         merged[key] = merge(below, value) if nested else value  # type: ignore[arg-type]
     return merged
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The configuration with every default filled in and local paths made absolute."""
+    values = config.model_dump(mode="json")
+
+    def absolute(path: str | None) -> str | None:
+        return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+    data, augment = values["data"], values["augment"]
+    for section, key in (
+        (data, "train"),
+        (data, "validation"),
+        (data, "rehearsal"),
+        (augment, "noise_dir"),
+        (augment, "reverb_dir"),
+    ):
+        section[key] = absolute(section[key])
+    data["sources"] = {name: absolute(path) for name, path in data["sources"].items()}
+    return values
 
 
 def build_config(values: Mapping[str, Any], *, origin: str = "configuration") -> Config:

@@ -1,16 +1,57 @@
-"""Any model by its name: run folder, checkpoint folder, Hub id or bundled source."""
+"""What there is: tasks by their names, and any model by its name."""
 
 from __future__ import annotations
 
-from mmtransfer.hub.checkpoint import fetch, kind_of
-from mmtransfer.speech.ctc import CtcModel, load_ctc_model
-from mmtransfer.speech.whisper import SpeechModel, load_speech_model
-from mmtransfer.text.classifier import TextModel, load_text_model
+from mmtransfer.config import Config
+from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import Checkpoint, resolve
+from mmtransfer.speech.ctc import CtcModel
+from mmtransfer.speech.ctc_task import CtcTask
+from mmtransfer.speech.short_context_task import ShortContextTask
+from mmtransfer.speech.whisper import SpeechModel
+from mmtransfer.speech.whisper_task import SpeechTask
+from mmtransfer.text.classifier import TextModel
+from mmtransfer.text.classifier_task import SentimentTask
+from mmtransfer.transfer.task import Task
 
 Model = SpeechModel | CtcModel | TextModel
 
+TASKS: dict[str, type[Task]] = {
+    "speech": SpeechTask,
+    "ctc": CtcTask,
+    "short_context": ShortContextTask,
+    "sentiment": SentimentTask,
+}
+"""By `task` of a configuration, and by the kind of a checkpoint."""
 
-def load(source: str, *, revision: str | None = None, language: str | None = None) -> Model:
+
+def task_for(config: Config, source: Checkpoint) -> type[Task]:
+    """The task of a transfer. Speech is transcribed by CTC unless the source is a Whisper, or
+    `head.type` says otherwise.
+    """
+    head = config.head.type
+    if config.task == "speech" and (head == "ctc" or (head == "auto" and source.kind == "ctc")):
+        return TASKS["ctc"]
+    return TASKS[config.task]
+
+
+def task_of(checkpoint: Checkpoint) -> type[Task]:
+    """The task of a finished model.
+
+    Raises:
+        UserError: a kind that this version does not know.
+    """
+    if checkpoint.kind not in TASKS:
+        raise UserError(
+            f"{checkpoint.source}: expected a model for {', '.join(TASKS)}, found one for "
+            f"{checkpoint.kind!r:.60}. Upgrade mmtransfer, or choose another model."
+        )
+    return TASKS[checkpoint.kind]
+
+
+def load(
+    source: str | Checkpoint, *, revision: str | None = None, language: str | None = None
+) -> Model:
     """Load a finished transfer in any form, or a pretrained model, ready for use.
 
     A `TextModel` has `predict(texts)`; a `SpeechModel` or `CtcModel` is what `Recognizer` takes.
@@ -19,11 +60,6 @@ def load(source: str, *, revision: str | None = None, language: str | None = Non
     Raises:
         UserError: not found, or nothing that this toolkit runs.
     """
-    _, commit = fetch(source, revision)
-    revision = commit or revision  # the parts below come from the same commit
-    kind = kind_of(source, revision=revision)
-    if kind == "sentiment":
-        return load_text_model(source, revision=revision)
-    if kind == "ctc":
-        return load_ctc_model(source, revision=revision, language=language)
-    return load_speech_model(source, revision=revision, language=language)
+    found = source if isinstance(source, Checkpoint) else resolve(source, revision)
+    model: Model = task_of(found).load(found, language)
+    return model

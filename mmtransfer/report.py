@@ -1,18 +1,139 @@
-"""What a run reports: rows of its table, notes, the model card."""
+"""What a run reports: report.json, rows of its table, notes, the model card."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config
 from mmtransfer.hub.bundled import BUNDLES, PREFIX
+from mmtransfer.models import TASKS
+from mmtransfer.transfer.task import Task
+from mmtransfer.transfer.trainer import TrainResult
 
-_PIPELINES = {"speech": "automatic-speech-recognition", "sentiment": "text-classification"}
 _RELATIONS = {"full": "finetune", "adapter": "adapter", "head": "finetune"}
+
+
+def make_report(
+    config: Config,
+    task: Task,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    results: Sequence[TrainResult],
+    accelerator: Any,
+) -> dict[str, Any]:
+    """The fields of report.json; `before` and `after` are scores of every set of
+    `Splits.evaluated`.
+    """
+    metric, splits = task.metric, task.splits
+
+    def change(name: str) -> float | None:
+        """How much better the set is read than before."""
+        old, new = (scores[name] and scores[name][metric] for scores in (before, after))
+        if old is None or new is None:
+            return None
+        return float(new - old if task.higher_is_better else old - new)
+
+    def minus(value: float | None) -> float | None:
+        return None if value is None else -value
+
+    report: dict[str, Any] = {
+        "task": config.task,
+        "metric": metric,
+        "higher_is_better": task.higher_is_better,
+        "source_model": config.source,
+        "form": task.form,
+        "loads_with_transformers": task.is_plain,
+        "target": {"before": before["target"], "after": after["target"]},
+        "sources": {
+            name: {
+                "before": before[f"source {name}"],
+                "after": after[f"source {name}"],
+                "forgetting": minus(change(f"source {name}")),
+            }
+            for name in splits.sources
+        },
+        "gain": change("target"),
+        "rehearsal": _rehearsal_report(config, task),
+        "cost": {
+            "steps": sum(result.steps for result in results),
+            "epochs": round(sum(result.epochs for result in results), 3),
+            "best_step": results[-1].best_step,
+            "early_stopped": any(result.early_stopped for result in results),
+            "train_seconds": round(sum(result.seconds for result in results), 2),
+            task.unit: round(sum(result.units for result in results), 2),
+            "trained_parameters": max(result.trained_parameters for result in results),
+            "device": _device_name(accelerator.device, accelerator.num_processes),
+        },
+        "stages": [
+            {"frozen": stage.frozen, "adapter": stage.adapter, **asdict(result)}
+            for stage, result in zip(task.stages, results, strict=True)
+        ],
+        "model": task.describe(),
+        "data": {split.name: split.report() for split in splits.all},
+        "versions": _versions(),
+    }
+    return report | {"forgetting": judge_forgetting(config, report)}
+
+
+def _rehearsal_report(config: Config, task: Task) -> dict[str, Any]:
+    if task.splits.rehearsal is None:
+        return {"data": "none", "share": 0.0}
+    named = config.data.rehearsal
+    return {
+        "data": "bundled" if named == "auto" else named,
+        "share": task.rehearsal_share(config),
+    }
+
+
+def judge_forgetting(config: Config, report: dict[str, Any]) -> dict[str, Any]:
+    """Which source-domain sets lost more than they may, and what helps; see `forgetting_note`."""
+    limit = config.transfer.max_forgetting
+    lost = {name: found["forgetting"] for name, found in report["sources"].items()}
+    over = [name for name, loss in lost.items() if loss is not None and loss > limit]
+    share = report["rehearsal"]["share"]
+    if not over:
+        remedy = None
+    elif share:
+        remedy = (
+            f"raise transfer.rehearsal (now {share:g}), lower train.learning_rate, or rehearse "
+            "recordings like these (data.rehearsal)"
+        )
+    else:
+        what = "bundled, or " if TASKS[config.task].bundled_rehearsal else ""
+        remedy = f"rehearse: set data.rehearsal to {what}data like these"
+    return {"limit": limit, "over": over, "remedy": remedy}
+
+
+def write_report(run_dir: Path, config: Config, report: dict[str, Any]) -> None:
+    """Write report.json and the model card, the latter beside the model as well."""
+    for name, text in (
+        ("report.json", json.dumps(finite(report), indent=2, ensure_ascii=False) + "\n"),
+        ("README.md", model_card(config, report)),
+    ):
+        with atomic_path(run_dir / name) as part:
+            part.write_text(text, encoding="utf-8")
+    shutil.copyfile(run_dir / "README.md", run_dir / "model" / "README.md")
+
+
+def finite(value: Any) -> Any:
+    """Infinities as null: JSON has none."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -89,7 +210,7 @@ def model_card(config: Config, report: dict[str, Any]) -> str:
 
 def _metadata(config: Config, report: dict[str, Any]) -> str:
     bundle = BUNDLES.get(config.source.removeprefix(PREFIX))
-    task = _PIPELINES[config.task]
+    task = TASKS[config.task].pipeline
     metric, after = report["metric"], report["target"]["after"]
     plain = report["loads_with_transformers"]
     metadata: dict[str, Any] = {
@@ -140,7 +261,7 @@ def _results(report: dict[str, Any]) -> str:
         f"| {name} | {before} | {after_} | {change} |"
         for name, before, after_, change in metric_rows(report)
     )
-    name = "Macro-F1" if metric == "macro_f1" else metric.upper()
+    name = metric_name(metric)
     direction = "higher" if report["higher_is_better"] else "lower"
     normalizer = f", normaliser `{after['normalizer']}`" if "normalizer" in after else ""
     text = f"""## Results
@@ -174,15 +295,13 @@ expected calibration error {after["ece"]:.4f} (before temperature scaling
 
 def _use(config: Config, report: dict[str, Any]) -> str:
     text = "## Use\n\n"
-    model = report["model"]
+    model, task = report["model"], TASKS[config.task]
     if report["loads_with_transformers"]:
-        task = _PIPELINES[config.task]
-        call = 'run("recording.wav")["text"]' if config.task == "speech" else 'run("A text.")'
         text += f"""```python
 from transformers import pipeline
 
-run = pipeline("{task}", model="path/or/id/of/this/model")
-print({call})
+run = pipeline("{task.pipeline}", model="path/or/id/of/this/model")
+print({task.pipeline_call})
 ```
 """
         if "shortest_context_s" in model:
@@ -191,17 +310,10 @@ It reads contexts as short as {model["shortest_context_s"]:g} s without loss
 (`shortest_context_s` in `config.json`); plain pipelines pad to {model["max_context_s"]:g} s.
 """
         return text
-    if config.task == "sentiment":
-        call = 'model.predict(["A text."])'
-        loaded = 'model = mmtransfer.load("path/or/id/of/this/model")'
-    else:
-        call = '[piece.text for piece in mmtransfer.monitor(model, "recording.mp4")]'
-        loaded = 'model = "path/or/id/of/this/model"'
     text += f"""```python
 import mmtransfer
 
-{loaded}
-print({call})
+{task.usage}
 ```
 """
     if report["form"] != "full":
@@ -246,6 +358,11 @@ More than {judged["limit"]:g} is lost on: {", ".join(judged["over"])}. Use the s
     return text
 
 
+def metric_name(metric: str) -> str:
+    """A metric for people."""
+    return "Macro-F1" if metric == "macro_f1" else metric.upper()
+
+
 def shown(value: float | None, form: str = ".4f") -> str:
     """A score for people."""
     return "undefined" if value is None else format(value, form)
@@ -255,3 +372,22 @@ def silence_note(scores: Mapping[str, Any]) -> str:
     """How many words were emitted where nobody speaks; why there is no rate, if there is none."""
     words, clips = scores["hallucinated_words"], scores["silence_clips"]
     return f"{words} {'word' if words == 1 else 'words'} on {clips} silent clips"
+
+
+def _device_name(device: torch.device, count: int) -> str:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+    return f"{count} x {name}" if count > 1 else name
+
+
+def _versions() -> dict[str, str]:
+    names = ("mmtransfer", "torch", "transformers", "accelerate", "peft")
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except ImportError:  # running from a source tree without installation
+            continue
+    return found

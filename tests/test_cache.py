@@ -11,7 +11,8 @@ from mmtransfer import cache
 from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import files_digest
+from mmtransfer.hub.checkpoint import resolve
+from mmtransfer.hub.files import files_digest
 from mmtransfer.speech.engines_ctranslate2 import converted
 
 
@@ -106,7 +107,7 @@ def test_a_model_is_evaluated_without_a_cache(random_whisper, tmp_path, monkeypa
 
 
 def test_a_conversion_is_used_from_a_read_only_cache(root, random_whisper, monkeypatch):
-    made = converted(str(random_whisper))
+    made = converted(resolve(str(random_whisper)))
     assert made.is_relative_to(root)
 
     def refuse(*arguments, **options):
@@ -115,4 +116,4 @@ def test_a_conversion_is_used_from_a_read_only_cache(root, random_whisper, monke
     monkeypatch.setattr(cache.tempfile, "TemporaryFile", refuse)
     monkeypatch.setattr("mmtransfer.cache.uuid.uuid4", refuse)  # nothing is written
     monkeypatch.setattr("mmtransfer.speech.whisper.load_speech_model", refuse)
-    assert converted(str(random_whisper)) == made
+    assert converted(resolve(str(random_whisper))) == made

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import load_errors
+from mmtransfer.hub.files import load_errors
 from mmtransfer.hub.pickled import safe_weights
 from mmtransfer.progress import no_library_bars
 

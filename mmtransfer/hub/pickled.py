@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import files_digest, pickled_files
+from mmtransfer.hub.files import files_digest, pickled_files
 
 logger = logging.getLogger(__name__)
 _TOO_LARGE = "it needs more memory than tensors of its size"

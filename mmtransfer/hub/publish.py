@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import MODEL_FILES, Base, read_metadata
+from mmtransfer.hub.files import MODEL_FILES
+from mmtransfer.hub.metadata import read_metadata
 
 
 def publish(run: str | Path, repo_id: str, *, private: bool = True, dry_run: bool = False) -> str:
@@ -31,10 +32,10 @@ def publish(run: str | Path, repo_id: str, *, private: bool = True, dry_run: boo
     if not (Path(run) / "report.json").is_file() or not folder.is_dir():
         raise UserError(f"{run}: expected the folder of a finished run (report.json and model/).")
     metadata = read_metadata(folder)
-    base: Base | None = metadata["base"] if metadata else None
-    if metadata and metadata["form"] != "full" and (base is None or not base.is_portable):
+    base = metadata.base if metadata else None
+    if metadata and metadata.form != "full" and (base is None or not base.is_portable):
         raise UserError(
-            f"{run}: the {metadata['form']} stands on a base that is in no public place. Train "
+            f"{run}: the {metadata.form} stands on a base that is in no public place. Train "
             "with transfer.merge_adapter: true to get a whole model."
         )
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import model_digest
+from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.monitoring.events import Alert, MonitorStats, Sound, SourceEnd, Transcript
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.lines import LineSettings
@@ -232,9 +232,9 @@ def _open_journal(arguments: Namespace, cameras: list[Camera]) -> Journal:
     """The journal; its model is that of all cameras, those with their own included."""
     own = {(c.name, c.model, c.language) for c in cameras if c.model or c.language}
     names = [arguments.model, *(f"{name}: {model}" for name, model, _ in sorted(own, key=str))]
-    digests = [model_digest(arguments.model)]
+    digests = [resolve(arguments.model).digest]
     for name, model, language in sorted(own, key=str):
-        digests.append(f"{name} {model_digest(model) if model else ''} {language or ''}")
+        digests.append(f"{name} {resolve(model).digest if model else ''} {language or ''}")
     return Journal(
         arguments.journal,
         model=", ".join(names),

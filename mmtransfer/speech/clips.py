@@ -107,6 +107,20 @@ class ClipSet:
         """Audio in the set, in seconds."""
         return sum(clip.seconds for clip in self.clips)
 
+    @property
+    def size(self) -> str:
+        """How large it is, in words."""
+        return f"{len(self)} clips ({self.seconds:.0f} s)"
+
+    def subset(self, name: str, indices: Sequence[int], *, skipped: bool = False) -> ClipSet:
+        """Some of its clips; with `skipped` what was left out stays listed."""
+        return ClipSet(name, [self.clips[i] for i in indices], self.skipped if skipped else [])
+
+    def report(self) -> dict[str, Any]:
+        """Its entry in report.json."""
+        seconds = round(self.seconds, 2)
+        return {"clips": len(self), "seconds": seconds, "skipped": self.skipped}
+
     def __len__(self) -> int:
         return len(self.clips)
 

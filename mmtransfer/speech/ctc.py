@@ -18,17 +18,10 @@ import torch
 from mmtransfer.config import HeadConfig
 from mmtransfer.data.languages import read_language
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import (
-    Base,
-    fetch,
-    is_ctc,
-    is_plain_adapter,
-    make_base,
-    model_type,
-    read_metadata,
-    write_metadata,
-)
+from mmtransfer.hub.checkpoint import Checkpoint
+from mmtransfer.hub.files import METADATA
 from mmtransfer.hub.loading import load_weights, loading
+from mmtransfer.hub.metadata import Base, Metadata, damaged, write_metadata
 from mmtransfer.progress import no_library_bars
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.contexts import context_step_s
@@ -39,7 +32,8 @@ from mmtransfer.transfer.networks import Network, build_head, check_base, read_h
 
 logger = logging.getLogger(__name__)
 _BLANK, _UNKNOWN, _SPACE = "<pad>", "<unk>", "|"  # as in transformers' CTC vocabularies
-_LONGEST_S = 30.0
+LONGEST_S = 30.0
+"""Longest clip of a CTC model."""
 # Characters that a source's output layer is worth more than: a share of all, or as many in a small
 # set.
 _STRAY, _FEW_STRAYS = 0.01, 2
@@ -61,7 +55,7 @@ class CtcModel:
 
     is_source_head: bool = False
     """Whether the output layer came with the source, so that the source can be scored."""
-    max_context_s: float = _LONGEST_S
+    max_context_s: float = LONGEST_S
     """Longest clip."""
     shortest_context_s: float = 0.0
     """A clip is read at its own length: that is how the head was trained."""
@@ -244,10 +238,9 @@ def _words(text: str, known: Container[str]) -> list[str]:
 
 
 def new_ctc_model(
-    source: str,
+    checkpoint: Checkpoint,
     transcripts: Sequence[str],
     *,
-    revision: str | None = None,
     language: str | None = None,
     head: HeadConfig,
     seed: int = 0,
@@ -257,14 +250,15 @@ def new_ctc_model(
     `spelling`). What becomes of the layer is logged.
 
     Raises:
-        UserError: not found, or not a speech encoder.
+        UserError: not a speech encoder.
     """
-    folder, commit = fetch(source, revision)
-    symbols = alphabet(transcripts)
-    if is_ctc(source, folder):
-        found = load_ctc_model(source, revision=revision)
+    source, symbols = checkpoint.source, alphabet(transcripts)
+    if checkpoint.kind == "ctc" and (
+        checkpoint.metadata is not None or _is_library_model(checkpoint)
+    ):
+        found = load_ctc_model(checkpoint)
         found.language = language or found.language
-        found.base = Base(source, commit, None, "")
+        found.base = Base(source, checkpoint.commit, None, "")
         wanted = head.model_dump(exclude={"dropout", "type"})
         same = wanted == found.network.config.model_dump(exclude={"dropout", "type"})
         if same and _can_spell(found, transcripts):
@@ -276,9 +270,14 @@ def new_ctc_model(
         base = found.base
         language = found.language
     else:
-        encoder = SpeechEncoder(_load_encoder(source, folder))
-        extractor = _load_extractor(source, folder)
-        base = make_base(source, commit)
+        if checkpoint.form != "full":
+            raise UserError(
+                f"{source}: expected a whole model, found an adapter. Train it with "
+                "transfer.merge_adapter: true, or name the model that it stands on."
+            )
+        encoder = SpeechEncoder(_load_encoder(checkpoint))
+        extractor = _load_extractor(source, checkpoint.folder)
+        base = checkpoint.as_base()
     module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, seed)
     network = Network(encoder, module, head)
     return CtcModel(network, extractor, symbols, base, language, source)
@@ -317,18 +316,21 @@ def _can_spell(model: CtcModel, transcripts: Iterable[str]) -> bool:
     return True
 
 
-def load_ctc_model(
-    source: str, *, revision: str | None = None, language: str | None = None
-) -> CtcModel:
+def _is_library_model(checkpoint: Checkpoint) -> bool:
+    """Whether it is a CTC model of transformers, or a plain adapter of one."""
+    is_whole = checkpoint.form == "full" or checkpoint.is_plain_adapter
+    return is_whole and any(name.endswith("ForCTC") for name in checkpoint.classes)
+
+
+def load_ctc_model(checkpoint: Checkpoint, *, language: str | None = None) -> CtcModel:
     """Load a CTC recogniser: a finished transfer in any form, or a plain checkpoint, of which
     `language` says what it recognises.
 
     Raises:
-        UserError: not found, no CTC model, or a language that is not the model's.
+        UserError: no CTC model, or a language that is not the model's.
     """
-    folder, commit = fetch(source, revision)
-    metadata = read_metadata(folder)
-    known = metadata.get("language") if metadata else None
+    source, metadata = checkpoint.source, checkpoint.metadata
+    known = metadata.language if metadata else None
     if language == "auto":
         raise UserError(
             f"{source}: a CTC model detects no language; name the one it recognises, or none."
@@ -339,48 +341,40 @@ def load_ctc_model(
             raise UserError(
                 f"{source}: recognises '{known}', but the language is set to '{language}'."
             )
-    if metadata is None or metadata["form"] == "full":
-        _, architectures = model_type(source, folder)
-        if any(name.endswith("ForCTC") for name in architectures):
-            return _load_library_model(source, folder, commit, metadata, language)
-    if metadata is None or metadata.get("task") != "ctc":
+    if _is_library_model(checkpoint):
+        return _load_library_model(checkpoint, language)
+    if metadata is None or metadata.task != "ctc" or checkpoint.is_plain_adapter:
         raise UserError(f"{source}: expected a CTC speech model.")
-    base: Base = metadata["base"]
-    if is_plain_adapter(folder):
-        beneath, _ = fetch(base.source, base.revision)
-        return _load_library_model(source, beneath, commit, metadata, language, adapter=folder)
-    beneath = folder
-    if metadata["form"] != "full":
-        beneath, _ = fetch(base.source, base.revision)
-    model = _load_encoder(source, beneath)
-    if beneath != folder:
-        check_base(model, base)
-    if metadata["form"] == "adapter":
-        model = load_merged(model, folder)
+    return _load_transfer(checkpoint, metadata, language)
+
+
+def _load_transfer(checkpoint: Checkpoint, metadata: Metadata, language: str | None) -> CtcModel:
+    source, base = checkpoint.source, metadata.base
+    if base is None or metadata.head is None or metadata.symbols is None:
+        raise damaged(checkpoint.folder / METADATA)
+    model = _load_encoder(checkpoint)
+    if checkpoint.recorded is not None:
+        check_base(model, checkpoint.recorded)
+    if checkpoint.adapter is not None:
+        model = load_merged(model, checkpoint.adapter)
     encoder = SpeechEncoder(model)
-    head = HeadConfig.model_validate(metadata["head"])
-    symbols = metadata["symbols"]
+    head = HeadConfig.model_validate(metadata.head)
+    symbols = metadata.symbols
     module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, 0)
-    read_head(folder, module)
+    read_head(checkpoint.folder, module)
     network = Network(encoder, module, head).eval()
-    extractor = _load_extractor(source, folder)
-    return CtcModel(network, extractor, symbols, base, language or metadata["language"], source)
+    extractor = _load_extractor(source, checkpoint.folder)
+    return CtcModel(network, extractor, symbols, base, language or metadata.language, source)
 
 
-def _load_library_model(
-    source: str,
-    folder: Path,
-    commit: str | None,
-    metadata: dict[str, Any] | None,
-    language: str | None,
-    adapter: Path | None = None,
-) -> CtcModel:
+def _load_library_model(checkpoint: Checkpoint, language: str | None) -> CtcModel:
     from transformers import AutoModelForCTC
 
+    source, folder, metadata = checkpoint.source, checkpoint.weights, checkpoint.metadata
     with loading(source, "a CTC model", folder):
         model = load_weights(AutoModelForCTC, folder)
-        if adapter is not None:
-            model = load_merged(model, adapter)
+        if checkpoint.adapter is not None:
+            model = load_merged(model, checkpoint.adapter)
         vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     symbols = sorted(vocabulary, key=lambda symbol: vocabulary[symbol])
     blank = model.config.pad_token_id
@@ -396,19 +390,19 @@ def _load_library_model(
     if isinstance(module, CtcHead):
         module.output.load_state_dict(model.lm_head.state_dict())
     network = Network(encoder, module, head).eval()
-    base = metadata["base"] if metadata else make_base(source, commit)
-    known = metadata.get("language") if metadata else None
+    base = (metadata.base if metadata else None) or checkpoint.as_base()
+    known = metadata.language if metadata else None
     extractor = _load_extractor(source, folder)
     return CtcModel(network, extractor, symbols, base, language or known, source)
 
 
-def _load_encoder(source: str, folder: Path) -> Any:
+def _load_encoder(checkpoint: Checkpoint) -> Any:
     from transformers import AutoModel
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-    kind, architectures = model_type(source, folder)
-    with loading(source, "a speech encoder", folder):
-        if kind == "whisper" and architectures == ["WhisperEncoder"]:
+    folder, kind = checkpoint.weights, checkpoint.architecture
+    with loading(checkpoint.source, "a speech encoder", folder):
+        if kind == "whisper" and checkpoint.classes == ("WhisperEncoder",):
             return load_weights(WhisperEncoder, folder)
         model = load_weights(AutoModel, folder)
     return model.get_encoder() if kind == "whisper" else model

@@ -7,23 +7,27 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from mmtransfer.config import Config
-from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.speech.audio import SAMPLE_RATE
-from mmtransfer.speech.augmentation import Augmenter
-from mmtransfer.speech.clips import Clip, ClipSet
-from mmtransfer.speech.ctc import CtcModel
+from mmtransfer.speech.clip_scores import evaluate_clips
+from mmtransfer.speech.clip_task import ClipTask, check_views, skip_long
+from mmtransfer.speech.clips import Clip, ClipSet, read_clips, usual_language
+from mmtransfer.speech.ctc import LONGEST_S, CtcModel, load_ctc_model, new_ctc_model
 from mmtransfer.speech.scores import ClipScore
-from mmtransfer.speech.whisper_task import ClipScoring, check_views, skip_long
+from mmtransfer.speech.splits import add_rehearsal, load_clip_splits
 from mmtransfer.transfer.encoders import SpeechEncoder
 from mmtransfer.transfer.features import FeatureStore, cache_key, cached_features, weights_digest
+from mmtransfer.transfer.regularisers import Outputs
+from mmtransfer.transfer.splits import training_data
 from mmtransfer.transfer.stages import Stage, frozen_modules, resolve_stages
-from mmtransfer.transfer.task import StagedTask, name_some, network_layout, refuse_objective
+from mmtransfer.transfer.task import network_layout
 
 
 @dataclass
@@ -39,12 +43,8 @@ class CtcBatch:
     target_lengths: torch.Tensor
 
 
-class CtcTask(StagedTask):
-    """Trains a CTC recogniser; see `tasks.base.Task` for the methods."""
-
-    higher_is_better = False
-    tie_metric = "cer"
-    unit = "x"
+class CtcTask(ClipTask):
+    """Trains a CTC recogniser."""
 
     def __init__(
         self,
@@ -55,28 +55,51 @@ class CtcTask(StagedTask):
         stages: Sequence[Stage] | None = None,
         rehearsal: ClipSet | None = None,
     ):
-        stages = stages or resolve_stages(config)
-        refuse_objective(stages, "characters")
         network = speech.network
         encoder = network.encoder
         if not isinstance(encoder, SpeechEncoder):
             raise TypeError("a CTC task stands on a speech encoder")
-        super().__init__(speech, network, network_layout(network), encoder.model, stages, config)
         self.speech, self._network, self._encoder = speech, network, encoder
-        self._augmenter = Augmenter(config.augment, speech.max_context_s)
-        # The target's clips without those that are too short; rehearsal clips are numbered behind.
-        self.target = self._fitting(train)
-        if not self.target.clips:
-            raise UserError("Every training transcript is longer than its clip has frames.")
-        self._targets = len(self.target)
-        extra = self._fitting(rehearsal).clips if rehearsal else []
-        self.train, self.validation = ClipSet("train", self.target.clips + extra), validation
-        self._scoring = ClipScoring(validation.clips, speech.language, config)
-        self.metric = self._scoring.metric
+        super().__init__(
+            speech,
+            network,
+            network_layout(network),
+            encoder.model,
+            stages or resolve_stages(config),
+            config,
+            train,
+            validation,
+            rehearsal,
+        )
         self._symbols = [speech.spell(clip.text) for clip in self.train.clips]
         self.lengths = [speech.context_s(clip.seconds) for clip in self.train.clips]
         self._stores: tuple[FeatureStore, FeatureStore] | None = None
         self._views = 1
+
+    @classmethod
+    def set_up(cls, config: Config, source: Checkpoint, device: torch.device) -> CtcTask:
+        """The task with an encoder, an output layer over its clips' characters, and the clips."""
+        clips = read_clips(training_data(config), config.data)
+        language = config.data.language or usual_language(clips)
+        splits = load_clip_splits(config, LONGEST_S, train_clips=clips)
+        speech = new_ctc_model(
+            source,
+            [clip.text for clip in splits.train.clips],
+            language=language,
+            head=config.head,
+            seed=config.runtime.seed,
+        )
+        spoken = (speech.language or "unknown") if speech.is_source_head else None
+        add_rehearsal(splits, speech, spoken, cls.rehearsal_share(config), config, device)
+        task = cls(speech, splits.train, splits.validation, config, rehearsal=splits.rehearsal)
+        splits.train = task.target
+        task.splits = splits
+        return task
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, language: str | None) -> CtcModel:
+        """A CTC recogniser."""
+        return load_ctc_model(checkpoint, language=language)
 
     def _fitting(self, clips: ClipSet) -> ClipSet:
         """The clips with frames for their symbols: one each, and a blank between doubles."""
@@ -95,23 +118,10 @@ class CtcTask(StagedTask):
     # --- training ---------------------------------------------------------------------------
 
     @property
-    def batch_budget(self) -> float:
-        """Audio seconds per forward pass."""
-        return self.config.train.batch_seconds
-
-    @property
     def fingerprint(self) -> str:
         """Identity of the training clips."""
         parts = [f"{clip.identity} {clip.text}" for clip in self.train.clips]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-    def epoch(self, epoch: int) -> Sequence[int]:
-        """The target's clips."""
-        return range(self._targets)
-
-    def plan(self, budget: float, *, seed: Sequence[int], epoch: int) -> list[list[int]]:
-        """Batches of the target's clips and the rehearsal's."""
-        return self.plan_with(self._targets, budget, seed=seed, epoch=epoch)
 
     def _close_stores(self) -> None:
         self._stores = None
@@ -191,9 +201,6 @@ class CtcTask(StagedTask):
             self._augmenter.features(inputs["features"][0], len(samples) / SAMPLE_RATE, rng)
         return inputs
 
-    def _view_rng(self, index: int, view: int) -> np.random.Generator:
-        return np.random.default_rng([self.config.runtime.seed, 2, view, index])
-
     def _seconds(self, index: int, view: int) -> float:
         """Length of an augmented version of a training clip."""
         seconds = self.train.clips[index].seconds
@@ -252,11 +259,15 @@ class CtcTask(StagedTask):
             for part in (slice(None, half), slice(half, None))
         ]
 
-    def loss(self, micro: CtcBatch, device: torch.device) -> torch.Tensor:
+    def outputs(self, micro: CtcBatch, device: torch.device) -> Outputs:
+        """Logits [clip, frame, symbol]."""
+        return Outputs(self._logits(micro, device), micro.mask.to(device))
+
+    def target_loss(self, outputs: Outputs, micro: CtcBatch) -> torch.Tensor:
         """CTC loss (Graves et al. 2006), summed over clips."""
-        logits = self._logits(micro, device)
+        device = outputs.logits.device
         # [frame, clip, symbol], in full precision.
-        scores = logits.float().log_softmax(-1).transpose(0, 1)
+        scores = outputs.logits.float().log_softmax(-1).transpose(0, 1)
         return functional.ctc_loss(
             scores,
             micro.targets.to(device),
@@ -278,17 +289,7 @@ class CtcTask(StagedTask):
                 stored = self._network.prefix(inputs, mask, self.frozen)
         return self._network.forward_stored(stored, mask, self.frozen)
 
-    def describe(self, indices: Sequence[int]) -> str:
-        """Names of training clips."""
-        names = [self.train.clips[index].name for index in indices]
-        return name_some(names)
-
     # --- evaluation -------------------------------------------------------------------------
-
-    @property
-    def validation_size(self) -> int:
-        """Number of validation clips."""
-        return len(self.validation.clips)
 
     def validate(self, indices: Sequence[int], device: torch.device) -> list[ClipScore]:
         """Scores of best paths."""
@@ -318,7 +319,22 @@ class CtcTask(StagedTask):
                     scores[position] = self._scoring.score(clip, text)
         return [scores[position] for position in range(len(indices))]
 
-    def summarize(self, records: Sequence[ClipScore]) -> dict[str, float | None]:
-        """WER, CER and words on silence."""
-        score = self._scoring.summary(records)
-        return {"wer": score.wer, "cer": score.cer, "hallucinated_words": score.hallucinated_words}
+    # --- what a run reports -----------------------------------------------------------------
+
+    def score(self, examples: ClipSet, device: torch.device) -> dict[str, Any]:
+        """Scores of best paths."""
+        return evaluate_clips(self.speech, examples, self.config, device).as_dict()
+
+    @property
+    def is_scored_before(self) -> bool:
+        """Whether the output layer came with the source."""
+        return self.speech.is_source_head
+
+    def describe(self) -> dict[str, Any]:
+        """Language and longest clip."""
+        return {"language": self.speech.language, "max_context_s": self.speech.max_context_s}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is saved as the library's own CTC model."""
+        return self.form == "full" and self.speech.is_plain

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import speech_parts
+from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.segments import SegmenterSettings
 from mmtransfer.speech.voice_activity import FRAME, SpeechProbability
@@ -133,16 +133,13 @@ def last_states(encode: Encode, samples: np.ndarray, settings: TurnSettings) -> 
     return encode([clip], settings.context_s)[0, -round(settings.states_s * STATES_PER_SECOND) :]
 
 
-def open_end_of_turn(
-    source: str, encode: Encode, *, revision: str | None = None
-) -> EndOfTurn | None:
+def open_end_of_turn(checkpoint: Checkpoint, encode: Encode) -> EndOfTurn | None:
     """The head that ships for a Whisper; None if there is none for this very encoder.
 
     Raises:
         UserError: a damaged file.
     """
-    parts = speech_parts(source, revision)
-    adapter = Path(parts.short["folder"]) if parts.short is not None else None
+    adapter = checkpoint.short.folder if checkpoint.short is not None else None
     path = _SHIPPED / f"{adapter.name}.safetensors" if adapter is not None else None
     if adapter is None or path is None or not path.is_file():
         return None

@@ -7,9 +7,12 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+
+from mmtransfer.data.languages import read_language
+from mmtransfer.errors import UserError
 
 TOKENS_PER_SECOND = 16
 """Above what any language's fastest speech needs."""
@@ -116,6 +119,41 @@ class Engine(Protocol):
 def token_limit(longest_s: float, room: int) -> int:
     """Tokens that a clip of that length may have, out of those a decoder has room for."""
     return min(room // 2, _TOKENS_AT_LEAST + int(TOKENS_PER_SECOND * longest_s))
+
+
+def choose_language(
+    source: str,
+    generation: dict[str, Any],
+    language: str | None,
+    *,
+    can_detect: bool = True,
+) -> str | None:
+    """The language that a Whisper reads: the one asked for, else that of its checkpoint; None for
+    an English-only model, `auto` where it is to be detected, if it `can` be.
+
+    Raises:
+        UserError: a language it does not have, or a multilingual model and none named.
+    """
+    if language not in (None, "auto"):
+        language = read_language(str(language), f"{source}: language")
+    if language == "auto" and not can_detect:
+        raise UserError(f"{source}: training needs the language of the speech, found 'auto'.")
+    if not generation.get("is_multilingual"):
+        if language not in (None, "en", "auto"):
+            raise UserError(f"{source}: English only, but the language is set to '{language}'.")
+        return None
+    language = language or generation.get("language")
+    known = sorted(token.strip("<|>") for token in generation["lang_to_id"])
+    if language is None:
+        named = (
+            "--language en, or auto to detect it"
+            if can_detect
+            else "data.language: en, or a column 'language'"
+        )
+        raise UserError(f"{source}: multilingual; name the language ({named}).")
+    if language not in [*known, "auto"]:
+        raise UserError(f"{source}: no language '{language}'; it has {', '.join(known)}.")
+    return language
 
 
 # --- words ---------------------------------------------------------------------------------------

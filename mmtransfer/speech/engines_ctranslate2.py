@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmtransfer.cache import atomic_path, cache_path
-from mmtransfer.hub.checkpoint import choose_language, files_digest, speech_parts
+from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.progress import no_library_bars
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.engine import (
@@ -27,6 +27,7 @@ from mmtransfer.speech.engine import (
     Hypothesis,
     Word,
     align_words,
+    choose_language,
     decode_tokens,
     token_limit,
 )
@@ -40,27 +41,27 @@ _BEAMS = 5  # fewer wrong words than greedy search, and than three, for little t
 _WORKERS = 4  # a large model gains more from cores than from batches side by side
 
 
-def converted(source: str, *, revision: str | None = None, compute_type: str = "int8") -> Path:
+def converted(checkpoint: Checkpoint, *, compute_type: str = "int8") -> Path:
     """Folder of a Whisper converted to CTranslate2; converted first if it is not there yet.
 
     Raises:
-        UserError: not found, or no Whisper.
+        UserError: no Whisper.
     """
     from filelock import FileLock
 
-    parts = speech_parts(source, revision)
-    key = "-".join([files_digest(parts.files)[:24], compute_type, f"v{_CONVERTER_VERSION}"])
+    key = "-".join([checkpoint.digest[:24], compute_type, f"v{_CONVERTER_VERSION}"])
     folder = cache_path("ctranslate2", version("ctranslate2"), key)
     if not folder.is_dir():
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
-                logger.info("converting %s to CTranslate2 %s, once", source, compute_type)
+                name = checkpoint.source
+                logger.info("converting %s to CTranslate2 %s, once", name, compute_type)
                 with atomic_path(folder) as part:
-                    _convert(source, revision, compute_type, part)
+                    _convert(checkpoint, compute_type, part)
     return folder
 
 
-def _convert(source: str, revision: str | None, compute_type: str, folder: Path) -> None:
+def _convert(checkpoint: Checkpoint, compute_type: str, folder: Path) -> None:
     import tempfile
 
     from ctranslate2.converters import TransformersConverter
@@ -68,7 +69,7 @@ def _convert(source: str, revision: str | None, compute_type: str, folder: Path)
     from mmtransfer.speech.whisper import load_speech_model
 
     # The language is chosen when the model is used.
-    speech = load_speech_model(source, revision=revision, language="auto")
+    speech = load_speech_model(checkpoint, language="auto")
     models = {"full": speech.model}
     if speech.short is not None:
         models["short"] = speech.short.model
@@ -122,19 +123,19 @@ class CTranslate2Whisper:
 
     def __init__(
         self,
-        source: str,
+        checkpoint: Checkpoint,
         *,
-        revision: str | None = None,
         language: str | None = None,
         options: DecodingOptions | None = None,
         compute_type: str = "int8",
         threads: int = 1,
         device: str = "cpu",
     ):
-        self._folder = converted(source, revision=revision, compute_type=compute_type)
+        self._folder = converted(checkpoint, compute_type=compute_type)
         self._settings = json.loads((self._folder / _SETTINGS).read_text(encoding="utf-8"))
         self.options = options or DecodingOptions()
-        self.language = choose_language(source, self._settings["generation"], language)
+        generation = self._settings["generation"]
+        self.language = choose_language(checkpoint.source, generation, language)
         self.max_context_s = float(self._settings["max_context_s"])
         self._taught = self._settings["languages"]
         if self._taught and (self.language or "en") not in [*self._taught, "auto"]:

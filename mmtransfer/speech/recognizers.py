@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import fetch, kind_of, model_type, read_metadata
+from mmtransfer.hub.checkpoint import Checkpoint, resolve
 from mmtransfer.runtime import cores
 from mmtransfer.speech.end_of_turn import open_end_of_turn
 from mmtransfer.speech.engine import DecodingOptions
@@ -22,7 +22,7 @@ ENGINES = ("auto", "ctranslate2", "transformers")
 
 
 def open_recognizer(
-    source: str,
+    source: str | Checkpoint,
     *,
     revision: str | None = None,
     language: str | None = None,
@@ -45,8 +45,9 @@ def open_recognizer(
     """
     if engine not in ENGINES:
         raise UserError(f"engine '{engine}': expected one of {', '.join(ENGINES)}.")
+    found = source if isinstance(source, Checkpoint) else resolve(source, revision)
     if engine == "auto":
-        engine = "ctranslate2" if _suits_ctranslate2(source, revision, device) else "transformers"
+        engine = "ctranslate2" if _suits_ctranslate2(found, device) else "transformers"
     threads = threads or cores()
     model: Any
     end_of_turn = None
@@ -54,24 +55,23 @@ def open_recognizer(
         from mmtransfer.speech.engines_ctranslate2 import CTranslate2Whisper
 
         model = CTranslate2Whisper(
-            source,
-            revision=revision,
+            found,
             language=language,
             options=options,
             compute_type=compute_type,
             threads=threads,
             device="cuda" if device == "cuda" else "cpu",
         )
-        end_of_turn = open_end_of_turn(source, model.encode, revision=revision)
+        end_of_turn = open_end_of_turn(found, model.encode)
     else:
         from mmtransfer.config import RuntimeConfig
         from mmtransfer.runtime import choose_device
         from mmtransfer.speech.engines_torch import torch_engine
 
         place = choose_device(RuntimeConfig.model_validate({"device": device}))
-        speech = _load(source, revision=revision, language=language)
+        speech = _load(found, language)
         model = torch_engine(speech, place, options, threads=threads)
-    logger.debug("%s: engine %s, %d threads", source, engine, threads)
+    logger.debug("%s: engine %s, %d threads", found.source, engine, threads)
     # On CPU four full windows at a time take two thirds of the time of one by one; more gain
     # little, and attention over them takes much memory.
     batch_seconds = _CPU_BATCH_S if engine == "ctranslate2" and device != "cuda" else _BATCH_S
@@ -83,27 +83,22 @@ def open_recognizer(
     )
 
 
-def _load(source: str, *, revision: str | None, language: str | None) -> SpeechModel | CtcModel:
+def _load(checkpoint: Checkpoint, language: str | None) -> SpeechModel | CtcModel:
     from mmtransfer.speech.ctc import load_ctc_model
     from mmtransfer.speech.whisper import load_speech_model
 
-    _, commit = fetch(source, revision)
-    revision = commit or revision  # all parts come from the same commit
-    kind = kind_of(source, revision=revision)
-    if kind == "sentiment":
-        raise UserError(f"{source}: expected a speech recogniser, found a text classifier.")
-    if kind == "ctc":
-        return load_ctc_model(source, revision=revision, language=language)
-    return load_speech_model(source, revision=revision, language=language)
+    if checkpoint.kind == "ctc":
+        return load_ctc_model(checkpoint, language=language)
+    if checkpoint.kind != "speech":
+        raise UserError(
+            f"{checkpoint.source}: expected a speech recogniser, found a text classifier."
+        )
+    return load_speech_model(checkpoint, language=language)
 
 
-def _suits_ctranslate2(source: str, revision: str | None, device: str) -> bool:
+def _suits_ctranslate2(checkpoint: Checkpoint, device: str) -> bool:
     import ctranslate2
 
     if device not in ("auto", "cpu") or (device == "auto" and ctranslate2.get_cuda_device_count()):
         return False
-    folder, _ = fetch(source, revision)
-    metadata = read_metadata(folder)
-    if metadata is not None:
-        return bool(metadata["task"] == "speech")
-    return model_type(source, folder)[0] == "whisper"
+    return checkpoint.kind == "speech"

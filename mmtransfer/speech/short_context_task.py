@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,19 +28,31 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from mmtransfer.config import Config
 from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.speech.audio import SAMPLE_RATE
-from mmtransfer.speech.clips import Clip, ClipSet
+from mmtransfer.speech.clip_scores import ClipScoring
+from mmtransfer.speech.clip_task import ClipTask
+from mmtransfer.speech.clips import Clip, ClipSet, read_clips, usual_language
 from mmtransfer.speech.contexts import UNADAPTED_CONTEXT_S, longer_context_s
 from mmtransfer.speech.engine import DecodingOptions, Hypothesis
 from mmtransfer.speech.engines_torch import TorchWhisper
 from mmtransfer.speech.guards import rejection
 from mmtransfer.speech.recognition import Recognizer
-from mmtransfer.speech.scores import ClipScore, SpeechScore, speech_metric
-from mmtransfer.speech.whisper import ShortReader, SpeechModel, encode_whisper
-from mmtransfer.speech.whisper_task import ClipScoring, SpeechTask
+from mmtransfer.speech.scores import ClipScore
+from mmtransfer.speech.splits import load_clip_splits
+from mmtransfer.speech.whisper import (
+    ShortReader,
+    SpeechModel,
+    allow_silence,
+    encode_whisper,
+    load_speech_model,
+)
+from mmtransfer.speech.whisper_task import SAFE_CLIPS, fitting_clips, shortest_safe_context_s
 from mmtransfer.transfer.features import FeatureStore, cache_key, cached_features, weights_digest
+from mmtransfer.transfer.regularisers import Outputs
+from mmtransfer.transfer.splits import training_data
 from mmtransfer.transfer.stages import Stage, resolve_stages
-from mmtransfer.transfer.task import comparable
+from mmtransfer.transfer.task import whisper_layout
 
 _KEPT = 64  # most probable tokens of each place
 _CROSS_ENTROPY = 0.5  # weight of the greedy tokens beside the distribution
@@ -68,8 +81,11 @@ class ShortBatch:
     """Their log-probabilities [clip, token, kept]."""
 
 
-class ShortContextTask(SpeechTask):
-    """Teaches a Whisper short contexts; see `tasks.base.Task` for the methods."""
+class ShortContextTask(ClipTask):
+    """Teaches a Whisper short contexts."""
+
+    usual_rehearsal: ClassVar[float] = 0.0
+    bundled_rehearsal: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -82,18 +98,67 @@ class ShortContextTask(SpeechTask):
         stages = stages or resolve_stages(config)
         if len(stages) != 1 or stages[0].adapter is None or stages[0].frozen != "none":
             raise UserError(
-                "transfer.stages: objective: short_context takes one stage with frozen: none and "
-                "an adapter, e.g. {type: lora, r: 8}: the source itself reads full contexts."
+                "transfer.stages: task: short_context takes one stage with frozen: none and an "
+                "adapter, e.g. {type: lora, r: 8}: the source itself reads full contexts."
             )
         own = speech.language or "en"
         self.languages = sorted({clip.language or own for clip in train.clips})
-        copied = copy.deepcopy(speech.model)
+        model = copy.deepcopy(speech.model)
         longest_s = max(clip.seconds for clip in train.clips)
-        speech.short = ShortReader(copied, UNADAPTED_CONTEXT_S, 0.0, self.languages, longest_s)
-        super().__init__(speech, train, validation, config, stages)
+        speech.short = ShortReader(model, UNADAPTED_CONTEXT_S, 0.0, self.languages, longest_s)
+        self.speech = speech
+        super().__init__(
+            speech, model, whisper_layout(model), model, stages, config, train, validation
+        )
+        clips = self.train.clips
+        if not all(clip.text for clip in clips):
+            allow_silence(model)
+        if config.train.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        self.lengths = [speech.context_s(clip.seconds, shortest=0) for clip in clips]
         self._told: FeatureStore | None = None
         self._unlabelled: set[str] = set()  # clips whose text is what the source reads
         self._usable = list(range(len(self.train)))
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse what cannot be, before anything is loaded."""
+        if config.data.rehearsal not in ("auto", "none"):
+            raise UserError(
+                "data.rehearsal: task: short_context has the source as its target and forgets "
+                "nothing; remove it, or put those recordings into data.train."
+            )
+        super().check(config)
+        if config.head.type == "ctc":
+            raise UserError("head.type: task: short_context takes a Whisper with its decoder.")
+
+    @classmethod
+    def set_up(cls, config: Config, source: Checkpoint, device: torch.device) -> ShortContextTask:
+        """The task with a Whisper and its clips, which need no transcripts."""
+        clips = read_clips(training_data(config), config.data, labelled=False)
+        language = config.data.language or usual_language(clips)
+        speech = load_speech_model(
+            source, language=language, short_contexts=False, can_detect=False
+        )
+        splits = load_clip_splits(
+            config,
+            speech.max_context_s,
+            labelled=False,
+            languages=speech.languages,
+            train_clips=clips,
+        )
+        task = cls(speech, splits.train, splits.validation, config)
+        splits.train = task.target
+        task.splits = splits
+        return task
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, language: str | None) -> SpeechModel:
+        """A Whisper."""
+        return load_speech_model(checkpoint, language=language)
+
+    def _fitting(self, clips: ClipSet) -> ClipSet:
+        return fitting_clips(self.speech, clips)
 
     # --- what the source reads ----------------------------------------------------------------
 
@@ -143,7 +208,7 @@ class ShortContextTask(SpeechTask):
 
         def compute(rows: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
             full = self.speech.max_context_s
-            size = max(1, int(self._config.evaluation.batch_seconds / full))
+            size = max(1, int(self.config.evaluation.batch_seconds / full))
             by_language: dict[str | None, list[int]] = defaultdict(list)
             for row in rows:
                 by_language[clips.clips[row].language].append(row)
@@ -164,12 +229,7 @@ class ShortContextTask(SpeechTask):
         speech, full = engine.speech, self.speech.max_context_s
         unsaid = [wave for wave, text in zip(waves, texts, strict=True) if not text]
         found = iter(engine.decode(unsaid, full) if unsaid else [])
-        tokenizer = speech.processor.tokenizer
-        space = " " if speech_metric(speech.language) == "wer" else ""
-        read = [
-            tokenizer.encode(f"{space}{text}", add_special_tokens=False) if text else next(found)
-            for text in texts
-        ]
+        read = [speech.spell(text, speech.language) if text else next(found) for text in texts]
         tokens = [[*(r if isinstance(r, list) else r.tokens)] for r in read]
         prompt, end = speech.prompt(timestamps=False), self.model.config.eos_token_id
         features = speech.features(waves, full).to(engine.device)
@@ -218,9 +278,7 @@ class ShortContextTask(SpeechTask):
         """The clips that the source reads without doubt."""
         return self._usable
 
-    def prepare(  # type: ignore[override]
-        self, batch: Sequence[int], share: slice, epoch: int
-    ) -> list[ShortBatch]:
+    def prepare(self, batch: Sequence[int], share: slice, epoch: int) -> list[ShortBatch]:
         """Micro-batches of one context and language each."""
         assert self._told is not None
         groups: dict[tuple[float, str | None], list[tuple[torch.Tensor, np.ndarray]]]
@@ -229,7 +287,7 @@ class ShortContextTask(SpeechTask):
             clip, heard = self.train.clips[index], self._view_rng(index, epoch)
             wave, _ = self._augmenter.waveform(clip.samples(), heard)
             context = self.speech.context_s(len(wave) / SAMPLE_RATE, shortest=0)
-            rng = np.random.default_rng([self._config.runtime.seed, epoch, index])
+            rng = np.random.default_rng([self.config.runtime.seed, epoch, index])
             full = self.speech.max_context_s
             wider = longer_context_s(context, full) or full
             if rng.random() < _LONGER and wider < full:
@@ -240,7 +298,7 @@ class ShortContextTask(SpeechTask):
         batches = []
         for (context, language), examples in sorted(groups.items(), key=lambda g: str(g[0])):
             prompt = self.speech.prompt(timestamps=False, language=language)
-            size = max(1, int(self._config.train.batch_seconds / context + 1e-6))
+            size = max(1, int(self.config.train.batch_seconds / context + 1e-6))
             for start in range(0, len(examples), size):
                 batches.append(self._short_batch(examples[start : start + size], prompt))
         return batches
@@ -262,11 +320,11 @@ class ShortContextTask(SpeechTask):
         features = torch.cat([features for features, _ in examples])
         return ShortBatch(features, inputs, len(prompt) - 1, ids, logprobs)
 
-    def weight(self, micro: ShortBatch) -> float:  # type: ignore[override]
+    def weight(self, micro: ShortBatch) -> float:
         """Number of tokens."""
         return float((micro.ids[..., 0] >= 0).sum())
 
-    def split(self, micro: ShortBatch) -> list[ShortBatch]:  # type: ignore[override]
+    def split(self, micro: ShortBatch) -> list[ShortBatch]:
         """Two halves of the clips."""
         half = len(micro.features) // 2
         if not half:
@@ -282,17 +340,21 @@ class ShortContextTask(SpeechTask):
             for part in (slice(None, half), slice(half, None))
         ]
 
-    def loss(self, micro: ShortBatch, device: torch.device) -> torch.Tensor:  # type: ignore[override]
-        """KL divergence from the source's distribution and cross-entropy of its tokens, summed."""
+    def outputs(self, micro: ShortBatch, device: torch.device) -> Outputs:
+        """Logits [clip, token, class]."""
         hidden = encode_whisper(self.model, micro.features.to(device))
         logits = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
             decoder_input_ids=micro.inputs.to(device),
             use_cache=False,
         ).logits[:, micro.first :]
-        ids, told = micro.ids.to(device), micro.logprobs.to(device)
-        shown = ids[..., 0] >= 0
-        ids, told, scores = ids[shown], told[shown], logits[shown].float().log_softmax(-1)
+        return Outputs(logits, micro.ids[..., 0].to(device) >= 0)
+
+    def target_loss(self, outputs: Outputs, micro: ShortBatch) -> torch.Tensor:
+        """KL divergence from the source's distribution and cross-entropy of its tokens, summed."""
+        logits, shown = outputs.logits, outputs.counted
+        ids, told = micro.ids.to(logits.device)[shown], micro.logprobs.to(logits.device)[shown]
+        scores = logits[shown].float().log_softmax(-1)
         own = scores.gather(1, ids)
         divergence = functional.kl_div(own, told.log_softmax(-1), reduction="sum", log_target=True)
         return divergence - _CROSS_ENTROPY * own[:, 0].sum()
@@ -303,9 +365,9 @@ class ShortContextTask(SpeechTask):
 
     # --- evaluation ---------------------------------------------------------------------------
 
-    def score(self, clips: ClipSet, device: torch.device) -> SpeechScore:
-        """Score clips as they are read after training."""
-        return self._summary(self._score(clips.clips, device, self.speech.shortest_context_s))
+    def validate(self, indices: Sequence[int], device: torch.device) -> list[ClipScore]:
+        """Scores at each clip's own length, which training makes readable."""
+        return self._score([self.validation.clips[index] for index in indices], device, 0.0)
 
     def _reference(self, clips: Sequence[Clip], device: torch.device) -> list[ClipScore]:
         """Scores in the full window. Where only the source says what is said, it hears the clip a
@@ -330,11 +392,11 @@ class ShortContextTask(SpeechTask):
         for index, clip in enumerate(clips):
             by_language[clip.language].append(index)
         scores: dict[int, ClipScore] = {}
-        scoring = ClipScoring(clips, self.speech.language, self._config)
+        scoring = ClipScoring(clips, self.speech.language, self.config)
         for indices in by_language.values():
             recognizer = Recognizer(
                 self._engine(clips[indices[0]]),
-                batch_seconds=self._config.evaluation.batch_seconds,
+                batch_seconds=self.config.evaluation.batch_seconds,
                 shortest_context_s=shortest_context_s,
             )
             before = round(delay_s * SAMPLE_RATE)
@@ -344,6 +406,25 @@ class ShortContextTask(SpeechTask):
                 scores[index] = scoring.score(clips[index], hypothesis.text)
         return [scores[index] for index in range(len(clips))]
 
+    def measure_shortest_context(self, device: torch.device, sources: Sequence[ClipSet]) -> float:
+        """Set the shortest context at which the model keeps its accuracy, by measuring it on
+        validation clips and on those of every source-domain set; see `shortest_safe_context_s`.
+        """
+        sets = [clips.clips[:SAFE_CLIPS] for clips in (self.validation, *sources)]
+        full = self.speech.max_context_s
+
+        def score(clips: Sequence[Clip], context: float) -> list[ClipScore]:
+            if context == full:
+                return self._reference(clips, device)
+            return self._score(clips, device, context)
+
+        self.speech.shortest_context_s = shortest_safe_context_s(
+            full,
+            min(self.lengths),
+            lambda context: [self.rate(score(clips, context)) for clips in sets],
+        )
+        return self.speech.shortest_context_s
+
     def measure_margin(self, device: torch.device) -> float:
         """Set the smallest context beyond the clip that reads as well as larger ones."""
         assert self.speech.short is not None
@@ -351,8 +432,42 @@ class ShortContextTask(SpeechTask):
         for margin in _MARGINS_S:
             self.speech.short.margin_s = margin
             records = self._score(self.validation.clips, device, 0.0)
-            rates.append(comparable(self.summarize(records), self.metric))
+            rates.append(self.rate(records))
         best = min(rates)
         chosen = next(i for i, rate in enumerate(rates) if rate <= best + _MARGIN_GAIN)
         self.speech.short.margin_s = _MARGINS_S[chosen]
         return _MARGINS_S[chosen]
+
+    # --- what a run reports -----------------------------------------------------------------
+
+    def score(self, examples: ClipSet, device: torch.device) -> dict[str, Any]:
+        """Scores of clips as they are decoded after training; of validation clips without a
+        transcript what the source decodes in full takes its place.
+        """
+        clips = self.validation if examples is self.splits.validation else examples
+        records = self._score(clips.clips, device, self.speech.shortest_context_s)
+        return self.summary(records).as_dict()
+
+    @property
+    def is_scored_before(self) -> bool:
+        """Whether all clips that are scored have transcripts."""
+        return all(c.text for split in self.splits.evaluated.values() for c in split.clips)
+
+    def finish(self, device: torch.device) -> None:
+        """Measure the context beyond a clip, and the shortest safe context."""
+        self.measure_margin(device)
+        self.measure_shortest_context(device, list(self.splits.sources.values()))
+
+    def describe(self) -> dict[str, Any]:
+        """Languages and contexts."""
+        return {
+            "languages": self.languages,
+            "shortest_context_s": self.speech.shortest_context_s,
+            "margin_s": self.speech.margin_s,
+            "max_context_s": self.speech.max_context_s,
+        }
+
+    @property
+    def is_plain(self) -> bool:
+        """Plain pipelines know no short contexts."""
+        return False

@@ -15,15 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmtransfer.hub.checkpoint import (
-    SHORT_PREFIX,
-    Base,
-    choose_language,
-    make_base,
-    speech_parts,
-    write_metadata,
-)
+from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import SHORT_PREFIX, Checkpoint, resolve
+from mmtransfer.hub.files import PROCESSOR
 from mmtransfer.hub.loading import load_weights, loading
+from mmtransfer.hub.metadata import Base, write_metadata
 from mmtransfer.progress import no_library_bars
 from mmtransfer.speech.contexts import (
     SHORT_WINDOW_S,
@@ -32,8 +28,10 @@ from mmtransfer.speech.contexts import (
     WINDOW_S,
     clip_context_s,
 )
+from mmtransfer.speech.engine import choose_language
 from mmtransfer.speech.generation import check_config, check_generation, complete_generation
 from mmtransfer.speech.logmel import log_mel
+from mmtransfer.speech.scores import speech_metric
 from mmtransfer.transfer.adapters import load_merged, save_adapter
 from mmtransfer.transfer.encoders import SpeechEncoder
 from mmtransfer.transfer.networks import check_base
@@ -169,6 +167,19 @@ class SpeechModel:
         bands = self.model.config.num_mel_bins
         return torch.from_numpy(log_mel(clips, context_s, bands=bands))
 
+    def spell(self, text: str, language: str | None) -> list[int]:
+        """Tokens of a transcript. Whisper's own training text starts with a space in languages that
+        use them.
+        """
+        if not text:
+            return []
+        spaced = speech_metric(language or self.language) == "wer"
+        tokenizer = self.processor.tokenizer
+        found: list[int] = tokenizer(
+            f" {text}" if spaced else text, add_special_tokens=False
+        ).input_ids
+        return found
+
     def prompt(self, *, timestamps: bool, language: str | None = None) -> list[int]:
         """Decoder tokens before the text: start, language, task, no-timestamps.
 
@@ -221,7 +232,7 @@ class SpeechModel:
 
 
 def load_speech_model(
-    source: str,
+    source: str | Checkpoint,
     *,
     revision: str | None = None,
     language: str | None = None,
@@ -232,7 +243,7 @@ def load_speech_model(
 
     `language` is an ISO code; a multilingual model needs one unless its checkpoint names it, or
     `auto` to detect it clip by clip. Without `short_contexts` the model comes as its source has
-    it, without an adapter that reads short contexts.
+    it, without an adapter that decodes short contexts.
 
     Raises:
         UserError: not found, not a Whisper, or a language it does not have.
@@ -246,53 +257,65 @@ def load_speech_model(
         WhisperTokenizer,
     )
 
-    parts = speech_parts(source, revision)
-    with loading(source, "a speech model", parts.folder):
+    found = source if isinstance(source, Checkpoint) else resolve(source, revision)
+    if found.architecture != "whisper":
+        raise UserError(f"{found.source}: expected a Whisper model, found '{found.architecture}'.")
+    folder, metadata = found.holding(*PROCESSOR), found.metadata
+    with loading(found.source, "a speech model", folder):
 
         def weights() -> Any:
-            return load_weights(WhisperForConditionalGeneration, parts.weights)
+            return load_weights(WhisperForConditionalGeneration, found.weights)
 
-        config = WhisperConfig.from_pretrained(parts.weights, trust_remote_code=False)
-        check_config(config, parts.weights)
+        config = WhisperConfig.from_pretrained(found.weights, trust_remote_code=False)
+        check_config(config, found.weights)
         model = weights()
         # By its parts: as a whole it may name another model, which it would load.
         processor = WhisperProcessor(
-            WhisperFeatureExtractor.from_pretrained(parts.folder, trust_remote_code=False),
-            WhisperTokenizer.from_pretrained(parts.folder, trust_remote_code=False),
+            WhisperFeatureExtractor.from_pretrained(folder, trust_remote_code=False),
+            WhisperTokenizer.from_pretrained(folder, trust_remote_code=False),
         )
-        if parts.recorded is not None:
-            check_base(model, parts.recorded)
-        if parts.adapter is not None:
-            model = load_merged(model, parts.adapter)
-            if _CONTEXT_KEY in parts.metadata:  # which others' adapters do not say
-                setattr(model.config, _CONTEXT_KEY, parts.metadata[_CONTEXT_KEY])
-                setattr(model.config, _WINDOW_KEY, parts.metadata.get("window_s"))
-        if parts.folder != parts.weights and (parts.folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(parts.folder)
-        complete_generation(model, processor.tokenizer, parts.folder, parts.weights)
-        check_generation(model, processor.tokenizer, parts.folder, parts.weights)
+        if found.recorded is not None:
+            check_base(model, found.recorded)
+        if found.adapter is not None:
+            model = load_merged(model, found.adapter)
+            if metadata is not None and metadata.shortest_context_s is not None:
+                setattr(model.config, _CONTEXT_KEY, metadata.shortest_context_s)
+                setattr(model.config, _WINDOW_KEY, metadata.window_s)
+        if folder != found.weights and (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        complete_generation(model, processor.tokenizer, folder, found.weights)
+        check_generation(model, processor.tokenizer, folder, found.weights)
         language = choose_language(
-            source, model.generation_config.to_dict(), language, can_detect=can_detect
+            found.source, model.generation_config.to_dict(), language, can_detect=can_detect
         )
         short = None
-        taught = parts.short or {}
-        if short_contexts and taught and (language or "en") in [*taught["languages"], "auto"]:
-            adapted = load_merged(weights(), taught["folder"], prefix=taught["prefix"])
+        taught = found.short if short_contexts else None
+        if taught is not None and (language or "en") in [*taught.languages, "auto"]:
+            adapted = load_merged(weights(), taught.folder, prefix=taught.prefix)
             adapted.generation_config = model.generation_config  # which has been checked
             short = ShortReader(
                 adapted,
-                taught["shortest_context_s"],
-                taught["margin_s"],
-                taught["languages"],
-                taught.get("longest_s", UNADAPTED_CLIP_S),
+                taught.shortest_context_s,
+                taught.margin_s,
+                taught.languages,
+                UNADAPTED_CLIP_S if taught.longest_s is None else taught.longest_s,
             )
     if language not in (None, "auto"):
         model.generation_config.language = language
         model.generation_config.task = "transcribe"
-    base = make_base(source, parts.commit)
-    if parts.adapter is not None:  # what is made of it stands on no model that has a name
+    base = found.as_base()
+    if found.adapter is not None:  # what is made of it stands on no model that has a name
         base = replace(base, model_id=None)
-    return SpeechModel(model, processor, source, language, base, short)
+    return SpeechModel(model, processor, found.source, language, base, short)
+
+
+def allow_silence(model: Any) -> None:
+    """Let the end token come first, so that silence can be learnt as an empty text."""
+    generation, end = model.generation_config, model.config.eos_token_id
+    if generation.begin_suppress_tokens:
+        generation.begin_suppress_tokens = [
+            token for token in generation.begin_suppress_tokens if token != end
+        ]
 
 
 def encode_whisper(model: Any, features: torch.Tensor) -> torch.Tensor:

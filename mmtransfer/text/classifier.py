@@ -14,17 +14,10 @@ import torch
 
 from mmtransfer.config import DataConfig, HeadConfig
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import (
-    METADATA,
-    Base,
-    fetch,
-    is_plain_adapter,
-    make_base,
-    model_type,
-    read_metadata,
-    write_metadata,
-)
+from mmtransfer.hub.checkpoint import Checkpoint
+from mmtransfer.hub.files import METADATA
 from mmtransfer.hub.loading import load_weights, loading
+from mmtransfer.hub.metadata import Base, Metadata, damaged, write_metadata
 from mmtransfer.progress import no_library_bars
 from mmtransfer.runtime import is_out_of_memory
 from mmtransfer.transfer.adapters import adapter_shapes, load_merged, save_adapter
@@ -374,10 +367,9 @@ def length_batches(lengths: Sequence[float], budget: float) -> list[list[int]]:
 
 
 def new_text_model(
-    source: str,
+    checkpoint: Checkpoint,
     labels: list[str],
     *,
-    revision: str | None = None,
     data: DataConfig,
     head: HeadConfig,
     seed: int = 0,
@@ -385,24 +377,24 @@ def new_text_model(
     """A source encoder with a new head for these labels, or a source classifier of the same ones.
 
     Raises:
-        UserError: not found, or not a text encoder.
+        UserError: not a text encoder.
     """
-    folder, commit = fetch(source, revision)
-    metadata = read_metadata(folder)
-    if metadata is not None and metadata.get("task") != "sentiment":
-        raise UserError(f"{source}: expected a text encoder, found a {metadata.get('task')} model.")
-    if metadata is not None:
-        return _continued(load_text_model(source, revision=revision), labels, data, head, seed)
+    source, folder = checkpoint.source, checkpoint.folder
+    if checkpoint.kind != "sentiment":
+        raise UserError(
+            f"{source}: expected a text encoder, found a {checkpoint.kind} model "
+            f"({checkpoint.architecture})."
+        )
+    if checkpoint.metadata is not None:
+        return _continued(load_text_model(checkpoint), labels, data, head, seed)
     tokenizer = _load_tokenizer(source, folder)
-    _, architectures = model_type(source, folder)
     with loading(source, "a text encoder", folder):
         from transformers import AutoModel, AutoModelForSequenceClassification
 
         known = _plain_labels(source, folder)
-        is_classifier = any(name.endswith("SequenceClassification") for name in architectures)
         same = False
         if head.type == "native":
-            same = is_classifier and sorted(known) == sorted(labels)
+            same = _classifies(checkpoint) and sorted(known) == sorted(labels)
             labels = known if same else labels
             model = load_weights(
                 AutoModelForSequenceClassification,
@@ -421,8 +413,13 @@ def new_text_model(
         module = build_head("classifier", encoder.width, encoder.depth, len(labels), head, seed)
     network = Network(encoder, module, head)
     settings = _settings(data, tokenizer, model)
-    base = make_base(source, commit)
+    base = checkpoint.as_base()
     return TextModel(network, tokenizer, labels, settings, base, source=source, is_source_head=same)
+
+
+def _classifies(checkpoint: Checkpoint) -> bool:
+    """Whether its weights have a classification head of the library's."""
+    return any(name.endswith("SequenceClassification") for name in checkpoint.classes)
 
 
 def _continued(
@@ -453,86 +450,75 @@ def _continued(
     return TextModel(network, found.tokenizer, labels, settings, found.base, source=found.source)
 
 
-def load_text_model(source: str, *, revision: str | None = None) -> TextModel:
+def load_text_model(checkpoint: Checkpoint) -> TextModel:
     """Load a text classifier: a finished transfer in any form, or a plain checkpoint.
 
     Raises:
-        UserError: not found, or no text classifier.
+        UserError: no text classifier.
     """
-    folder, commit = fetch(source, revision)
-    metadata = read_metadata(folder)
-    if metadata is None:
-        _, architectures = model_type(source, folder)
-        if not any(name.endswith("SequenceClassification") for name in architectures):
-            found = ", ".join(architectures) or "no named architecture"
-            raise UserError(
-                f"{source}: expected a text classifier, found {found}. Train one on it first: "
-                "mmtransfer train configs/news_sentiment/end_to_end.yaml --source NAME"
-            )
-        metadata = {
-            "form": "full",
-            "head": {"type": "native"},
-            "labels": _plain_labels(source, folder),
-            "base": None,
-        }
-    elif metadata.get("task") != "sentiment":
-        raise UserError(f"{source}: expected a text classifier, found a {metadata['task']} model.")
-    base: Base | None = metadata["base"]
-    beneath = folder
-    if metadata["form"] != "full" and base is not None:
-        beneath, _ = fetch(base.source, base.revision)
+    source, folder, beneath = checkpoint.source, checkpoint.folder, checkpoint.weights
+    metadata = checkpoint.metadata
     new_head: dict[str, Any] = {}
-    if is_plain_adapter(folder):
-        labels, new_head = _adapter_labels(source, folder, beneath)
-        metadata |= {"head": {"type": "native"}, "labels": labels}
-    head = HeadConfig.model_validate(metadata["head"])
-    has_tokenizer = beneath == folder or any(folder.glob("tokenizer*"))
-    tokenizer = _load_tokenizer(source, folder if has_tokenizer else beneath)
+    if metadata is None and not _classifies(checkpoint):
+        found = ", ".join(checkpoint.classes) or "no named architecture"
+        raise UserError(
+            f"{source}: expected a text classifier, found {found}. Train one on it first: "
+            "mmtransfer train configs/news_sentiment/end_to_end.yaml --source NAME"
+        )
+    if metadata is not None and metadata.task != "sentiment":
+        raise UserError(f"{source}: expected a text classifier, found a {metadata.task} model.")
+    if metadata is None:
+        head, labels = HeadConfig(type="native"), _plain_labels(source, folder)
+    elif checkpoint.is_plain_adapter:
+        head = HeadConfig(type="native")
+        labels, new_head = _adapter_labels(checkpoint)
+    else:
+        if metadata.head is None or metadata.labels is None:
+            raise damaged(folder / METADATA)
+        head, labels = HeadConfig.model_validate(metadata.head), metadata.labels
+    tokenizer = _load_tokenizer(source, checkpoint.holding("tokenizer*"))
     with loading(source, "a text classifier", beneath):
         from transformers import AutoModel, AutoModelForSequenceClassification
 
         factory = AutoModelForSequenceClassification if head.type == "native" else AutoModel
         model = load_weights(factory, beneath, **new_head)
-    if base is not None and metadata["form"] != "full":
-        check_base(model, base)
-    if metadata["form"] == "adapter":
-        model = load_merged(model, folder)
+    if checkpoint.recorded is not None:
+        check_base(model, checkpoint.recorded)
+    if checkpoint.adapter is not None:
+        model = load_merged(model, checkpoint.adapter)
     encoder = TextEncoder(model)
     module = None
     if head.type != "native":
-        labels = metadata["labels"]
         module = build_head("classifier", encoder.width, encoder.depth, len(labels), head, 0)
         read_head(folder, module)
-    settings = (
-        TextSettings(**metadata["text"])
-        if "text" in metadata
-        else _settings(DataConfig(), tokenizer, model)
-    )
-    network = Network(encoder, module, head).eval()
+    if metadata is not None and metadata.text is not None:
+        settings = TextSettings(**metadata.text)
+    else:
+        settings = _settings(DataConfig(), tokenizer, model)
     return TextModel(
-        network,
+        Network(encoder, module, head).eval(),
         tokenizer,
-        metadata["labels"],
+        labels,
         settings,
-        base or make_base(source, commit),
+        (metadata.base if metadata else None) or checkpoint.as_base(),
         _temperature(folder, metadata),
         source,
     )
 
 
-def _adapter_labels(source: str, folder: Path, beneath: Path) -> tuple[list[str], dict[str, Any]]:
+def _adapter_labels(checkpoint: Checkpoint) -> tuple[list[str], dict[str, Any]]:
     """Classes of a plain adapter, and how its base is loaded: with its own head, or with one of
     that size in whose place the adapter puts its own.
     """
-    shapes = adapter_shapes(folder)
+    shapes = adapter_shapes(checkpoint.folder)
     own = [shape[0] for name, shape in shapes.items() if _HEAD_WEIGHT.search(name)]
-    labels = _plain_labels(source, beneath)
-    _, architectures = model_type(source, beneath)
+    labels = _plain_labels(checkpoint.source, checkpoint.weights)
     if not own:
-        if not any(name.endswith("SequenceClassification") for name in architectures):
+        if not _classifies(checkpoint):
             raise UserError(
-                f"{source}: expected a text classifier, found an adapter that has no output layer, "
-                "nor has its base. Save it with modules_to_save: [classifier], or merge it."
+                f"{checkpoint.source}: expected a text classifier, found an adapter that has no "
+                "output layer, nor has its base. Save it with modules_to_save: [classifier], or "
+                "merge it."
             )
         return labels, {}
     if own[-1] != len(labels):
@@ -547,8 +533,8 @@ def _adapter_labels(source: str, folder: Path, beneath: Path) -> tuple[list[str]
     return labels, options
 
 
-def _temperature(folder: Path, metadata: dict[str, Any]) -> float:
-    found = metadata.get("temperature", 1.0)
+def _temperature(folder: Path, metadata: Metadata | None) -> float:
+    found = 1.0 if metadata is None else metadata.temperature
     low, high = _TEMPERATURES
     if not isinstance(found, (int, float)) or not low <= found <= high:
         raise UserError(

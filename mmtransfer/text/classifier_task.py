@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,14 +16,18 @@ from torch.nn import functional
 
 from mmtransfer.config import Config
 from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.text.classifier import (
     Encoded,
     TextModel,
     average_windows,
     cut_note,
     length_batches,
+    load_text_model,
+    new_text_model,
 )
-from mmtransfer.text.examples import TextExample, TextSet
+from mmtransfer.text.examples import TextExample, TextSet, check_labels, read_texts
+from mmtransfer.text.splits import load_text_splits
 from mmtransfer.transfer.classification import (
     ClassificationScore,
     confusion_matrix,
@@ -31,6 +36,8 @@ from mmtransfer.transfer.classification import (
     score_classification,
 )
 from mmtransfer.transfer.features import FeatureStore, cache_key, cached_features, weights_digest
+from mmtransfer.transfer.regularisers import Outputs
+from mmtransfer.transfer.splits import Splits
 from mmtransfer.transfer.stages import (
     Stage,
     class_weights,
@@ -38,7 +45,7 @@ from mmtransfer.transfer.stages import (
     resolve_stages,
     supervised_contrastive_loss,
 )
-from mmtransfer.transfer.task import StagedTask, name_some, network_layout
+from mmtransfer.transfer.task import Task, name_some, network_layout
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +64,21 @@ class TextBatch:
     """Classes [text]."""
 
 
-class SentimentTask(StagedTask):
-    """Trains a text classifier; see `tasks.base.Task` for the methods."""
+class SentimentTask(Task):
+    """Trains a text classifier."""
 
     metric = "macro_f1"
     higher_is_better = True
     tie_metric = "loss"
-    unit = "tokens/s"
+    unit: ClassVar[str] = "tokens"
+    speed_unit: ClassVar[str] = "tokens/s"
+    pipeline: ClassVar[str] = "text-classification"
+    pipeline_call: ClassVar[str] = 'run("A text.")'
+    usage: ClassVar[str] = (
+        'model = mmtransfer.load("path/or/id/of/this/model")\nprint(model.predict(["A text."]))'
+    )
+
+    splits: Splits[TextSet]
 
     def __init__(
         self,
@@ -76,8 +91,6 @@ class SentimentTask(StagedTask):
     ):
         encoder = text.network.encoder
         stages = stages or resolve_stages(config)
-        if any(stage.objective == "short_context" for stage in stages):
-            raise UserError("transfer.stages: objective: short_context is for speech.")
         super().__init__(
             text, text.network, network_layout(text.network), encoder.model, stages, config
         )
@@ -102,6 +115,35 @@ class SentimentTask(StagedTask):
         )
         self._weights = torch.tensor(weights or [1.0] * len(text.labels))
         self._stores: tuple[FeatureStore, FeatureStore] | None = None
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse what cannot be, before anything is loaded."""
+        super().check(config)
+        if config.head.type in ("ctc", "decoder"):
+            raise UserError(
+                f"head.type: {config.head.type} is for speech; for texts use classifier, native or "
+                "auto."
+            )
+
+    @classmethod
+    def set_up(cls, config: Config, source: Checkpoint, device: torch.device) -> SentimentTask:
+        """The task with an encoder, a head for its classes, and its texts."""
+        resolve_stages(config)  # refuses what cannot be before the texts are taken in
+        splits, labels = load_text_splits(config)
+        text = new_text_model(
+            source, labels, data=config.data, head=config.head, seed=config.runtime.seed
+        )
+        has_targets = any(example.target for example in splits.train.examples)
+        text.settings = replace(text.settings, targets=has_targets)
+        task = cls(text, splits.train, splits.validation, config, rehearsal=splits.rehearsal)
+        task.splits = splits
+        return task
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, language: str | None) -> TextModel:
+        """A text classifier."""
+        return load_text_model(checkpoint)
 
     # --- training ---------------------------------------------------------------------------
 
@@ -232,15 +274,26 @@ class SentimentTask(StagedTask):
         return halves
 
     def loss(self, micro: TextBatch, device: torch.device) -> torch.Tensor:
-        """Cross-entropy, weighted by class and summed; or the contrastive loss."""
-        targets, owner = micro.targets.to(device), micro.owner.to(device)
-        if self.stage.objective == "contrastive":
-            features = average_windows(self._pooled(micro, device), owner, len(targets))
-            return supervised_contrastive_loss(features, targets)
-        logits = average_windows(self._logits(micro, device).float(), owner, len(targets))
+        """Sum of the loss over the texts; in a contrastive stage that of their features alone."""
+        if self.stage.objective != "contrastive":
+            return super().loss(micro, device)
+        targets = micro.targets.to(device)
+        pooled = self._pooled(micro, device)
+        features = average_windows(pooled, micro.owner.to(device), len(targets))
+        return supervised_contrastive_loss(features, targets)
+
+    def outputs(self, micro: TextBatch, device: torch.device) -> Outputs:
+        """Logits [text, class], averaged over windows."""
+        logits, owner = self._logits(micro, device).float(), micro.owner.to(device)
+        averaged = average_windows(logits, owner, len(micro.targets))
+        return Outputs(averaged, torch.ones(len(averaged), dtype=torch.bool, device=device))
+
+    def target_loss(self, outputs: Outputs, micro: TextBatch) -> torch.Tensor:
+        """Cross-entropy, weighted by class and summed."""
+        device = outputs.logits.device
         return functional.cross_entropy(
-            logits,
-            targets,
+            outputs.logits,
+            micro.targets.to(device),
             weight=self._weights.to(device),
             reduction="sum",
             label_smoothing=self.config.transfer.label_smoothing,
@@ -269,7 +322,7 @@ class SentimentTask(StagedTask):
         inputs, mask = self._inputs(micro, device)
         return self._network.pooled(inputs, mask, frozen=self.frozen)  # type: ignore[arg-type]
 
-    def describe(self, indices: Sequence[int]) -> str:
+    def names(self, indices: Sequence[int]) -> str:
         """Where training texts come from."""
         names = [self.examples[index].name for index in indices]
         return name_some(names)
@@ -309,6 +362,52 @@ class SentimentTask(StagedTask):
         macro_f1, accuracy = macro_f1_accuracy(confusion)
         loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets))
         return {"macro_f1": macro_f1, "accuracy": accuracy, "loss": float(loss)}
+
+    # --- what a run reports -----------------------------------------------------------------
+
+    def score(self, examples: TextSet, device: torch.device) -> dict[str, Any]:
+        """Scores of labelled texts."""
+        return evaluate_texts(self.text, examples, self.config, device).as_dict()
+
+    @property
+    def is_scored_before(self) -> bool:
+        """Whether the head came with the source."""
+        return self.text.is_source_head
+
+    def finish(self, device: torch.device) -> None:
+        """Calibrate the probabilities."""
+        self.calibrate(device)
+
+    def describe(self) -> dict[str, Any]:
+        """Classes, temperature, length of texts."""
+        return {
+            "labels": self.text.labels,
+            "temperature": self.text.temperature,
+            "max_tokens": self.text.settings.max_tokens,
+        }
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the head is the library's own."""
+        return self.text.network.head is None
+
+    @classmethod
+    def evaluate(
+        cls, checkpoint: Checkpoint, data: str, config: Config, device: torch.device
+    ) -> dict[str, Any]:
+        """Scores of a classifier on labelled texts."""
+        text = cls.load(checkpoint, None)
+        texts = read_texts(data, config.data, name="data", split="validation")
+        check_labels(texts, text.labels, where=data)
+        text.network.to(device)
+        started = time.perf_counter()
+        score = evaluate_texts(text, texts, config, device)
+        return {
+            **score.as_dict(),
+            "metric": cls.metric,
+            "skipped": len(texts.skipped),
+            "seconds_wall": round(time.perf_counter() - started, 3),
+        }
 
     def calibrate(self, device: torch.device) -> float:
         """Fit the temperature on the validation texts (Guo et al. 2017)."""

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mmtransfer.config import DataConfig, text_columns
 from mmtransfer.data.tables import as_file, numbered_rows, plain, with_columns
@@ -49,27 +50,42 @@ class TextSet:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def size(self) -> str:
+        """How large it is, in words."""
+        return f"{len(self)} texts"
+
+    def subset(self, name: str, indices: Sequence[int], *, skipped: bool = False) -> TextSet:
+        """Some of its examples; with `skipped` what was left out stays listed."""
+        return TextSet(name, [self.examples[i] for i in indices], self.skipped if skipped else [])
+
+    def report(self) -> dict[str, Any]:
+        """Its entry in report.json."""
+        counts = Counter(example.label for example in self.examples)
+        return {
+            "examples": len(self),
+            "labels": dict(sorted(counts.items())),
+            "skipped": len(self.skipped),
+            "first_skipped": self.skipped[:10],
+        }
+
 
 # --- reading -------------------------------------------------------------------------------------
 
 
-def read_texts(
-    source: str, config: DataConfig, *, name: str, split: str = "train", labelled: bool = True
-) -> TextSet:
+def read_texts(source: str, config: DataConfig, *, name: str, split: str = "train") -> TextSet:
     """Read a set of texts (see `tables.numbered_rows` for what `source` and `split` mean).
 
-    Rows without a text, and unless `labelled` is off without a label, are left out and listed.
+    Rows without a text or without a label are left out and listed.
     Numbers become the label that they are written as: 1 and 1.0 are "1", True is "true".
 
     Raises:
         UserError: see `tables.numbered_rows`; a column that is missing or has two roles; a cell
             that is no text or number; nothing usable is left.
     """
-    columns = text_columns(config, labelled=labelled)
-    needed = {"text_column", *(["label_column"] if labelled else [])}
-    rows = with_columns(source, numbered_rows(source, split=split), columns, needed)
-    if not labelled:
-        columns["label_column"] = config.label_column
+    columns = text_columns(config)
+    rows = numbered_rows(source, split=split)
+    rows = with_columns(source, rows, columns, {"text_column", "label_column"})
     path = as_file(source)
     short = path.name if path else source if ":" in source else f"{source}:{split}"
     roles = ("text_column", "label_column", "target_column", "group_column")
@@ -81,15 +97,14 @@ def read_texts(
         text, label, target, group = (
             plain(row.get(column), where, column) if column is not None else "" for column in named
         )
-        if not text or (labelled and not label):
+        if not text or not label:
             empty = columns["label_column" if text else "text_column"]
             skipped.append(f"{where}: column '{empty}' is empty.")
             continue
         examples.append(TextExample(text, label, target or None, group or None, where))
     if not examples:
-        wanted = "a text and a label" if labelled else "a text"
         raise UserError(
-            f"{source}: expected rows with {wanted}, found none among {len(skipped)}. "
+            f"{source}: expected rows with a text and a label, found none among {len(skipped)}. "
             f"First: {skipped[0]}"
         )
     for line in skipped[:_NAMED_SKIPS]:
@@ -97,8 +112,7 @@ def read_texts(
     if len(skipped) > _NAMED_SKIPS:
         more = len(skipped) - _NAMED_SKIPS
         logger.warning("skipped: %d more rows of '%s', for the same reasons", more, name)
-    if labelled:
-        _warn_of_copies(name, examples, columns)
+    _warn_of_copies(name, examples, columns)
     return TextSet(name, examples, skipped)
 
 

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from mmtransfer.config import DataConfig, RuntimeConfig, text_columns
 from mmtransfer.data.tables import numbered_rows, plain, with_columns
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import kind_of
+from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.progress import track
 from mmtransfer.runtime import choose_device, use_runtime
 from mmtransfer.text.classifier import Prediction, TextModel, cut_note, load_text_model
@@ -67,9 +67,10 @@ def predict_texts(
 
 def _classifier(model: str | TextModel, runtime: RuntimeConfig) -> TextModel:
     if isinstance(model, str):
-        if kind_of(model) != "sentiment":
+        checkpoint = resolve(model)
+        if checkpoint.kind != "sentiment":
             raise UserError(f"{model}: expected a text classifier, found a speech recogniser.")
-        model = load_text_model(model)
+        model = load_text_model(checkpoint)
     model.network.to(choose_device(runtime))
     return model
 

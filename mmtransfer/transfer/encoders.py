@@ -82,11 +82,6 @@ class TextEncoder(nn.Module):
         """The bare encoder."""
         return self.model.base_model
 
-    @property
-    def is_classifier(self) -> bool:
-        """Whether the model carries its own classification head."""
-        return self.base is not self.model
-
     def _find_layers(self) -> tuple[nn.Module, str]:
         base = self.base
         for path in ("encoder.layer", "transformer.layer", "layers", "encoder.layers"):

@@ -16,8 +16,8 @@ from torch import nn
 
 from mmtransfer.config import HeadConfig
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import Base
 from mmtransfer.hub.loading import check_finite
+from mmtransfer.hub.metadata import Base
 from mmtransfer.transfer.encoders import SpeechEncoder, TextEncoder
 from mmtransfer.transfer.features import weights_digest
 from mmtransfer.transfer.heads import ClassifierHead, CtcHead, level, pool, pools_before_cache

@@ -1,4 +1,4 @@
-"""Transfer as a list of stages: what is frozen, what learns at which rate, what pulls at it."""
+"""Transfer as a list of stages: what is frozen, what learns at which rate, in which batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from mmtransfer.config import Config, StageConfig
 from mmtransfer.errors import UserError
 
 _LORA = {"type": "lora", "r": 8, "lora_alpha": 16}
-_REHEARSAL = 0.4  # of a batch of speech
 _EPOCHS, _FROZEN_EPOCHS = 3.0, 20.0  # epochs over cached features cost next to nothing
 
 
@@ -130,6 +129,10 @@ class Layout:
         """Parameters of a level, without fixed ones."""
         return self._distinct(self.levels[level])
 
+    def source_parameters(self) -> list[nn.Parameter]:
+        """Parameters of all levels, without fixed ones."""
+        return [p for level in range(len(self.levels)) for p in self.parameters(level)]
+
     def new_parameters(self) -> list[nn.Parameter]:
         """Parameters of new modules."""
         return self._distinct(self.new)
@@ -212,53 +215,7 @@ def parameter_groups(
     ]
 
 
-# --- regularisers --------------------------------------------------------------------------------
-
-
-class L2SP:
-    """The L2-SP penalty (Li, Grandvalet & Davoine 2018, eq. 2):
-    alpha / 2 * |w - w0|^2 over source weights + beta / 2 * |w|^2 over new ones.
-
-    `w0` are the weights at construction.
-    """
-
-    def __init__(
-        self,
-        source: Sequence[nn.Parameter],
-        new: Sequence[nn.Parameter],
-        *,
-        alpha: float,
-        beta: float,
-    ):
-        self.alpha, self.beta = alpha, beta
-        self._source = [(p, p.detach().clone()) for p in source] if alpha else []
-        self._new = list(new) if beta else []
-
-    def penalty(self) -> torch.Tensor:
-        """Its value over what is being trained."""
-        total = torch.zeros(())
-        with torch.no_grad():
-            for parameter, start in self._source:
-                if parameter.requires_grad:
-                    distance = parameter - start.to(parameter.device)
-                    total = total + self.alpha / 2 * distance.square().sum().cpu()
-            for parameter in self._new:
-                if parameter.requires_grad:
-                    total = total + self.beta / 2 * parameter.square().sum().cpu()
-        return total
-
-    @torch.no_grad()
-    def add_gradient(self) -> None:
-        """Add its gradient to that of the loss."""
-        for index, (parameter, start) in enumerate(self._source):
-            if parameter.grad is not None:
-                if start.device != parameter.device:
-                    start = start.to(parameter.device)
-                    self._source[index] = (parameter, start)
-                parameter.grad.add_(parameter - start, alpha=self.alpha)
-        for parameter in self._new:
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter, alpha=self.beta)
+# --- the way back to the source ------------------------------------------------------------------
 
 
 class SourcePath:
@@ -336,16 +293,3 @@ def supervised_contrastive_loss(
     positives = same.sum(1)
     per_example = -log_share.masked_fill(~same, 0.0).sum(1) / positives.clamp(min=1)
     return per_example[positives > 0].sum()
-
-
-def rehearsal_share(config: Config) -> float:
-    """The share of rehearsal that a transfer has where there is data for it."""
-    share = config.transfer.rehearsal
-    if share is None:
-        return _REHEARSAL if config.task == "speech" else 0.0
-    return share
-
-
-def rehearsal_count(examples: int, share: float) -> int:
-    """Rehearsal examples of an epoch so that they are `share` of all its examples."""
-    return round(examples * share / (1 - share))

@@ -6,120 +6,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
 
 from mmtransfer.config import Config
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import Base
+from mmtransfer.hub.checkpoint import Checkpoint
+from mmtransfer.hub.metadata import Base
 from mmtransfer.transfer.adapters import add_adapter, merge_adapter
 from mmtransfer.transfer.encoders import SpeechEncoder, TextEncoder
 from mmtransfer.transfer.networks import Network, encoder_digest
+from mmtransfer.transfer.regularisers import Outputs, regularisers
+from mmtransfer.transfer.splits import Splits, rehearsal_count, training_data
 from mmtransfer.transfer.stages import (
-    L2SP,
     Layout,
+    SourcePath,
     Stage,
     freeze,
     frozen_modules,
     parameter_groups,
-    rehearsal_count,
-    rehearsal_share,
     rest_of,
     set_dropout,
     set_training,
 )
-
-
-class Task(Protocol):
-    """What the training loop asks of a task. Micro-batches are opaque to the loop."""
-
-    model: torch.nn.Module
-    metric: str
-    """Name of the validation metric that chooses the best weights."""
-    higher_is_better: bool
-    tie_metric: str
-    """Validation metric, lower is better, that decides between weights of the same score."""
-    unit: str
-    """What `lengths` counts, as it is shown."""
-    penalty: L2SP | None
-    """A regulariser whose gradient is added to that of the loss."""
-
-    def begin(self, stage: Stage, device: torch.device) -> None:
-        """Freeze what the stage freezes, put in its adapter, compute what is cached for it."""
-        ...
-
-    def end(self, *, last: bool) -> None:
-        """Leave the stage; unless it was the last, the next one starts from plain weights."""
-        ...
-
-    def train_mode(self) -> None:
-        """Training mode, but for what is frozen."""
-        ...
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups of what the stage trains, with their peak rates."""
-        ...
-
-    @property
-    def batch_budget(self) -> float:
-        """Cost that one device processes per forward pass, in the unit of `lengths`."""
-        ...
-
-    def plan(self, budget: float, *, seed: Sequence[int], epoch: int) -> list[list[int]]:
-        """Batches of an epoch's training examples, each within a budget of `lengths`."""
-        ...
-
-    @property
-    def lengths(self) -> list[float]:
-        """Cost of each training example, in the unit of the batch budget."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Identity of the training data; a run resumes only on the same data."""
-        ...
-
-    def prepare(self, batch: Sequence[int], share: slice, epoch: int) -> list[Any]:
-        """Micro-batches of this process's share of a batch of training examples, on the CPU.
-
-        Depends on its arguments and the seed only; called from another thread.
-        """
-        ...
-
-    def weight(self, micro: Any) -> float:
-        """Number of target units that the loss sums over."""
-        ...
-
-    def split(self, micro: Any) -> list[Any]:
-        """The micro-batch as two halves, or as itself if it cannot be split."""
-        ...
-
-    def loss(self, micro: Any, device: torch.device) -> torch.Tensor:
-        """Sum of the loss over the micro-batch's target units."""
-        ...
-
-    def describe(self, indices: Sequence[int]) -> str:
-        """Names of training examples, for messages."""
-        ...
-
-    @property
-    def validation_size(self) -> int:
-        """Number of validation examples."""
-        ...
-
-    def validate(self, indices: Sequence[int], device: torch.device) -> list[Any]:
-        """One picklable record for each of these validation examples."""
-        ...
-
-    def summarize(self, records: Sequence[Any]) -> dict[str, float | None]:
-        """Metrics of validation records, `metric` among them."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write the model as a plain Hugging Face checkpoint."""
-        ...
 
 
 def comparable(metrics: Mapping[str, Any], name: str) -> float:
@@ -140,14 +51,39 @@ class Carrier(Protocol):
         ...
 
 
-class StagedTask(ABC):
-    """What tasks have in common: stages, adapters, regularisers, rehearsal, saving.
+class Task(ABC):
+    """A transfer of one kind: what the training loop and a run ask of it. In common are stages,
+    adapters, regularisers, rehearsal and saving; a subclass says how it is set up, what it learns,
+    how it is scored and what it reports. Micro-batches are opaque to the loop.
 
     `carrier` holds the model with what belongs to it (tokenizer, labels, ...) and writes it; `host`
     is the Hugging Face model in which adapters sit.
     """
 
+    metric: str
+    """Name of the validation metric that chooses the best weights, and the report's main one."""
+    higher_is_better: bool
+    tie_metric: str
+    """Validation metric, lower is better, that decides between weights of the same score."""
+    unit: ClassVar[str]
+    """What `lengths` counts, as report.json names it."""
+    speed_unit: ClassVar[str]
+    """The same in a second, as it is shown."""
+    pipeline: ClassVar[str]
+    """The task's name on the Hub."""
+    pipeline_call: ClassVar[str]
+    """How the pipeline `run` of plain transformers is called, for the model card."""
+    usage: ClassVar[str]
+    """How any form of the result is used with this package, for the model card."""
+    usual_rehearsal: ClassVar[float] = 0.0
+    """Share of rehearsal where there is data for it and `transfer.rehearsal` is not set."""
+    bundled_rehearsal: ClassVar[bool] = False
+    """Whether this package has data to rehearse."""
+
     lengths: list[float]
+    """Cost of each training example, in the unit of the batch budget."""
+    splits: Splits[Any]
+    """The data of the run; set by `set_up`."""
 
     def __init__(
         self,
@@ -169,13 +105,84 @@ class StagedTask(ABC):
         transfer = config.transfer
         if transfer.dropout is not None:
             set_dropout([m for level in layout.levels for m in level], transfer.dropout)
-        self.penalty: L2SP | None = None
-        if transfer.l2sp or transfer.l2sp_new:
-            levels = range(len(layout.levels))
-            source = [p for level in levels for p in layout.parameters(level)]
-            self.penalty = L2SP(
-                source, layout.new_parameters(), alpha=transfer.l2sp, beta=transfer.l2sp_new
-            )
+        self.regularisers = regularisers(layout, transfer)
+
+    # --- from configuration to task ----------------------------------------------------------
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse what cannot be, before anything is loaded.
+
+        Raises:
+            UserError: settings that are missing or have no effect.
+        """
+        training_data(config)
+        if config.data.rehearsal not in ("auto", "none") and not cls.rehearsal_share(config):
+            raise UserError("data.rehearsal is not used: set transfer.rehearsal, e.g. to 0.3.")
+
+    @classmethod
+    @abstractmethod
+    def set_up(cls, config: Config, source: Checkpoint, device: torch.device) -> Self:
+        """The task with its model and data (`splits`).
+
+        Raises:
+            UserError: unusable data or source.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(cls, checkpoint: Checkpoint, language: str | None) -> Any:
+        """A finished model of this kind; `language` is that of speech.
+
+        Raises:
+            UserError: no such model.
+        """
+
+    @classmethod
+    @abstractmethod
+    def evaluate(
+        cls, checkpoint: Checkpoint, data: str, config: Config, device: torch.device
+    ) -> dict[str, Any]:
+        """Scores of a finished model on data, with `metric`, `skipped`, `seconds_wall`."""
+
+    @classmethod
+    def rehearsal_share(cls, config: Config) -> float:
+        """The share of rehearsal that a transfer has where there is data for it."""
+        share = config.transfer.rehearsal
+        return cls.usual_rehearsal if share is None else share
+
+    # --- what a run reports ------------------------------------------------------------------
+
+    @abstractmethod
+    def score(self, examples: Any, device: torch.device) -> dict[str, Any]:
+        """Scores of a set of examples (one of `splits`)."""
+
+    def score_source(self, examples: Any, device: torch.device) -> dict[str, Any]:
+        """The same before training, where `evaluate` uses more of the source than training does."""
+        return self.score(examples, device)
+
+    @property
+    def is_scored_before(self) -> bool:
+        """False where the source has no output for the target yet."""
+        return True
+
+    def finish(self, device: torch.device) -> None:  # noqa: B027
+        """Fit on validation data what is fitted after training."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The report's section on the finished model."""
+
+    @property
+    @abstractmethod
+    def is_plain(self) -> bool:
+        """Whether the result loads with plain transformers pipelines."""
+
+    def source_path(self) -> SourcePath | None:
+        """The line back to the source, if the result may lie on it."""
+        return None
+
+    # --- stages ------------------------------------------------------------------------------
 
     def begin(self, stage: Stage, device: torch.device) -> None:
         """Freeze what the stage freezes, put in its adapter, compute what is cached for it."""
@@ -226,14 +233,14 @@ class StagedTask(ABC):
         self, targets: int, budget: float, *, seed: Sequence[int], epoch: int
     ) -> list[list[int]]:
         """Batches of the first `targets` examples, and of those behind them if there are any."""
-        share = rehearsal_share(self.config)
+        share = self.rehearsal_share(self.config)
         if targets == len(self.lengths) or not share:
-            return StagedTask.plan(self, budget, seed=seed, epoch=epoch)
+            return Task.plan(self, budget, seed=seed, epoch=epoch)
         return plan_mixed(self.lengths, targets, share, budget, seed=seed, epoch=epoch)
 
     def epoch_of(self, targets: int, rehearsals: int, epoch: int) -> Sequence[int]:
         """All target examples, and as many rehearsal examples (numbered behind them) as asked."""
-        share = rehearsal_share(self.config)
+        share = self.rehearsal_share(self.config)
         if not rehearsals or not share:
             return range(targets)
         wanted = rehearsal_count(targets, share)
@@ -261,17 +268,74 @@ class StagedTask(ABC):
         self.carrier.save(folder, self.form, self.adapted)
         self.merge()
 
+    def loss(self, micro: Any, device: torch.device) -> torch.Tensor:
+        """Sum of the loss over the micro-batch's target units, and loss terms beside it."""
+        outputs = self.outputs(micro, device)
+        total = self.target_loss(outputs, micro)
+        for term in self.regularisers:
+            own = term.loss(outputs, lambda: self.outputs(micro, device))
+            total = total if own is None else total + own
+        return total
+
+    @abstractmethod
+    def outputs(self, micro: Any, device: torch.device) -> Outputs:
+        """What the model gives for a micro-batch."""
+
+    @abstractmethod
+    def target_loss(self, outputs: Outputs, micro: Any) -> torch.Tensor:
+        """The task's own loss, summed over the micro-batch's target units."""
+
     @abstractmethod
     def epoch(self, epoch: int) -> Sequence[int]:
         """Training examples of an epoch."""
 
+    @property
     @abstractmethod
-    def _open_stores(self, frozen: int, device: torch.device) -> None:
-        """Compute what the frozen layers give, or find it in the cache."""
+    def batch_budget(self) -> float:
+        """Cost that one device processes per forward pass, in the unit of `lengths`."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Identity of the training data; a run resumes only on the same data."""
 
     @abstractmethod
-    def _close_stores(self) -> None:
-        """Read inputs again instead of cached activations."""
+    def prepare(self, batch: Sequence[int], share: slice, epoch: int) -> list[Any]:
+        """Micro-batches of this process's share of a batch of training examples, on the CPU.
+
+        Depends on its arguments and the seed only; called from another thread.
+        """
+
+    @abstractmethod
+    def weight(self, micro: Any) -> float:
+        """Number of target units that the loss sums over."""
+
+    @abstractmethod
+    def split(self, micro: Any) -> list[Any]:
+        """The micro-batch as two halves, or as itself if it cannot be split."""
+
+    @abstractmethod
+    def names(self, indices: Sequence[int]) -> str:
+        """Names of training examples, for messages."""
+
+    @property
+    @abstractmethod
+    def validation_size(self) -> int:
+        """Number of validation examples."""
+
+    @abstractmethod
+    def validate(self, indices: Sequence[int], device: torch.device) -> list[Any]:
+        """One picklable record for each of these validation examples."""
+
+    @abstractmethod
+    def summarize(self, records: Sequence[Any]) -> dict[str, float | None]:
+        """Metrics of validation records, `metric` among them."""
+
+    def _open_stores(self, frozen: int, device: torch.device) -> None:  # noqa: B027
+        """Compute what the frozen layers give, or find it in the cache; a task may keep nothing."""
+
+    def _close_stores(self) -> None:  # noqa: B027
+        """Take inputs again instead of cached activations."""
 
 
 def name_some(names: Sequence[str]) -> str:
@@ -305,18 +369,14 @@ def whisper_layout(model: Any) -> Layout:
     return Layout(levels, encoder.depth, [], [encoder.model.embed_positions])
 
 
-def refuse_objective(stages: Sequence[Stage], task: str) -> None:
-    """Contrastive stages are for classifiers, short contexts for Whisper alone."""
-    for stage in stages:
-        if stage.objective == "contrastive":
-            raise UserError(
-                f"transfer.stages: objective: contrastive is for classes, not for {task}."
-            )
-        if stage.objective == "short_context":
-            raise UserError(
-                f"transfer.stages: objective: short_context is a transfer of its own, of a Whisper "
-                f"with its decoder; it cannot be combined with {task}."
-            )
+def refuse_contrastive(stages: Sequence[Stage]) -> None:
+    """Contrastive stages are for classifiers.
+
+    Raises:
+        UserError: one of them is contrastive.
+    """
+    if any(stage.objective == "contrastive" for stage in stages):
+        raise UserError("transfer.stages: objective: contrastive is for classes, not for speech.")
 
 
 def plan_epoch(

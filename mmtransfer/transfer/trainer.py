@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config
@@ -331,18 +331,18 @@ class Trainer:
         loss = float(self.accelerator.reduce(loss_sum, "sum")) / max(total, 1.0)
         if not math.isfinite(loss):
             raise UserError(
-                f"Loss is {loss} at step {step + 1} on the batch: {self.task.describe(indices)}. "
+                f"Loss is {loss} at step {step + 1} on the batch: {self.task.names(indices)}. "
                 "Lower train.learning_rate, or look at these examples."
             )
         self._sum_gradients()
-        if self.task.penalty is not None:
-            self.task.penalty.add_gradient()
+        for term in self.task.regularisers:
+            term.add_gradient()
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         norm = float(norm)
         if not math.isfinite(norm) and self.accelerator.scaler is None:
             raise UserError(
                 f"Gradient norm is {norm} at step {step + 1} on the batch: "
-                f"{self.task.describe(indices)}. Lower train.learning_rate."
+                f"{self.task.names(indices)}. Lower train.learning_rate."
             )
         self.optimizer.step()
         return loss, norm
@@ -368,7 +368,7 @@ class Trainer:
         if len(halves) == len(micros):
             raise UserError(
                 f"Out of memory at step {step + 1} with a single example at a time: "
-                f"{self.task.describe(indices)}. Use shorter clips, "
+                f"{self.task.names(indices)}. Use shorter clips, "
                 "train.gradient_checkpointing: true, or a smaller model."
             )
         self.state.splits += 1
@@ -398,8 +398,6 @@ class Trainer:
 
     def _evaluate_and_keep_best(self) -> dict[str, float | None]:
         metrics = self.evaluate()
-        if self.stage.objective == "contrastive":
-            return metrics  # the head is not trained, so the score says nothing
         value = comparable(metrics, self.task.metric)
         tie = comparable(metrics, self.task.tie_metric)
         state, sign = self.state, 1 if self.task.higher_is_better else -1
@@ -530,7 +528,7 @@ class Trainer:
         progress = TrainingProgress(
             self.total_steps,
             state.step,
-            unit=self.task.unit,
+            unit=self.task.speed_unit,
             enabled=self.accelerator.is_main_process,
         )
         with progress:
@@ -552,14 +550,17 @@ class Trainer:
                     "grad_norm": norm,
                     "seconds": round(state.seconds, 3),
                 }
-                if self.task.penalty is not None:
-                    values["penalty"] = float(self.task.penalty.penalty())
+                found = [term.penalty() for term in self.task.regularisers]
+                penalties = [float(value) for value in found if value is not None]
+                if penalties:
+                    values["penalty"] = sum(penalties)
                 self._log(values)
                 last = state.step == self.total_steps
                 epoch_done = state.batch == len(self._batches(epoch))
                 every = config.evaluate_every
-                evaluate = last or (state.step % every == 0 if every else epoch_done)
-                if evaluate:
+                pause = last or (state.step % every == 0 if every else epoch_done)
+                # A contrastive stage trains no head, so a score would say nothing.
+                if pause and self.stage.objective == "target":
                     metrics = self._evaluate_and_keep_best()
                     state.seconds = time.monotonic() - started
                     self._log(
@@ -574,7 +575,7 @@ class Trainer:
                     self.task.train_mode()
                 progress.step(loss, state.units / max(state.seconds, 1e-9))
                 stop = self._agreed_stop(signals)
-                due = state.step % checkpoint_every == 0 if checkpoint_every else evaluate
+                due = state.step % checkpoint_every == 0 if checkpoint_every else pause
                 if (due and not last) or stop:
                     self.save_checkpoint()
                 if stop:
@@ -591,7 +592,3 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return mine
         return max(gather_object([mine]))
-
-    def from_main_process(self, value: Any) -> Any:
-        """The main process's value, in every process."""
-        return broadcast_object_list([value])[0]

@@ -60,7 +60,9 @@ def test_rows_of_another_width_are_refused_with_their_line(tmp_path, content, li
     with pytest.raises(UserError, match=rf"m\.csv:{line}: {message}"):
         read_clips(source, CONFIG)
     with pytest.raises(UserError, match=rf"m\.csv:{line}: {message}"):
-        read_texts(source, DataConfig(text_column="transcription"), name="x", labelled=False)
+        read_texts(
+            source, DataConfig(text_column="transcription", label_column="file_name"), name="x"
+        )
 
 
 @pytest.mark.parametrize(

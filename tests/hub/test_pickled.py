@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import model_digest
+from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.hub.pickled import safe_weights
 from mmtransfer.speech.engines_ctranslate2 import converted
 from mmtransfer.speech.engines_torch import torch_engine
@@ -72,9 +72,9 @@ def test_they_are_converted_once(old, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: 1 / 0)
     with safe_weights(old[0]) as second:
         assert (second / "model.safetensors").resolve() == path
-    before = model_digest(str(old[0]))
+    before = resolve(str(old[0])).digest
     whole(old[0], {**old[1], "more": torch.zeros(1)})
-    assert model_digest(str(old[0])) != before  # another model
+    assert resolve(str(old[0])).digest != before  # another model
 
 
 def test_safetensors_are_taken_where_there_are_both(random_whisper, tmp_path):
@@ -90,7 +90,7 @@ def test_every_command_takes_them(old, tmp_path, capsys):
     data = write_dataset(tmp_path / "data", ["gate one", "gate two"])
     assert main(["evaluate", str(old[0]), "--data", str(data)]) == 0
     assert "2 clips" in capsys.readouterr().out
-    assert (converted(str(old[0])) / "full" / "model.bin").is_file()
+    assert (converted(resolve(str(old[0]))) / "full" / "model.bin").is_file()
     engine = torch_engine(load_speech_model(str(old[0])))
     assert len(engine.decode([tone(1.0)], 2.0)) == 1
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import model_digest
+from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.models import load
 from mmtransfer.speech.ctc import load_ctc_model
 from mmtransfer.speech.engines_ctranslate2 import converted
@@ -69,7 +69,7 @@ def test_every_command_takes_a_speech_adapter(whisper_adapter, tmp_path, capsys)
     data = write_dataset(tmp_path / "data", ["gate one", "gate two"])
     assert main(["evaluate", str(folder), "--data", str(data)]) == 0
     assert "2 clips" in capsys.readouterr().out
-    assert (converted(str(folder)) / "full" / "model.bin").is_file()
+    assert (converted(resolve(str(folder))) / "full" / "model.bin").is_file()
     assert main(["monitor", str(folder), str(data / "clip0.wav"), "--quiet"]) == 0
 
 
@@ -79,7 +79,7 @@ def test_its_identity_is_that_of_both(whisper_adapter, random_whisper, tmp_path)
     weights = load_file(other / "adapter_model.safetensors")
     torch.save(weights, other / "adapter_model.bin")
     (other / "adapter_model.safetensors").unlink()
-    digests = {model_digest(str(path)) for path in (folder, random_whisper, other)}
+    digests = {resolve(str(path)).digest for path in (folder, random_whisper, other)}
     assert len(digests) == 3
     # Weights from before safetensors are the same adapter.
     one, same = (load_speech_model(str(path)).model.state_dict() for path in (folder, other))
@@ -146,7 +146,7 @@ def test_a_text_adapter_on_a_classifier_has_its_classes(tmp_path, capsys):
     base = write_text_backbone(tmp_path / "base", labels=2)
     model = AutoModelForSequenceClassification.from_pretrained(base)
     write_adapter(model, tmp_path / "adapter", base, target_modules=["query", "value"])
-    assert load_text_model(str(tmp_path / "adapter")).labels == ["LABEL_0", "LABEL_1"]
+    assert load_text_model(resolve(str(tmp_path / "adapter"))).labels == ["LABEL_0", "LABEL_1"]
     assert main(["predict", str(tmp_path / "adapter"), "--text", "good news"]) == 0
     assert "LABEL_" in capsys.readouterr().out
 
@@ -171,7 +171,7 @@ def test_a_ctc_adapter_is_a_recogniser(tmp_path):
     (base / "vocab.json").write_text(json.dumps({"<pad>": 0, "<unk>": 1, "|": 2, "a": 3, "b": 4}))
     model = AutoModelForCTC.from_pretrained(base)
     adapted = write_adapter(model, tmp_path / "adapter", base, target_modules=["q_proj", "v_proj"])
-    found = load_ctc_model(str(tmp_path / "adapter"))
+    found = load_ctc_model(resolve(str(tmp_path / "adapter")))
     assert found.symbols[3:] == ["a", "b"]
     merged = adapted.merge_and_unload().state_dict()
     own = found.network.encoder.model.state_dict()

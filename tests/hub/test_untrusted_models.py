@@ -25,6 +25,7 @@ from mmtransfer import load
 from mmtransfer.cli import main
 from mmtransfer.config import DataConfig, HeadConfig
 from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.hub.loading import loading
 from mmtransfer.speech.engines_ctranslate2 import converted
 from mmtransfer.speech.generation import check_generation
@@ -58,7 +59,7 @@ def change(path, **values):
 def finished(source, folder, form, base=None):
     """A transfer from a local source, which names that, or `base`, as what it stands on."""
     model = new_text_model(
-        str(source), ["a", "b"], data=DataConfig(), head=HeadConfig(type="classifier")
+        resolve(str(source)), ["a", "b"], data=DataConfig(), head=HeadConfig(type="classifier")
     )
     adapted = None
     if form == "adapter":
@@ -276,7 +277,7 @@ MULTILINGUAL = {
 def test_tokens_that_a_whisper_does_not_have_are_refused(
     file, field, value, found, whisper, recording, capsys
 ):
-    converted(str(whisper))  # what was converted before is no way around it
+    converted(resolve(str(whisper)))  # what was converted before is no way around it
     path = whisper / f"{file}.json"
     extra = MULTILINGUAL if field == "lang_to_id" else {}
     change(path, **{**extra, field: value})
@@ -388,7 +389,7 @@ def test_heads_that_a_whisper_does_not_have_are_left_out_and_counted(
         f"alignment_heads: {lost} of {len(heads)} are not in this model (layers 0 to 1, heads"
     )
     assert caplog.text.count(expected) == 2  # loaded, and converted
-    written = json.loads((converted(str(whisper)) / "full" / "config.json").read_text())
+    written = json.loads((converted(resolve(str(whisper))) / "full" / "config.json").read_text())
     assert written["alignment_heads"] == (kept or [[1, 0], [1, 1]])
 
 
@@ -399,7 +400,7 @@ def test_settings_that_name_no_token_are_read(whisper, loaded, recording):
     for engine in ("ctranslate2", "transformers"):
         command = ["monitor", str(whisper), str(recording), "--engine", engine, "--words"]
         assert main(command) == 0
-    written = json.loads((converted(str(whisper)) / "full" / "config.json").read_text())
+    written = json.loads((converted(resolve(str(whisper))) / "full" / "config.json").read_text())
     assert (written["suppress_ids"], written["suppress_ids_begin"]) == ([1], [])
 
 
@@ -480,12 +481,12 @@ def test_a_head_that_is_to_be_trained_may_be_missing_and_nothing_else(
     native = {"labels": ["a", "b", "c"], "data": DataConfig(), "head": HeadConfig(type="native")}
     bare = edited(text_backbone, tmp_path / "bare", drop("pooler"))
     for source in (bare, classifier):  # without a head, and with one of other classes
-        model = new_text_model(str(source), **native)
+        model = new_text_model(resolve(str(source)), **native)
         assert model.labels == ["a", "b", "c"]
     cut = edited(text_backbone, tmp_path / "cut", drop("layer.1."))
     for head in ("native", "classifier"):
         with pytest.raises(UserError, match="are missing"):
-            new_text_model(str(cut), **{**native, "head": HeadConfig(type=head)})
+            new_text_model(resolve(str(cut)), **{**native, "head": HeadConfig(type=head)})
 
 
 def test_what_no_head_reads_may_be_missing_and_is_the_same_every_time(tmp_path, text_backbone):
@@ -497,7 +498,7 @@ def test_what_no_head_reads_may_be_missing_and_is_the_same_every_time(tmp_path, 
     config = random_text_model("bert").config
     AutoModelForMaskedLM.from_config(config).save_pretrained(base)
     head = {"data": DataConfig(), "head": HeadConfig(type="classifier")}
-    models = [new_text_model(str(base), ["a", "b"], **head) for _ in range(2)]
+    models = [new_text_model(resolve(str(base)), ["a", "b"], **head) for _ in range(2)]
     one, other = (model.network.encoder.model.state_dict() for model in models)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -515,7 +516,7 @@ def test_an_adapter_or_a_head_that_is_not_whole_is_refused(
     form, file, edit, expected, text_backbone, tmp_path, capsys
 ):
     model = finished(text_backbone, tmp_path / "model", form)
-    assert load_text_model(str(model)).labels == ["a", "b"]
+    assert load_text_model(resolve(str(model))).labels == ["a", "b"]
     path = model / f"{file}.safetensors"
     weights = load_file(path)
     edit(weights)

@@ -11,9 +11,10 @@ from mmtransfer import runs
 from mmtransfer.cli import main
 from mmtransfer.config import DataConfig, build_config
 from mmtransfer.errors import UserError
+from mmtransfer.speech.clip_scores import evaluate_clips
 from mmtransfer.speech.clips import load_clips
 from mmtransfer.speech.whisper import load_speech_model
-from mmtransfer.speech.whisper_task import SpeechTask, evaluate_clips
+from mmtransfer.speech.whisper_task import SpeechTask
 
 CPU = torch.device("cpu")
 ROWS = [("精武门", "ZH-cn"), ("has never been", "English"), ("精卫", "zh"), ("modern", "en-US")]
@@ -104,8 +105,8 @@ def test_a_column_of_languages_is_enough_for_a_multilingual_source(multilingual,
     command = ["evaluate", str(multilingual), "--data", str(spoken), "--json"]
     assert main(command) == 0
     assert set(json.loads(capsys.readouterr().out)["languages"]) == {"zh", "en"}
-    job = runs._job(config(spoken, multilingual), CPU)
-    assert job.describe()["languages"] == ["en", "zh"]
+    task = runs.set_up(config(spoken, multilingual), CPU)
+    assert task.describe()["languages"] == ["en", "zh"]
 
 
 def test_a_model_of_english_alone_refuses_other_languages_before_decoding(
@@ -114,9 +115,17 @@ def test_a_model_of_english_alone_refuses_other_languages_before_decoding(
     monkeypatch.setattr("mmtransfer.speech.clips.decode_clip", lambda *_: pytest.fail("decoded"))
     for data in ({}, {"language": "en"}):
         with pytest.raises(UserError, match=r"'zh'"):
-            runs._job(config(spoken, random_whisper, data=data), CPU)
+            runs.set_up(config(spoken, random_whisper, data=data), CPU)
     with pytest.raises(UserError, match=r"metadata\.csv:2: the language is 'zh', the model has en"):
         runs.evaluate(str(random_whisper), str(spoken), language="en")
+
+
+def test_a_language_beside_a_configuration_is_not_dropped(random_whisper, tmp_path):
+    folder = write_dataset(tmp_path / "set", ["a", "b"], seconds=0.5)
+    with pytest.raises(UserError, match="the language is set to 'zh'"):
+        runs.evaluate(str(random_whisper), str(folder), config=build_config({}), language="zh")
+    with pytest.raises(UserError, match="expected a language such as en"):
+        runs.evaluate(str(random_whisper), str(folder), language="klingon")
 
 
 def test_a_model_of_english_alone_takes_english_by_every_name(random_whisper, tmp_path):
@@ -131,7 +140,9 @@ def test_a_model_of_english_alone_takes_english_by_every_name(random_whisper, tm
 def test_training_refuses_to_detect_the_language_before_any_work(
     multilingual, spoken, monkeypatch, head
 ):
-    monkeypatch.setattr(runs, "read_clips", lambda *_, **__: pytest.fail("data was read"))
+    for module in ("whisper_task", "ctc_task"):
+        name = f"mmtransfer.speech.{module}.read_clips"
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("data was read"))
     with pytest.raises(UserError, match=r"data\.language: training needs the language"):
         runs.train(config(spoken, multilingual, data={"language": "auto"}, head={"type": head}))
 
@@ -139,7 +150,7 @@ def test_training_refuses_to_detect_the_language_before_any_work(
 def test_no_hint_offers_detection_to_training(multilingual, tmp_path):
     folder = write_dataset(tmp_path / "set", ["a", "b"], seconds=0.5)
     with pytest.raises(UserError, match="multilingual; name the language") as caught:
-        runs._job(config(folder, multilingual), CPU)
+        runs.set_up(config(folder, multilingual), CPU)
     assert "auto" not in str(caught.value)
     with pytest.raises(UserError, match="or auto to detect it"):
         load_speech_model(str(multilingual))
@@ -149,15 +160,15 @@ def test_long_transcripts_are_named_together_skipped_and_counted(random_whisper,
     texts = ["one", "word " * 600, "two", "other " * 500, "three"]
     folder = write_dataset(tmp_path / "set", texts, seconds=0.5)
     other = write_dataset(tmp_path / "other", ["four", "five " * 600], seconds=0.5)
-    job = runs._job(config(folder, random_whisper, data={"validation": str(other)}), CPU)
+    task = runs.set_up(config(folder, random_whisper, data={"validation": str(other)}), CPU)
     [line] = [r.getMessage() for r in caplog.records if "too long" in r.getMessage()]
     assert "2 of the clips of 'train'" in line
     assert "clip1.wav (600 tokens)" in line
     assert "clip3.wav (500 tokens)" in line
-    assert [clip.text for clip in job.splits.train.clips] == ["one", "two", "three"]
-    assert len(job.splits.train.skipped) == 2
-    assert "metadata.csv:3: clip1.wav" in job.splits.train.skipped[0]
-    assert len(job.splits.validation.clips) == 2  # it is only scored
+    assert [clip.text for clip in task.splits.train.clips] == ["one", "two", "three"]
+    assert len(task.splits.train.skipped) == 2
+    assert "metadata.csv:3: clip1.wav" in task.splits.train.skipped[0]
+    assert len(task.splits.validation.clips) == 2  # it is only scored
     (other / "metadata.csv").write_text("file_name,transcription\nclip1.wav," + "five " * 600)
     with pytest.raises(UserError, match="every transcript is too long"):
-        runs._job(config(other, random_whisper, data={"validation": str(folder)}), CPU)
+        runs.set_up(config(other, random_whisper, data={"validation": str(folder)}), CPU)

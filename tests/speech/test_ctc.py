@@ -10,6 +10,7 @@ from mmtransfer import Recognizer, load, load_monitor, runs
 from mmtransfer.cli import main
 from mmtransfer.config import HeadConfig, build_config
 from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.speech.ctc import alphabet, new_ctc_model
 from mmtransfer.transfer.stages import set_dropout
 from mmtransfer.transfer.task import Task
@@ -55,9 +56,9 @@ def values(data, backbone, run_dir, stages="feature", **sections):
 
 
 def make_task(data, backbone, **sections) -> Task:
-    job = runs._job(build_config(values(data, backbone, "unused", **sections)), CPU)
-    job.task.begin(job.task.stages[0], torch.device("cpu"))
-    return job.task
+    task = runs.set_up(build_config(values(data, backbone, "unused", **sections)), CPU)
+    task.begin(task.stages[0], torch.device("cpu"))
+    return task
 
 
 def losses(run_dir):
@@ -75,7 +76,7 @@ def clips():
 
 def test_the_alphabet_is_the_targets_with_blank_unknown_and_space(waves):
     assert alphabet(["b a", "", "é"]) == ["<pad>", "<unk>", "|", "a", "b", "é"]
-    model = new_ctc_model(str(waves["wav2vec2"]), ["ab c"], head=HeadConfig(type="ctc"))
+    model = new_ctc_model(resolve(str(waves["wav2vec2"])), ["ab c"], head=HeadConfig(type="ctc"))
     assert model.spell("a  cz") == [3, 2, 5, 1]
     text, symbols = model.read([0, 3, 3, 0, 3, 2, 2, 4, 1, 0])
     assert text == "aa b"
@@ -134,7 +135,9 @@ def test_frozen_whisper_features_train_a_head_that_spells(data, random_whisper, 
 
 def test_results_do_not_depend_on_the_batch(data, waves, tmp_path):
     for kind in ("wav2vec2", "wavlm-stable"):
-        model = new_ctc_model(str(waves[kind]), TEXTS, head=HeadConfig(type="ctc", conv_layers=1))
+        model = new_ctc_model(
+            resolve(str(waves[kind])), TEXTS, head=HeadConfig(type="ctc", conv_layers=1)
+        )
         model.network.eval()
         together = Recognizer(model).transcribe(clips())
         alone = [Recognizer(model).transcribe([clip])[0] for clip in clips()]
@@ -185,7 +188,7 @@ def test_a_clip_too_short_for_its_transcript_is_named_and_skipped(data, waves, t
     folder = write_dataset(tmp_path / "set", ["ab", "aa" * 400, "b"])
     config = values(data, waves["wav2vec2"], tmp_path / "run")
     config["data"]["train"] = str(folder)
-    task = runs._job(build_config(config), CPU).task
+    task = runs.set_up(build_config(config), CPU)
     assert len(task.train) == 2
     assert "clip1.wav (800 characters)" in caplog.text
     assert "more characters than the clip has frames" in caplog.text
@@ -199,7 +202,9 @@ def test_a_clip_too_short_for_its_transcript_is_named_and_skipped(data, waves, t
 def letters(waves, tmp_path_factory):
     """A CTC model whose alphabet is A to H."""
     folder = tmp_path_factory.mktemp("letters")
-    model = new_ctc_model(str(waves["wav2vec2"]), ["ABCDEFGH' "], head=HeadConfig(type="ctc"))
+    model = new_ctc_model(
+        resolve(str(waves["wav2vec2"])), ["ABCDEFGH' "], head=HeadConfig(type="ctc")
+    )
     model.save(folder, "full")
     return str(folder)
 
@@ -216,7 +221,7 @@ def letters(waves, tmp_path_factory):
 def test_a_source_keeps_its_output_layer_where_its_alphabet_spells_the_target(
     letters, caplog, texts, said
 ):
-    model = new_ctc_model(letters, texts, head=HeadConfig(type="ctc"))
+    model = new_ctc_model(resolve(letters), texts, head=HeadConfig(type="ctc"))
     assert model.is_source_head
     assert model.symbols[3:] == ["'", *"ABCDEFGH"]
     lines = [r.getMessage() for r in caplog.records]
@@ -225,14 +230,14 @@ def test_a_source_keeps_its_output_layer_where_its_alphabet_spells_the_target(
 
 
 def test_a_target_that_the_alphabet_does_not_spell_gets_a_new_layer_and_it_is_said(letters, caplog):
-    model = new_ctc_model(letters, ["abcd xyz", "привет"], head=HeadConfig(type="ctc"))
+    model = new_ctc_model(resolve(letters), ["abcd xyz", "привет"], head=HeadConfig(type="ctc"))
     assert not model.is_source_head
     assert "z" in model.symbols
     assert "a new output layer, since its alphabet does not spell" in caplog.text
 
 
 def test_transcripts_are_spelt_by_the_alphabet(letters):
-    model = new_ctc_model(letters, ["ab"], head=HeadConfig(type="ctc"))
+    model = new_ctc_model(resolve(letters), ["ab"], head=HeadConfig(type="ctc"))
 
     def spelt(text):
         return "".join(model.symbols[number] for number in model.spell(text))
@@ -250,7 +255,7 @@ def test_a_ctc_model_takes_no_language_that_is_not_its_own(letters, data, waves,
         load(letters, language="klingon")
     assert load(letters, language="German").language == "de"
     model = new_ctc_model(
-        str(waves["wav2vec2"]), ["ab"], language="en", head=HeadConfig(type="ctc")
+        resolve(str(waves["wav2vec2"])), ["ab"], language="en", head=HeadConfig(type="ctc")
     )
     model.save(tmp_path, "full")
     assert load(str(tmp_path), language="en-US").language == "en"
@@ -272,7 +277,7 @@ def test_augmentation_over_a_cached_prefix_is_refused_or_done_in_views(
         runs.train(build_config(config))
     config["transfer"] |= {"cached_views": 2}
     runs.train(build_config(config | {"run_dir": str(tmp_path / "b")}))
-    task = runs._job(build_config(config), CPU).task
+    task = runs.set_up(build_config(config), CPU)
     task.begin(task.stages[0], torch.device("cpu"))
     task.train_mode()
 

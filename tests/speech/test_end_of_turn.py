@@ -13,6 +13,7 @@ from test_revisions import ContextEngine, utterances
 from test_windows import LoudIsSpeech
 
 from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.monitoring import Camera, LiveSettings, Monitor, Transcript
 from mmtransfer.monitoring.sources import readers
 from mmtransfer.monitoring.sources.live import Block
@@ -244,13 +245,13 @@ def test_the_shipped_head_ends_lines_of_the_example_video_sooner():
 
 
 def test_a_model_without_a_head_keeps_the_fixed_pause():
-    assert open_end_of_turn("bundled:whisper-base", mean_encoder) is None
+    assert open_end_of_turn(resolve("bundled:whisper-base"), mean_encoder) is None
 
 
 def test_a_head_of_another_adapter_is_not_used(monkeypatch, tmp_path):
     write_turn_head(tmp_path / "whisper-tiny.en.safetensors", np.ones(4), 0.0, RULE)
     monkeypatch.setattr(end_of_turn, "_SHIPPED", tmp_path)
-    assert open_end_of_turn("bundled:whisper-tiny.en", mean_encoder) is None
+    assert open_end_of_turn(resolve("bundled:whisper-tiny.en"), mean_encoder) is None
 
 
 # --- cameras -------------------------------------------------------------------------------------

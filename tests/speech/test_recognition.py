@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import fetch
+from mmtransfer.hub.files import fetch
 from mmtransfer.speech.audio import decode_clip
 from mmtransfer.speech.engine import Hypothesis, Word
 from mmtransfer.speech.guards import agreed, is_looping, rejection
@@ -109,7 +109,7 @@ def test_no_clips_and_one_sample(tiny):
 def test_context_is_the_next_step_that_covers_the_clip(seconds, shortest):
     from types import SimpleNamespace
 
-    from mmtransfer.hub.checkpoint import Base
+    from mmtransfer.hub.metadata import Base
     from mmtransfer.speech.whisper import SpeechModel
 
     speech = SpeechModel(

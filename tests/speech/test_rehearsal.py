@@ -16,13 +16,15 @@ from mmtransfer import runs
 from mmtransfer.cli import main
 from mmtransfer.config import build_config, read_yaml
 from mmtransfer.errors import UserError
-from mmtransfer.report import forgetting_note, model_card
+from mmtransfer.report import forgetting_note, judge_forgetting, model_card
 from mmtransfer.speech.audio import decode_clip
 from mmtransfer.speech.clips import bundled_speech, load_clips
+from mmtransfer.speech.splits import choose_speech_rehearsal, transcribe
 from mmtransfer.speech.whisper import load_speech_model
-from mmtransfer.speech.whisper_task import transcribe
+from mmtransfer.speech.whisper_task import SpeechTask
+from mmtransfer.text.classifier_task import SentimentTask
 from mmtransfer.transfer import trainer as training
-from mmtransfer.transfer.stages import rehearsal_share
+from mmtransfer.transfer.splits import choose_rehearsal
 from mmtransfer.transfer.task import plan_mixed
 
 CPU = torch.device("cpu")
@@ -79,7 +81,7 @@ def test_long_rehearsal_clips_do_not_lengthen_the_context_of_the_target(
     data, random_whisper, tmp_path
 ):
     config = build_config(values(data, random_whisper, tmp_path / "run"))
-    task = runs._job(config, CPU).task
+    task = runs.set_up(config, CPU)
     long = task._targets
     task.train.clips[long] = replace(task.train.clips[long], seconds=20.0)
     micros = task.prepare([0, 1, long], slice(None), 0)
@@ -104,7 +106,10 @@ def test_a_run_rehearses_and_says_so(data, random_whisper, tmp_path, caplog):
 
 
 def chosen(language, **sections):
-    return runs.choose_rehearsal(build_config(sections), language)
+    config = build_config(sections)
+    if config.task == "sentiment":
+        return choose_rehearsal(config)
+    return choose_speech_rehearsal(config, language, SpeechTask.rehearsal_share(config))
 
 
 def test_speech_in_english_rehearses_by_default_and_nothing_else_does(caplog):
@@ -119,7 +124,7 @@ def test_speech_in_english_rehearses_by_default_and_nothing_else_does(caplog):
     assert "rehearsal: off" in caplog.text
     assert "'zh'" in caplog.text
     assert chosen("zh", data={"rehearsal": "set"}) == "set"
-    assert rehearsal_share(build_config({"task": "sentiment"})) == 0
+    assert SentimentTask.rehearsal_share(build_config({})) == 0
     with pytest.raises(UserError, match=r"needs source-domain data: set data\.rehearsal"):
         chosen("zh", transfer={"rehearsal": 0.3})
     with pytest.raises(UserError, match=r"needs source-domain data: set data\.rehearsal"):
@@ -139,7 +144,7 @@ def test_every_speech_recipe_rehearses_unless_its_output_is_new():
         ({"data": {"language": "zh", "rehearsal": "bundled"}}, "is speech in English"),
         ({"transfer": {"rehearsal": 0}}, "data.rehearsal is not used"),
         ({"data": {"rehearsal": "nothing_here"}}, "nothing_here: no such file or folder"),
-        ({"transfer": {"stages": [{"objective": "short_context"}]}}, "forgets nothing"),
+        ({"task": "short_context"}, "forgets nothing"),
     ],
 )
 def test_rehearsal_that_cannot_be(sections, message, data, tmp_path, capsys):
@@ -243,7 +248,7 @@ def test_the_last_line_says_what_is_forgotten_and_what_helps(
     assert forgetting_note(kept) is None
     assert "is lost on" not in model_card(build_config(config), kept)
     report["rehearsal"]["share"] = 0.4
-    judged = runs._judged(build_config(config | {"transfer": {"max_forgetting": 0.01}}), report)
+    judged = judge_forgetting(build_config(config | {"transfer": {"max_forgetting": 0.01}}), report)
     assert judged["limit"] == 0.01
     assert "raise transfer.rehearsal (now 0.4)" in judged["remedy"]
 
@@ -255,15 +260,15 @@ def tuned(data, source, stages, **transfer):
     """A task of these stages whose weights have moved by noise, and the line to its source."""
     transfer = {"interpolate": "auto", "stages": stages, **transfer}
     config = build_config(values(data, source, "unused", transfer=transfer))
-    job = runs._job(config, CPU)
-    path = runs._source_path(config, job)
-    job.task.begin(job.task.stages[-1], CPU)
+    task = runs.set_up(config, CPU)
+    path = runs.source_path(config, task)
+    task.begin(task.stages[-1], CPU)
     torch.manual_seed(1)
     with torch.no_grad():
-        for parameter in job.task.model.parameters():
+        for parameter in task.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return job.task, path
+    return task, path
 
 
 def merged(task):

@@ -192,15 +192,6 @@ def test_null_and_nan_cells_are_empty(tmp_path):
     assert len(read.skipped) == 3
 
 
-def test_labels_are_not_needed_for_prediction(tmp_path):
-    source = write(tmp_path / "a.csv", "text\na\n\nb\n")
-    read = read_texts(source, CONFIG, name="x", labelled=False)
-    assert [(e.text, e.label) for e in read.examples] == [("a", ""), ("b", "")]
-    source = write(tmp_path / "b.csv", "text,label\na,x\nb,\n")
-    read = read_texts(source, CONFIG, name="x", labelled=False)
-    assert [e.label for e in read.examples] == ["x", ""]
-
-
 def test_columns_are_named_by_the_configuration(tmp_path):
     content = "review,stars,about,shop\nfine,5,tea,s1\n"
     config = DataConfig(

@@ -24,8 +24,11 @@ from mmtransfer import load, runs
 from mmtransfer.cli import main
 from mmtransfer.config import DataConfig, HeadConfig, build_config
 from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.text.classifier import average_windows, length_batches, new_text_model
+from mmtransfer.text.classifier_task import SentimentTask
 from mmtransfer.text.examples import read_texts
+from mmtransfer.text.splits import load_text_splits
 
 CPU = {"device": "cpu", "threads": 1}
 PRESETS = {
@@ -135,7 +138,7 @@ def test_a_later_stage_does_not_end_below_the_one_before(texts, text_backbone, t
 
 def test_pairs_of_text_and_target_are_told_apart(text_backbone, tmp_path):
     data = DataConfig(target_column="target")
-    model = new_text_model(str(text_backbone), ["a", "b"], data=data, head=HeadConfig())
+    model = new_text_model(resolve(str(text_backbone)), ["a", "b"], data=data, head=HeadConfig())
     alone, with_port, with_mayor = model.encode(
         ["the port is good", "the port is good", "the port is good"], [None, "port", "mayor"]
     )
@@ -172,13 +175,13 @@ def test_rehearsal_is_mixed_into_the_epochs(texts, text_backbone, tmp_path):
     with pytest.raises(UserError, match=r"set transfer\.rehearsal"):
         runs.train(build_config(config))
     config["transfer"]["rehearsal"] = 0.25
-    job = runs._text_job(build_config(config))
-    epochs = [list(job.task.epoch(epoch)) for epoch in range(2)]
+    task = runs.set_up(build_config(config), torch.device("cpu"))
+    epochs = [list(task.epoch(epoch)) for epoch in range(2)]
     old = [[index for index in epoch if index >= 64] for epoch in epochs]
     assert [len(part) for part in old] == [21, 21]  # 21 / 85 is a quarter
     assert len(set(old[0]) | set(old[1])) == 32  # all are used before any is repeated twice
     assert (
-        job.task.examples[64].text
+        task.examples[64].text
         == read_texts(str(tmp_path / "old.csv"), DataConfig(), name="old").examples[0].text
     )
 
@@ -196,7 +199,7 @@ def test_what_a_label_means_is_learnt_from_its_texts(text_backbone, tmp_path):
         "label_texts": {0: ["awful", " awful\n news "], "1": ["fine"]},
     }
     config = build_config(config)
-    splits, _ = runs.load_text_splits(config)
+    splits, _ = load_text_splits(config)
     assert [(one.text, one.label) for one in splits.train.examples[-3:]] == [
         ("awful", "0"),
         ("awful news", "0"),
@@ -219,7 +222,7 @@ def test_label_smoothing_and_class_weights_change_the_loss_as_computed(
     kept = [row for index, row in enumerate(rows_) if ",positive," not in row or index % 8 == 2]
     unbalanced.write_text("\n".join(kept) + "\n")
     config["data"]["train"] = str(unbalanced)
-    task = runs._text_job(build_config(config)).task
+    task = runs.set_up(build_config(config), torch.device("cpu"))
     task.begin(task.stages[0], torch.device("cpu"))
     task.model.eval()
     micro = task.prepare([0, 1, len(kept) - 2], slice(None), 0)[0]
@@ -244,7 +247,7 @@ def test_label_smoothing_and_class_weights_change_the_loss_as_computed(
 
 def test_windows_cover_a_long_text_and_their_logits_are_averaged(text_backbone):
     data = DataConfig(max_tokens=32, long_texts="windows", window_overlap=4)
-    model = new_text_model(str(text_backbone), ["a", "b"], data=data, head=HeadConfig())
+    model = new_text_model(resolve(str(text_backbone)), ["a", "b"], data=data, head=HeadConfig())
     words = [WORDS[index % len(WORDS)] for index in range(100)]
     (encoded,) = model.encode([" ".join(words)], [None])
     assert len(encoded.windows) > 3
@@ -279,13 +282,15 @@ def test_windows_train_from_tokens_and_from_the_cache(texts, text_backbone, tmp_
 
 
 def test_a_text_of_ten_million_characters_is_read_up_to_its_limit(text_backbone):
-    model = new_text_model(str(text_backbone), ["a", "b"], data=DataConfig(), head=HeadConfig())
+    model = new_text_model(
+        resolve(str(text_backbone)), ["a", "b"], data=DataConfig(), head=HeadConfig()
+    )
     started = time.perf_counter()
     (cut,) = model.encode(["good news " * 1_000_000], [None])
     assert len(cut.windows) == 1
     assert len(cut.windows[0]) == 512
     windows = DataConfig(long_texts="windows", max_windows=5)
-    model = new_text_model(str(text_backbone), ["a", "b"], data=windows, head=HeadConfig())
+    model = new_text_model(resolve(str(text_backbone)), ["a", "b"], data=windows, head=HeadConfig())
     (several,) = model.encode(["good news " * 1_000_000], [None])
     assert len(several.windows) == 5
     assert time.perf_counter() - started < 5
@@ -305,7 +310,9 @@ def test_length_batches_hold_everything_within_the_budget():
 
 
 def test_results_do_not_depend_on_the_batch(text_backbone):
-    model = new_text_model(str(text_backbone), ["a", "b"], data=DataConfig(), head=HeadConfig())
+    model = new_text_model(
+        resolve(str(text_backbone)), ["a", "b"], data=DataConfig(), head=HeadConfig()
+    )
     lines = [" ".join(WORDS[: 1 + index % 15]) for index in range(20)]
     encoded = model.encode(lines, [None] * 20)
     one = model.encoded_logits(encoded, device="cpu", batch_tokens=1)
@@ -404,6 +411,24 @@ def test_impossible_configurations_are_one_line(texts, text_backbone, tmp_path, 
     assert "set head.type: classifier" in line
     if not torch.cuda.is_available():
         assert "no usable GPU" in with_section(runtime={"device": "cuda"})
+
+
+def test_a_contrastive_stage_is_not_validated(texts, text_backbone, tmp_path, monkeypatch):
+    config = values(texts, text_backbone, tmp_path / "run", steps=4, evaluate_every=2)
+    config["transfer"] = {"stages": PRESETS["few_shot"]}
+    scored = []
+    whole = SentimentTask.validate
+    monkeypatch.setattr(
+        SentimentTask,
+        "validate",
+        lambda task, *given: scored.append(task.stage.number) or whole(task, *given),
+    )
+    report = runs.train(build_config(config))
+    stages = {row["stage"] for row in map(json.loads, (tmp_path / "run/metrics.jsonl").open())}
+    assert stages == {0, 1}
+    assert set(scored) == {1}
+    assert set(rows(tmp_path / "run", "validation_macro_f1")) == {14, 16}
+    assert report["stages"][0]["best"] is None
 
 
 def test_a_speech_model_is_no_text_model_and_the_other_way_round(
@@ -547,7 +572,7 @@ def long_text(mention, at, words=3000):
 @pytest.mark.parametrize("at", [3, 700, 2990])
 def test_of_a_long_text_the_part_that_mentions_its_target_is_read(text_backbone, long_texts, at):
     data = DataConfig(max_tokens=64, long_texts=long_texts, max_windows=2, window_overlap=8)
-    model = new_text_model(str(text_backbone), ["a", "b"], data=data, head=HeadConfig())
+    model = new_text_model(resolve(str(text_backbone)), ["a", "b"], data=data, head=HeadConfig())
     texts = [long_text("Mayor rain", at), long_text("rain", at), "the mayor is good"]
     encoded = model.encode(texts, ["Mayor  Rain", "mayor rain", "mayor"])
     assert [one.is_cut for one in encoded] == [True, True, False]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mmtransfer.config import build_config
 from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.runs import load_text_splits
 from mmtransfer.text.classifier import new_text_model
 from mmtransfer.text.classifier_task import SentimentTask
@@ -169,7 +170,7 @@ def make_task(text_backbone, tmp_path, frozen, head=None, **transfer):
         }
     )
     splits, labels = load_text_splits(config)
-    text = new_text_model(config.source, labels, data=config.data, head=config.head)
+    text = new_text_model(resolve(config.source), labels, data=config.data, head=config.head)
     task = SentimentTask(text, splits.train, splits.validation, config)
     task.begin(resolve_stages(config)[0], torch.device("cpu"))
     task.train_mode()

@@ -13,12 +13,11 @@ from mmtransfer.config import build_config
 from mmtransfer.errors import UserError
 from mmtransfer.transfer.encoders import TextEncoder
 from mmtransfer.transfer.networks import Network, build_head
+from mmtransfer.transfer.splits import rehearsal_count
 from mmtransfer.transfer.stages import (
-    L2SP,
     class_weights,
     freeze,
     parameter_groups,
-    rehearsal_count,
     resolve_stages,
     set_dropout,
     set_training,
@@ -176,34 +175,7 @@ def test_whisper_layers_are_counted_through_the_encoder_and_its_positions_stay(r
     assert fixed == {"model.encoder.embed_positions.weight"}
 
 
-# --- regularisers, by hand -----------------------------------------------------------------------
-
-
-def test_l2sp_pulls_source_weights_to_their_start_and_new_ones_to_zero():
-    source, new = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor([3.0]))
-    penalty = L2SP([source], [new], alpha=0.5, beta=0.1)
-    with torch.no_grad():
-        source += torch.tensor([2.0, -1.0])
-    # 0.5 / 2 * (4 + 1) + 0.1 / 2 * 9
-    assert float(penalty.penalty()) == pytest.approx(1.25 + 0.45)
-    source.grad, new.grad = torch.tensor([1.0, 1.0]), torch.tensor([0.0])
-    penalty.add_gradient()
-    torch.testing.assert_close(source.grad, torch.tensor([1 + 0.5 * 2, 1 - 0.5 * 1]))
-    torch.testing.assert_close(new.grad, torch.tensor([0.1 * 3]))
-
-
-def test_l2sp_gradient_is_that_of_its_penalty():
-    generator = torch.Generator().manual_seed(0)
-    source = nn.Parameter(torch.randn(5, generator=generator))
-    start = source.detach().clone()
-    penalty = L2SP([source], [], alpha=0.3, beta=0.0)
-    with torch.no_grad():
-        source += torch.randn(5, generator=generator)
-    (0.15 * (source - start).square().sum()).backward()
-    expected = source.grad.clone()
-    source.grad = torch.zeros(5)
-    penalty.add_gradient()
-    torch.testing.assert_close(source.grad, expected)
+# --- by hand --------------------------------------------------------------------------------------
 
 
 def test_weight_decay_shrinks_matrices_by_rate_times_strength():

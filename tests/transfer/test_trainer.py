@@ -29,6 +29,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.runtime import make_accelerator
 from mmtransfer.speech.clips import Clip, load_clips
 from mmtransfer.speech.recognition import Recognizer
+from mmtransfer.speech.splits import load_clip_splits
 from mmtransfer.speech.whisper import load_speech_model
 from mmtransfer.speech.whisper_task import SpeechTask, joined_clips
 from mmtransfer.transfer import resume as checkpoints
@@ -500,7 +501,7 @@ def test_validation_is_held_out_by_group_when_none_is_named(random_whisper, tmp_
     config = build_config(
         {"data": {"train": str(folder), "validation_fraction": 0.2}, "source": str(random_whisper)}
     )
-    splits = runs.load_splits(config, 30.0)
+    splits = load_clip_splits(config, 30.0)
     train, validation = splits.train, splits.validation
     groups = [{clip.group for clip in clips.clips} for clips in (train, validation)]
     assert not groups[0] & groups[1]
