@@ -244,8 +244,13 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     monitor.add_argument(
         "--compute",
         choices=("int8", "float16", "float32"),
-        default="int8",
-        help="precision of ctranslate2",
+        help="precision of ctranslate2 (default: int8 on CPU, float16 on GPU)",
+    )
+    monitor.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="where the model computes; auto takes a GPU if there is one",
     )
     monitor.add_argument(
         "--beam",

@@ -76,6 +76,7 @@ def run(arguments: Namespace) -> int:
             context_s=arguments.context,
             engine=arguments.engine,
             compute_type=arguments.compute,
+            device=arguments.device,
             threads=arguments.threads,
             options=DecodingOptions(
                 arguments.beam, 0.0 if arguments.words else math.inf, arguments.prompt

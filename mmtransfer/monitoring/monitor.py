@@ -941,7 +941,7 @@ def load_monitor(
     language: str | None = None,
     context_s: float | None = None,
     engine: str = "auto",
-    compute_type: str = "int8",
+    compute_type: str | None = None,
     device: str = "auto",
     threads: int = 0,
     options: DecodingOptions | None = None,

@@ -391,18 +391,18 @@ def _has_sound_name(path: Path) -> bool:
 
 def _subtitle_clips(subtitle: _Subtitle, config: DataConfig) -> list[Clip]:
     path, recording, language = subtitle.path, subtitle.recording, subtitle.language
-    group = str(recording)
+    group, prefix = str(recording), f"{path}:"
     return [
         Clip(
             recording,
-            cue.text,
-            cue.start,
-            cue.end,
+            shown.replace("\n", " "),
+            start,
+            end,
             group,
             language,
-            where=f"{path}:{cue.line}",
+            where=f"{prefix}{line}",
         )
-        for cue in read_subtitles(path, language=language or config.language)
+        for start, end, shown, line in read_subtitles(path, language=language or config.language)
     ]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmtransfer.cache import atomic_path, cache_path
+from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.progress import no_library_bars
 from mmtransfer.speech.audio import SAMPLE_RATE
@@ -35,6 +36,8 @@ from mmtransfer.speech.logmel import FRAMES_PER_SECOND, log_mel
 
 logger = logging.getLogger(__name__)
 _CONVERTER_VERSION = "4"  # raise it when what is written changes
+PRECISIONS = ("int8", "float16", "float32")
+"""What models are kept and computed in."""
 _SETTINGS = "settings.json"
 _FRAME_S = 0.02
 _BEAMS = 5  # fewer wrong words than greedy search, and than three, for little time
@@ -111,6 +114,35 @@ def _convert(checkpoint: Checkpoint, compute_type: str, folder: Path) -> None:
     (folder / _SETTINGS).write_text(json.dumps(values), encoding="utf-8")
 
 
+def place_and_precision(device: str, precision: str | None) -> tuple[str, str]:
+    """Where CTranslate2 computes, `cpu` or `cuda`, and in which precision there.
+
+    Raises:
+        UserError: a device that it does not find, or a precision that the device does not have; it
+            would compute in another one and not say so.
+    """
+    import ctranslate2
+
+    has_gpu = ctranslate2.get_cuda_device_count() > 0
+    place = ("cuda" if has_gpu else "cpu") if device == "auto" else device
+    if place not in ("cpu", "cuda"):
+        raise UserError(
+            f"device {device}: ctranslate2 runs on cpu and cuda. Use --engine transformers."
+        )
+    if place == "cuda" and not has_gpu:
+        raise UserError(
+            f"device {device}: ctranslate2 finds no GPU on this machine. Use auto or cpu."
+        )
+    precision = precision or ("float16" if place == "cuda" else "int8")
+    supported = ctranslate2.get_supported_compute_types(place)
+    if precision not in supported:
+        known = ", ".join(sorted(set(PRECISIONS) & set(supported)))
+        raise UserError(
+            f"precision {precision}: this machine's {place} does not compute in it. Use {known}."
+        )
+    return place, precision
+
+
 class CTranslate2Whisper:
     """A converted Whisper.
 
@@ -127,10 +159,12 @@ class CTranslate2Whisper:
         *,
         language: str | None = None,
         options: DecodingOptions | None = None,
-        compute_type: str = "int8",
+        compute_type: str | None = None,
         threads: int = 1,
         device: str = "cpu",
     ):
+        self.device, compute_type = place_and_precision(device, compute_type)
+        """`cpu` or `cuda`."""
         self._folder = converted(checkpoint, compute_type=compute_type)
         self._settings = json.loads((self._folder / _SETTINGS).read_text(encoding="utf-8"))
         self.options = options or DecodingOptions()
@@ -149,7 +183,7 @@ class CTranslate2Whisper:
         self.margin_s = float(self._settings["margin_s"]) if adapted else 0.0
         self.workers = max(1, min(threads, _WORKERS))
         self._model_options = {
-            "device": device,
+            "device": self.device,
             "compute_type": compute_type,
             # One more than there are cores' worth of batches: a turn that is decoded as a whole
             # takes seconds, and a short segment is not to wait behind it.
@@ -201,7 +235,7 @@ class CTranslate2Whisper:
         model = self._model(context_s)
         features = log_mel(clips, context_s, bands=self._settings["bands"])
         # On CPU one by one: several windows' attention does not fit the processor's cache.
-        size = len(features) if self._model_options["device"] == "cuda" else 1
+        size = len(features) if self.device == "cuda" else 1
         parts = [features[start : start + size] for start in range(0, len(features), size)]
         states = [np.asarray(model.encode(StorageView.from_array(p), to_cpu=True)) for p in parts]
         return np.concatenate(states)

@@ -27,7 +27,7 @@ def open_recognizer(
     revision: str | None = None,
     language: str | None = None,
     engine: str = "auto",
-    compute_type: str = "int8",
+    compute_type: str | None = None,
     device: str = "auto",
     threads: int = 0,
     context_s: float | None = None,
@@ -36,12 +36,14 @@ def open_recognizer(
     """A recogniser with a run folder's, checkpoint's, Hub or bundled model.
 
     `engine` is `ctranslate2` (Whisper only; the default on CPU), `transformers` (any model, any
-    device) or `auto`. `compute_type` is CTranslate2's precision. `context_s` overrides the
-    shortest context stored with the model (infinity: always the full one, by the source's own
-    weights). `threads` 0 takes every core.
+    device) or `auto`. `compute_type` is CTranslate2's precision: int8 on CPU and float16 on GPU
+    unless given. `device` is `auto` (a GPU if there is one), `cpu`, `cuda` or `mps`. `context_s`
+    overrides the shortest context stored with the model (infinity: always the full one, by the
+    source's own weights). `threads` 0 takes every core.
 
     Raises:
-        UserError: a model that cannot be used, or not by this engine.
+        UserError: a model that cannot be used, or not by this engine; a device that this machine
+            does not have, or a precision that the device does not compute in.
     """
     if engine not in ENGINES:
         raise UserError(f"engine '{engine}': expected one of {', '.join(ENGINES)}.")
@@ -50,6 +52,7 @@ def open_recognizer(
         engine = "ctranslate2" if _suits_ctranslate2(found, device) else "transformers"
     threads = threads or cores()
     model: Any
+    place: Any
     end_of_turn = None
     if engine == "ctranslate2":
         from mmtransfer.speech.engines_ctranslate2 import CTranslate2Whisper
@@ -60,21 +63,24 @@ def open_recognizer(
             options=options,
             compute_type=compute_type,
             threads=threads,
-            device="cuda" if device == "cuda" else "cpu",
+            device=device,
         )
+        place = model.device
         end_of_turn = open_end_of_turn(found, model.encode)
     else:
         from mmtransfer.config import RuntimeConfig
         from mmtransfer.runtime import choose_device
         from mmtransfer.speech.engines_torch import torch_engine
 
+        if compute_type is not None:
+            logger.warning("precision %s is ctranslate2's alone, and left out", compute_type)
         place = choose_device(RuntimeConfig.model_validate({"device": device}))
         speech = _load(found, language)
         model = torch_engine(speech, place, options, threads=threads)
-    logger.debug("%s: engine %s, %d threads", found.source, engine, threads)
+    logger.debug("%s: engine %s on %s, %d threads", found.source, engine, place, threads)
     # On CPU four full windows at a time take two thirds of the time of one by one; more gain
     # little, and attention over them takes much memory.
-    batch_seconds = _CPU_BATCH_S if engine == "ctranslate2" and device != "cuda" else _BATCH_S
+    batch_seconds = _CPU_BATCH_S if engine == "ctranslate2" and place == "cpu" else _BATCH_S
     return Recognizer(
         model,
         shortest_context_s=context_s,

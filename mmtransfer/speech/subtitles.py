@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from html.entities import html5
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,14 +29,21 @@ _WORDS, _MOST_SHARED = 3, 100  # words that are no chance when two cues share th
 _CLOCK = r"(?:(\d{1,4})\s?:\s?)?(\d{1,3})\s?:\s?(\d{1,2})(?:\s?[.,:]\s?(\d{1,9}))?"
 _FULL = r"\d{1,4}\s?:\s?\d{1,2}\s?:\s?\d{1,2}\s?[.,:]\s?\d{1,9}"
 _TIMES = re.compile(rf"\s*{_CLOCK}\s*-->\s*{_CLOCK}(?![\w:])")
-_USUAL = r"(\d\d):(\d\d):(\d\d)[.,](\d{3})"
-_USUAL_TIMES = re.compile(rf"{_USUAL} --> {_USUAL}(?!\S)")
+_USUAL = r"(\d\d:[0-5]\d):([0-5]\d)[.,](\d{3})"
+_USUAL_TIMES = re.compile(rf"^{_USUAL} --> {_USUAL}(?!\S)[^\n]*", re.ASCII | re.M)
+# Looking digits up takes a third of the time of converting them.
+_SECONDS = {f"{number:02}": number for number in range(60)}
+_MILLISECONDS = {f"{number:03}": number / 1000 for number in range(1000)}
 # Other arrows, and none, where nothing else stands on the line than two whole times.
 _OTHER_TIMES = re.compile(rf"\s*{_CLOCK}\s{{0,3}}[-–—=>→,;|~]{{1,4}}\s?>?\s{{0,3}}{_CLOCK}\s*")
 _TWO_FULL = re.compile(rf"\s*{_FULL}\s{{0,3}}[-–—=>→,;|~]{{1,4}}\s?>?\s{{0,3}}{_FULL}\s*")
 _LIKE_TIME = re.compile(r"(?=[^\d]*\d)(?=[^:;.,]*[:;.,])[\dOoIlSB\s:;.,]{3,30}")
-_NUMBER = re.compile(r"\s*(\d{1,9})\s*")
-_BLOCK = re.compile(r"(NOTE|STYLE|REGION)(\s|$)")  # of WebVTT, up to a blank line
+_BLOCKS = ("NOTE", "STYLE", "REGION")  # of WebVTT, up to a blank line
+_BLANK = r"\n[^\S\n]*\n"
+_BLOCK = re.compile(rf"({_BLANK})(?:{'|'.join(_BLOCKS)})(?!\S)[^\n]*(?:\n[^\S\n]*\S[^\n]*)*")
+_NEW_BLOCK = re.compile(rf"{_BLANK}\s*\S")
+_NAME = re.compile(rf"{_BLANK}[^\S\n]*\S[^\n]*\n\Z")
+_DIGITS = 9  # of the number of a cue
 
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]*>|<[\d:.]+>|\{\\[^{}\n]*\}")
 _BREAK = re.compile(r"<br\s*/?>|\\[Nn]|</?(?:p|div)\b[^<>\n]*>", re.IGNORECASE)
@@ -45,6 +52,7 @@ _ENTITY = re.compile(r"&(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31
 # Marks of direction, byte order and possible breaks, which nobody says.
 _UNSEEN = dict.fromkeys([0x00AD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF])
 _UNSEEN |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+_MARKS = ("<", "&", "\\", *map(chr, _UNSEEN))  # without them a line is shown as it is
 
 
 class Cue(NamedTuple):
@@ -53,15 +61,15 @@ class Cue(NamedTuple):
     start: float
     """Seconds into the recording."""
     end: float
-    lines: tuple[str, ...]
-    """As they are shown, without tags."""
+    shown: str
+    """Its lines, without tags; empty for silence."""
     line: int
     """Where its time stands in the file."""
 
     @property
     def text(self) -> str:
-        """What is said; empty for silence."""
-        return " ".join(self.lines)
+        """What is said, on one line."""
+        return self.shown.replace("\n", " ")
 
 
 def read_subtitles(path: Path, *, language: str | None = None) -> list[Cue]:
@@ -85,7 +93,7 @@ def read_subtitles(path: Path, *, language: str | None = None) -> list[Cue]:
     cues = parse_subtitles(text, path, is_vtt=path.suffix.lower() == ".vtt")
     if not cues:
         raise UserError(f"{path}: no subtitle cues found; expected SRT or WebVTT.")
-    empty = sum(not cue.lines for cue in cues)
+    empty = [cue.shown for cue in cues].count("")
     if empty >= _ALL_EMPTY * len(cues):
         raise UserError(
             f"{path}: {empty} of {len(cues)} cues have no text; expected text below each time. "
@@ -103,59 +111,81 @@ def parse_subtitles(text: str, path: Path | str = "", *, is_vtt: bool = False) -
         UserError: a time that cannot be read.
     """
     # Line ends are converted twice by some programs: CR CR LF is one.
-    text = text.lstrip("\ufeff")
-    lines = (re.sub(r"\r*\n|\r", "\n", text) if "\r" in text else text).split("\n")
-    is_vtt = is_vtt or lines[0].startswith("WEBVTT")
-    spans = _spans(lines, path)
-    if not spans:
+    text = text.lstrip("\ufeff").replace("\r\n", "\n")
+    text = re.sub(r"\r*\n|\r", "\n", text) if "\r" in text else text
+    times, starts, ends, parts = _split(text, path)
+    if not times:
         return []
-    header = -1
-    if is_vtt:
-        _leave_out_blocks(lines, {number for number, _, _ in spans})
-        if lines[0].startswith("WEBVTT"):
-            first = spans[0][0]
-            header = next((n for n in range(first) if not lines[n].strip()), first) - 1
-    names = _cue_names(lines, [number for number, _, _ in spans], header, is_vtt)
-    ends = [number for number, _, _ in spans[1:]] + [len(lines)]
+    is_vtt = is_vtt or text.startswith("WEBVTT")
+    if text.startswith("WEBVTT"):
+        rows = parts[0].split("\n")  # the header goes up to a blank line
+        first = next((n for n, row in enumerate(rows) if not row.strip()), len(rows))
+        parts[0] = "\n".join(rows[first:])
+    parts[0] = f"\n\n{parts[0]}"  # what a file begins with is as good as below a blank line
+    if is_vtt and any(block in text for block in _BLOCKS):
+        parts = [_BLOCK.sub(r"\1", part) for part in parts]
+    parts = _without_names(parts, is_vtt)
+    marks = [mark for mark in _MARKS if mark in text]
     cues = []
-    for (number, start, end), stop in zip(spans, ends, strict=True):
-        shown: list[str] = []
-        for index in range(number + 1, stop):
-            line = lines[index]
-            if line and index not in names:
-                shown += _clean(line)
-        cues.append(Cue(start, end, tuple(shown), number + 1))
+    for line, start, end, part in zip(times, starts, ends, parts[1:], strict=True):
+        part = part.strip()
+        if marks and any(mark in part for mark in marks):
+            part = "\n".join(clean for row in part.split("\n") for clean in _clean(row))
+        elif "\n" in part:
+            rows = [" ".join(row.split()) for row in part.split("\n")]
+            part = "\n".join(filter(None, rows))
+        else:
+            part = " ".join(part.split())
+        cues.append(Cue(start, end, part, line))
     return cues
 
 
-def _spans(lines: Sequence[str], path: Path | str) -> list[tuple[int, float, float]]:
-    """(index of the line, start, end) of every time line."""
-    found = []
-    unreadable = []
-    for number, line in enumerate(lines):
-        if ":" not in line:
-            continue
-        span = _span(line)
-        if span is not None:
-            found.append((number, *span))
-        elif _is_like_times(line):
-            unreadable.append(number)
+def _split(text: str, path: Path | str) -> tuple[list[int], list[float], list[float], list[str]]:
+    """Line, start and end of every time, and what stands before, between and behind them."""
+    times, starts, ends, parts = list[int](), list[float](), list[float](), list[str]()
+    unreadable = list[tuple[int, str]]()
+    minutes: dict[str, int] = {}  # in seconds, by hours and minutes
+    at, line = 0, 1
+    # Nearly all times have one form, which is found faster than line by line.
+    for usual in chain(_USUAL_TIMES.finditer(text), [None]):
+        part = text[at : usual.start() if usual else len(text)]
+        if ":" in part:
+            rows, begin = part.split("\n"), 0
+            for number, row in enumerate(rows):
+                if ":" not in row:
+                    continue
+                if span := _span(row):
+                    parts.append("\n".join([*rows[begin:number], ""]))
+                    times.append(line + number)
+                    starts.append(span[0])
+                    ends.append(span[1])
+                    rows[number], begin = "", number
+                elif _is_like_times(row):
+                    unreadable.append((line + number, row))
+            part = "\n".join(rows[begin:])
+            line += begin
+        parts.append(part)
+        line += part.count("\n")
+        if usual:
+            a, b, c, d, e, f = usual.groups()
+            if a not in minutes or d not in minutes:
+                minutes |= {clock: 3600 * int(clock[:2]) + 60 * int(clock[3:]) for clock in (a, d)}
+            times.append(line)
+            starts.append(minutes[a] + _SECONDS[b] + _MILLISECONDS[c])
+            ends.append(minutes[d] + _SECONDS[e] + _MILLISECONDS[f])
+            at = usual.end()
     if unreadable:
-        first = unreadable[0]
+        first, row = unreadable[0]
         more = f" {len(unreadable) - 1} more like it." if len(unreadable) > 1 else ""
         raise UserError(
-            f"{path}:{first + 1}: expected times such as 00:00:03,250 --> 00:00:05,000, found "
-            f"{lines[first].strip()[:60]!r}.{more}"
+            f"{path}:{first}: expected times such as 00:00:03,250 --> 00:00:05,000, found "
+            f"{row.strip()[:60]!r}.{more}"
         )
-    return found
+    return times, starts, ends, parts
 
 
 def _span(line: str) -> tuple[float, float] | None:
     """Start and end in seconds that a line names; None if it is no time line."""
-    if usual := _USUAL_TIMES.match(line):  # nearly all, in a third of the time
-        a, b, c, d, e, f, g, h = map(int, usual.groups())
-        if max(b, c, f, g) < 60:
-            return a * 3600 + b * 60 + c + d / 1000, e * 3600 + f * 60 + g + h / 1000
     match = _TIMES.match(line) if "-->" in line else None
     if match is None and _TWO_FULL.fullmatch(line):
         match = _OTHER_TIMES.fullmatch(line)
@@ -194,75 +224,51 @@ def _is_like_times(line: str) -> bool:
     )
 
 
-def _leave_out_blocks(lines: list[str], times: set[int]) -> None:
-    """Empty the lines of comments, styles and regions."""
-    inside = False
-    for number, line in enumerate(lines):
-        if number in times or not line.strip():
-            inside = False
-        elif inside or (_BLOCK.match(line) and (not number or not lines[number - 1].strip())):
-            inside = True
-            lines[number] = ""
+def _without_names(parts: list[str], is_vtt: bool) -> list[str]:
+    """What stands before, between and behind times, without the lines above times that number or
+    name the cues.
+    """
+    # The last line with text above each time, and what stands before it.
+    last = [part.rstrip().rpartition("\n") for part in parts[:-1]]
+    is_number = [row.strip().isdecimal() for _, _, row in last]
+    if _are_numbers(last, is_number):
+        named = is_number
+    elif is_vtt:
+        # A name stands directly above the time, with a blank line before it.
+        named = [bool(_NAME.search(part)) for part in parts[:-1]]
+    else:
+        return parts
+    bodies = [
+        body if is_named else part
+        for part, (body, _, _), is_named in zip(parts, last, named, strict=False)
+    ]
+    bodies.append(parts[-1])
+    if named is is_number or (named[0] and sum(named) >= _MOSTLY * len(named)):
+        return bodies
+    # Or else blank lines stand between cues alone.
+    is_regular = not bodies[0].strip() and not any(map(_NEW_BLOCK.search, bodies))
+    return bodies if is_regular else parts
 
 
-def _cue_names(lines: Sequence[str], times: list[int], header: int, is_vtt: bool) -> set[int]:
-    """Lines above times that number or name the cues."""
-    # The last line with text above each time, that is not a time or the header.
-    above: list[int | None] = []
-    for before, number in pairwise([header, *times]):
-        last = number - 1
-        while last > before and not lines[last].strip():
-            last -= 1
-        above.append(last if last > before else None)
-    numbers = [_NUMBER.fullmatch(lines[n]) if n is not None else None for n in above]
-    counted = [int(match.group(1)) if match else None for match in numbers]
-    at_times = set(times)
-    if _are_numbers(counted, [n is not None and n - 1 in at_times for n in above]):
-        return {n for n, match in zip(above, numbers, strict=True) if n is not None and match}
-    if not is_vtt:
-        return set()
-    # A name stands directly above the time, with a blank line before it.
-    names = {
-        n
-        for n, number in zip(above, times, strict=True)
-        if n is not None and n == number - 1 and (n == header + 1 or not lines[n - 1].strip())
-    }
-    return names if _is_regular(lines, at_times, header) or _mostly(names, times) else set()
-
-
-def _are_numbers(counted: Sequence[int | None], is_first_line: Sequence[bool]) -> bool:
-    """Whether what stands above times are their numbers: above nearly all, the first one included;
+def _are_numbers(last: Sequence[tuple[str, str, str]], is_number: Sequence[bool]) -> bool:
+    """Whether the lines above times are their numbers: above nearly all, the first one included;
     or, where that was cut off, numbers that go up by one and are not all there is of a cue.
     """
-    there = [value for value in counted if value is not None]
-    if counted[0] is not None:
-        return len(there) >= _MOSTLY * len(counted)
-    if not there or len(there) < _MOSTLY * (len(counted) - 1) or any(is_first_line):
+    count = sum(is_number)
+    if is_number[0]:
+        return count >= _MOSTLY * len(last)
+    if not count or count < _MOSTLY * (len(last) - 1):
         return False
-    return there[0] == 2 if len(there) == 1 else all(b == a + 1 for a, b in pairwise(there))
-
-
-def _mostly(names: set[int], times: list[int]) -> bool:
-    return times[0] - 1 in names and len(names) >= _MOSTLY * len(times)
-
-
-def _is_regular(lines: Sequence[str], times: set[int], header: int) -> bool:
-    """Whether blank lines stand between cues alone: each block begins with a time, or has it on its
-    second line.
-    """
-    starts = (
-        n
-        for n in range(header + 1, len(lines))
-        if lines[n].strip() and (n == header + 1 or not lines[n - 1].strip())
-    )
-    return all(n in times or n + 1 in times for n in starts)
+    if any(row and newline and not body for body, newline, row in last[1:]):
+        return False
+    counted = [row.strip() for (_, _, row), is_one in zip(last, is_number, strict=True) if is_one]
+    first = int(counted[0][:_DIGITS])
+    expected = [str(number) for number in range(first, first + count)]
+    return counted == (["2"] if count == 1 else expected)
 
 
 def _clean(line: str) -> list[str]:
     """What of a line is shown, with single spaces; several lines where it is broken by a tag."""
-    if line.isascii() and not ("<" in line or "&" in line or "\\" in line):  # most lines
-        clean = " ".join(line.split())
-        return [clean] if clean else []
     parts = [line]
     if "<" in line or "\\" in line:
         if "\\" in line or _HAS_BREAK.search(line):
@@ -270,8 +276,7 @@ def _clean(line: str) -> list[str]:
         parts = _TAG.sub("", line).split("\n")
     if "&" in line:
         parts = [_ENTITY.sub(_character, part) for part in parts]  # what it gives is no tag
-    parts = [part if part.isascii() else part.translate(_UNSEEN) for part in parts]
-    return [clean for part in parts if (clean := " ".join(part.split()))]
+    return [clean for part in parts if (clean := " ".join(part.translate(_UNSEEN).split()))]
 
 
 def _character(match: re.Match[str]) -> str:
@@ -349,6 +354,8 @@ def _is_rolling(cues: Sequence[Cue]) -> bool:
     """
     repeating = 0
     for before, cue in pairwise(cues):
+        if cue.start - before.end > _ADJOINING_S:  # most, or none
+            continue
         shared = _shared(before, cue)
         if shared:
             is_brief = cue.end - cue.start < _SHORTEST_S
@@ -360,10 +367,12 @@ def _shared(before: Cue, cue: Cue) -> int:
     """Words with which a cue begins and the one before it ends, if they follow each other: whole
     lines, all of what was shown, or more words than chance would have it.
     """
-    if not before.lines or cue.start - before.end > _ADJOINING_S or cue.start < before.start:
+    if not before.shown or cue.start - before.end > _ADJOINING_S or cue.start < before.start:
         return 0
     shown, words = before.text.split(), cue.text.split()
-    whole_lines = set(accumulate(len(line.split()) for line in reversed(before.lines)))
+    if not words or words[0] not in shown:
+        return 0
+    whole_lines = set(accumulate(len(line.split()) for line in reversed(before.shown.split("\n"))))
     for count in range(min(len(shown), len(words), _MOST_SHARED), 0, -1):
         if shown[-count:] == words[:count] and (count in whole_lines or count >= _WORDS):
             return count
@@ -379,4 +388,4 @@ def _new_text(cues: Sequence[Cue]) -> Iterator[Cue]:
         if not shared:
             yield cue
         elif new := cue.text.split()[shared:]:
-            yield cue._replace(lines=(" ".join(new),))
+            yield cue._replace(shown=" ".join(new))

@@ -234,3 +234,50 @@ def test_recognisers_share_one_interface(whisper_tiny):
         assert found.longer_context_s(20.0) == 30.0
         assert found.longer_context_s(30.0) is None
     assert Path(converted(resolve(str(whisper_tiny)))).is_dir()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """What CTranslate2 would see and be given on a machine with a GPU."""
+    given = {}
+    supported = {"cpu": {"int8", "float32"}, "cuda": {"int8", "float16", "float32"}}
+
+    class Model:
+        def __init__(self, path, **options):
+            given.update(options, path=Path(path))
+
+    monkeypatch.setattr("ctranslate2.get_cuda_device_count", lambda: 1)
+    monkeypatch.setattr("ctranslate2.get_supported_compute_types", supported.__getitem__)
+    monkeypatch.setattr("ctranslate2.models.Whisper", Model)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("device", "compute", "place", "precision"),
+    [
+        ("cuda", None, "cuda", "float16"),
+        ("auto", None, "cuda", "float16"),
+        ("cuda", "int8", "cuda", "int8"),
+        ("cpu", None, "cpu", "int8"),
+    ],
+)
+def test_ctranslate2_reaches_the_device_that_is_named(
+    gpu, whisper_tiny, device, compute, place, precision
+):
+    found = recognizer(whisper_tiny, "ctranslate2", device=device, compute_type=compute)
+    assert (gpu["device"], gpu["compute_type"]) == (place, precision)
+    assert precision in gpu["path"].parent.name
+    assert found.engine.device == place
+
+
+def test_a_device_or_precision_that_is_not_there_is_refused(whisper_tiny, monkeypatch, capsys):
+    monkeypatch.setattr("ctranslate2.get_cuda_device_count", lambda: 0)
+    monkeypatch.setattr("ctranslate2.get_supported_compute_types", lambda _: {"int8", "float32"})
+    for options, message in (
+        (["--compute", "float16"], "does not compute in it. Use float32, int8."),
+        (["--engine", "ctranslate2", "--device", "cuda"], "finds no GPU on this machine"),
+        (["--engine", "ctranslate2", "--device", "mps"], "runs on cpu and cuda"),
+        (["--engine", "transformers", "--device", "cuda"], "no usable GPU"),
+    ):
+        assert main(["monitor", str(whisper_tiny), str(VIDEO), *options]) == 2
+        assert message in capsys.readouterr().err

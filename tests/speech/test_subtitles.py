@@ -154,7 +154,7 @@ def as_srt(vtt):
     cues = parse_subtitles(vtt, is_vtt=True)
     return "\n\n".join(
         f"{number}\n00:00:{cue.start:06.3f} --> 00:00:{cue.end:06.3f}\n".replace(".", ",")
-        + "\n".join(cue.lines)
+        + cue.shown
         for number, cue in enumerate(cues, 1)
     )
 
