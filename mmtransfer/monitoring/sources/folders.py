@@ -21,7 +21,6 @@ from mmtransfer.monitoring.sources.cameras import printable, same_form
 from mmtransfer.monitoring.sources.live import SourceEvent
 from mmtransfer.monitoring.sources.readers import Reader
 from mmtransfer.speech.audio import (
-    AUDIO_SUFFIXES,
     SAMPLE_RATE,
     MediaError,
     MissingChannelError,
@@ -29,6 +28,7 @@ from mmtransfer.speech.audio import (
     recording_length_s,
     stream_audio,
 )
+from mmtransfer.speech.recordings import is_recording, is_visible
 from mmtransfer.speech.segments import Segment
 
 _SETTLED_S = 10.0  # a file that has not changed for so long is complete
@@ -37,15 +37,6 @@ _JOINED_S = 1.0  # files this close follow each other without a gap
 _PATIENCE_S = 60.0  # beyond twice a file's length, how long the next one of its series may take
 _PROBE_BYTES = 1 << 22  # that tell whether a file is still what it was
 _EDGE = SAMPLE_RATE // 2  # the last samples of a file change when it grows
-MEDIA_SUFFIXES = (
-    *(".mp4", ".m4v", ".mkv", ".mov", ".qt", ".avi", ".divx", ".webm", ".ts", ".m2ts", ".mts"),
-    *(".m2t", ".tp", ".trp", ".flv", ".f4v", ".mpg", ".mpeg", ".mpe", ".vob", ".mod", ".tod"),
-    *(".wmv", ".asf", ".3gp", ".3g2", ".3gpp", ".ogv", ".ogm", ".rm", ".rmvb", ".mxf", ".dv"),
-    *(".dav", ".nut", ".wtv"),
-    *AUDIO_SUFFIXES,
-)
-"""Files of a folder that are read."""
-_SYSTEM_FOLDERS = {"@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found"}
 
 
 @dataclass(frozen=True)
@@ -156,10 +147,9 @@ class Folder:
         changing: dict[str, tuple[tuple[int, int], float]] = {}
         self.writing, self.others = set(), Counter()
         for path in self.path.rglob("*"):
-            parts = path.relative_to(self.path).parts
-            if any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in parts):
+            if not is_visible(path, self.path):
                 continue
-            if path.suffix.lower() not in MEDIA_SUFFIXES:
+            if not is_recording(path):
                 if path.is_file():
                     self.others[path.suffix.lower()] += 1
                 continue
