@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from test_monitoring import FakeEngine
 
 from mmtransfer.monitoring import Monitor, Transcript
-from mmtransfer.monitoring.events import alerts, transcripts
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.lines import LineSettings, rows, split_lines, text_ends_at
+from mmtransfer.monitoring.texts import alerts, transcripts
 from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.speech import segments
 from mmtransfer.speech.audio import SAMPLE_RATE

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmtransfer.monitoring.events import FileDone, Recording
+from mmtransfer.monitoring.events import FileDone, Occurrence, Recording, SourceEvent
 from mmtransfer.monitoring.sources.cameras import printable, same_form
-from mmtransfer.monitoring.sources.live import SourceEvent
 from mmtransfer.monitoring.sources.readers import Reader
 from mmtransfer.speech.audio import (
     SAMPLE_RATE,
@@ -298,8 +297,9 @@ def read_folder(reader: Reader) -> None:
         looked = time.monotonic()
         if folder.path.is_dir() != is_there:  # a disk that was unmounted
             is_there = not is_there
-            event = ("connected", "") if is_there else ("lost", "the folder is not there")
-            reader.tell(SourceEvent(reader.name, event[0], reader.clock(), event[1]))
+            event = Occurrence.CONNECTED if is_there else Occurrence.LOST
+            why = "" if is_there else "the folder is not there"
+            reader.tell(SourceEvent(reader.name, event, reader.clock(), why))
         found = folder.look()
         _tell_others(reader, folder, told)
         for place, unread in enumerate(found):
@@ -326,7 +326,7 @@ def _tell_others(reader: Reader, folder: Folder, told: set[str]) -> None:
         f"{folder.others[ending]} {ending or 'without an ending'}" for ending in fresh
     )
     detail = printable(f"{counts}: no recordings by their endings; a source by name is tried")
-    reader.tell(SourceEvent(reader.name, "not taken", reader.clock(), detail))
+    reader.tell(SourceEvent(reader.name, Occurrence.NOT_TAKEN, reader.clock(), detail))
 
 
 def _finish(chains: list[_Chain], over: list[_Chain]) -> None:
@@ -372,7 +372,7 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
         pass  # a recording of one channel among those of two
     except (MediaError, OSError) as error:  # the other files are read all the same
         why = printable(str(error))
-        reader.tell(SourceEvent(reader.name, "unreadable", reader.clock(), why))
+        reader.tell(SourceEvent(reader.name, Occurrence.UNREADABLE, reader.clock(), why))
         if not seconds and unread.before:  # once it is whole again it may be read on
             last = unread.before[-1]
             known = (last.seconds, last.digest, last.hashed)
