@@ -2,16 +2,18 @@
 
 from mmtransfer.monitoring.events import (
     Alert,
-    MonitorStats,
+    Occurrence,
     Partial,
     Sound,
     SourceEnd,
+    SourceEvent,
     Transcript,
 )
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.monitor import Monitor, load_monitor, monitor
 from mmtransfer.monitoring.sources.cameras import Camera
-from mmtransfer.monitoring.sources.live import LiveSettings, SourceEvent
+from mmtransfer.monitoring.sources.live import LiveSettings
+from mmtransfer.monitoring.stats import MonitorStats
 from mmtransfer.speech.segments import Segment, SegmenterSettings
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "LiveSettings",
     "Monitor",
     "MonitorStats",
+    "Occurrence",
     "Partial",
     "Segment",
     "SegmenterSettings",

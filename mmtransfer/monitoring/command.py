@@ -16,7 +16,14 @@ from typing import Any
 
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
-from mmtransfer.monitoring.events import Alert, MonitorStats, Sound, SourceEnd, Transcript
+from mmtransfer.monitoring.events import (
+    Alert,
+    Delivery,
+    Sound,
+    SourceEnd,
+    SourceEvent,
+    Transcript,
+)
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.lines import LineSettings
 from mmtransfer.monitoring.memory import keep_steady
@@ -33,15 +40,14 @@ from mmtransfer.monitoring.outputs.sinks import (
 )
 from mmtransfer.monitoring.sources.cameras import Camera, load_cameras, named_cameras
 from mmtransfer.monitoring.sources.kinds import goes_on, is_folder, settle
-from mmtransfer.monitoring.sources.live import LiveSettings, SourceEvent
+from mmtransfer.monitoring.sources.live import LiveSettings
+from mmtransfer.monitoring.stats import MonitorStats
 from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.speech.addresses import public_address
 from mmtransfer.speech.audio import MediaError, is_piped, is_standard_input, open_media
 from mmtransfer.speech.engine import DecodingOptions
 
 logger = logging.getLogger(__name__)
-_LINES: dict[str | None, Any] = {None: Transcript, "alert": Alert, "sound": Sound}
-"""What the journal's lines were, by their event."""
 
 
 def run(arguments: Namespace) -> int:
@@ -137,31 +143,24 @@ def _check_places(arguments: Namespace, cameras: list[Camera], outputs: list[Pat
 def _tell_again(
     journal: Journal, sinks: Mapping[str, list[Sink]], channels: Mapping[str, Channel]
 ) -> None:
-    """What earlier sessions heard: files hold it, too, and alerts that were on their way when a
-    session was killed are sent again.
+    """What earlier sessions recognised: files hold it, too, and alerts that were on their way when
+    a session was killed are sent again.
     """
-    waiting: dict[tuple[str, ...], dict[str, Any]] = {}
-    for line in journal.lines():
-        event = line.get("event")
-        to = line.pop("to", [])
-        if event in ("alert delivered", "alert not delivered") and line.get("detail") != STOPPED:
-            waiting.pop((to, line["camera"], line["segment"], line.get("phrase", "")), None)
-        kind = _LINES.get(event)
-        if kind is None:
+    waiting: dict[tuple[str, ...], Alert | Sound] = {}
+    for record, to in journal.records():
+        if isinstance(record, Delivery) and record.failure != STOPPED:
+            key = (record.to, record.camera, record.segment, record.phrase)
+            waiting.pop(key, None)
+        if not isinstance(record, Transcript | Alert | Sound):
             continue
-        for name in to:
-            waiting[(name, line["camera"], *_alert_key(line))] = line
-        for sink in sinks[line["camera"]]:
+        if isinstance(record, Alert | Sound):
+            waiting |= {(name, record.camera, *record.key): record for name in to}
+        for sink in sinks.get(record.camera, ()):
             if not isinstance(sink, StandardOutput):
-                sink.write(kind(**line))
+                sink.write(record)
     for (name, *_), alert in waiting.items():
         if name in channels:
-            channels[name].send(alert)
-
-
-def _alert_key(alert: Mapping[str, Any]) -> tuple[str, str]:
-    """Segment and phrase; of a loud sound its own id."""
-    return alert.get("segment", alert.get("id", "")), alert.get("phrase", "")
+            channels[name].send(asdict(alert))
 
 
 def _watch(
@@ -253,12 +252,9 @@ def _channels(
         def write(alert: Mapping[str, Any], why: str) -> None:
             if journal is None:
                 return
-            segment, phrase = _alert_key(alert)
-            event = "alert not delivered" if why else "alert delivered"
-            line = {"camera": alert["camera"], "event": event, "to": name, "segment": segment}
-            line |= {"phrase": phrase} if phrase else {}
+            segment, phrase = alert.get("segment", alert.get("id", "")), alert.get("phrase", "")
             try:
-                journal.write(line | ({"detail": why} if why else {}))
+                journal.write(Delivery(alert["camera"], name, segment, phrase, why).line())
             except OSError as error:  # the channel's thread goes on
                 logger.warning("the journal cannot be written (%s)", error.strerror)
 

@@ -1,24 +1,50 @@
-"""What a monitor tells: segments with their text, segments without, what happens to sources."""
+"""What a monitor hands out and writes into its journal."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.monitoring.lines import Line
-from mmtransfer.monitoring.watch import Match, WatchList
-from mmtransfer.speech.engine import Hypothesis, Word
 
-# With the space before it; a character where words are not separated.
-_WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+)")
-_SPOKEN = re.compile(r"\w+(?:['’]\w+)*")
-_SAME_ALERT_S = 1.0  # a word may move into the line before or behind
-_DELAYS = 1000  # segments whose delays are kept, for their quantiles
+class Occurrence(StrEnum):
+    """What happens to a source."""
+
+    CONNECTED = "connected"
+    GAP = "gap"
+    """Audio is missing."""
+    LOST = "lost"
+    """No connection; once for attempts that fail alike. Of a folder: it is not there."""
+    SILENT = "silent"
+    """Nothing but zeros for a minute."""
+    UNREADABLE = "unreadable"
+    """A file of a folder."""
+    NOT_TAKEN = "not taken"
+    """Files of a folder that are no recordings by their endings."""
+    NO_CLIP = "no clip"
+    """What was around an alert could not be kept."""
+
+
+class LineKind(StrEnum):
+    """What else a line of the journal with an `event` is about."""
+
+    NO_TEXT = "no text"
+    """A guard rejected what was recognised."""
+    DROPPED = "dropped"
+    """There was no room for a segment to wait."""
+    ALERT = "alert"
+    SOUND = "sound"
+    READING = "reading"
+    """A file of a folder is being read."""
+    FILE = "file"
+    """A file of a folder has been read."""
+    END = "end"
+    """A source has ended."""
+    CUT = "cut"
+    """It broke off."""
+    DELIVERED = "alert delivered"
+    NOT_DELIVERED = "alert not delivered"
 
 
 @dataclass(frozen=True)
@@ -69,8 +95,6 @@ class Partial:
     end: float
     """How far it was heard."""
     text: str
-    confirmed: str
-    """The beginning of the text that did not change since the last reading."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +106,8 @@ class NoText:
     start: float
     end: float
     reason: str
-    event: str = "no text"
-    """no text: a guard rejected what was recognised. dropped: there was no room to wait."""
+    event: LineKind = LineKind.NO_TEXT
+    """That, or DROPPED."""
     text: str = ""
     """What was rejected: of several decodings the likeliest."""
 
@@ -106,9 +130,14 @@ class Alert:
     text: str
     clip: str | None = None
     """File that holds the moment, once the moment is over, if clips are kept."""
-    event: str = "alert"
+    event: LineKind = LineKind.ALERT
     rejected: str = ""
     """Why a guard rejected the text, if it did: the keyword is doubtful then."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from other alerts and sounds of its camera: segment and phrase."""
+        return self.segment, self.phrase
 
 
 @dataclass(frozen=True)
@@ -126,7 +155,45 @@ class Sound:
     """Median of the minute before."""
     clip: str | None = None
     """As for alerts."""
-    event: str = "sound"
+    event: LineKind = LineKind.SOUND
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """As for alerts: its id, and no phrase."""
+        return self.id, ""
+
+
+@dataclass(frozen=True)
+class SourceEvent:
+    """Something happened to a source."""
+
+    camera: str
+    event: Occurrence
+    at: float
+    """Seconds since 1970."""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """An alert has arrived where alerts are sent, or has not."""
+
+    camera: str
+    to: str
+    """The name of the channel."""
+    segment: str
+    """Of the alert; of a loud sound its own id."""
+    phrase: str = ""
+    """Of the alert; empty for a sound."""
+    failure: str = ""
+    """Why it has not arrived."""
+
+    def line(self) -> dict[str, Any]:
+        """The journal's line."""
+        event = LineKind.NOT_DELIVERED if self.failure else LineKind.DELIVERED
+        line = {"camera": self.camera, "event": event, "to": self.to, "segment": self.segment}
+        line |= {"phrase": self.phrase} if self.phrase else {}
+        return line | ({"detail": self.failure} if self.failure else {})
 
 
 @dataclass(frozen=True)
@@ -147,7 +214,7 @@ class Recording:
 
     def line(self, camera: str) -> dict[str, Any]:
         """The journal's line: by it, what was heard of a file is found again."""
-        line = {"camera": camera, "event": "reading", **asdict(self)}
+        line = {"camera": camera, "event": LineKind.READING, **asdict(self)}
         del line["path"]
         return line
 
@@ -174,12 +241,7 @@ class FileDone:
 
     def line(self, camera: str) -> dict[str, Any]:
         """The journal's line."""
-        return {"camera": camera, "event": "file", **asdict(self)}
-
-    @classmethod
-    def of_line(cls, line: Mapping[str, Any]) -> FileDone:
-        """What a line of the journal says."""
-        return cls(**{field.name: line[field.name] for field in fields(cls)})
+        return {"camera": camera, "event": LineKind.FILE, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -213,124 +275,18 @@ class SourceEnd:
         """
         read = {"size": self.size, "seconds": self.seconds}
         if self.error is None:
-            return {"camera": self.camera, "event": "end", **read}
-        return {"camera": self.camera, "event": "cut", **read, "detail": str(self.error)}
+            return {"camera": self.camera, "event": LineKind.END, **read}
+        return {"camera": self.camera, "event": LineKind.CUT, **read, "detail": str(self.error)}
+
+
+Item = Transcript | Partial | Alert | Sound | SourceEvent | SourceEnd
+"""What a monitor hands out."""
+Shown = Transcript | Partial | Alert | Sound
+"""Of that, what is for those who follow a source."""
 
 
 class Stopped(Exception):  # noqa: N818 - an event, not an error
     """The monitor was asked to stop before the source ended."""
-
-
-@dataclass
-class CameraStats:
-    """What happened to one source; each number has one thread that writes it."""
-
-    audio_s: float = 0.0
-    """Audio read."""
-    decode_s: float = 0.0
-    """Time of the recogniser's workers."""
-    segments: int = 0
-    """Segments with text."""
-    lines: int = 0
-    """Lines of text, revised ones not counted again."""
-    revised: int = 0
-    """Lines of a live source that were replaced when their turn was over."""
-    not_revised: int = 0
-    """Turns that there was no time to decode as a whole; their lines stay as they are."""
-    repeated: int = 0
-    """Segments decoded again in longer contexts or in halves, because a guard objected."""
-    rejected: Counter[str] = field(default_factory=Counter)
-    """Segments, and halves of windows, without text, by reason."""
-    dropped: int = 0
-    """Segments for which there was no room to wait."""
-    waiting: int = 0
-    """Segments cut, and not read yet."""
-    alerts: int = 0
-    """Watch words that were said, and loud sounds."""
-    is_connected: bool = False
-    """Of a live source, whether audio comes."""
-    last_text: str = ""
-    events: Counter[str] = field(default_factory=Counter)
-    """What happened to a live source: connected, gap, lost."""
-    delays_s: deque[float] = field(default_factory=lambda: deque(maxlen=_DELAYS))
-    """Of a live source's last segments: from the end of speech to its text."""
-
-    @property
-    def real_time_factor(self) -> float:
-        """Recognition time over audio time."""
-        return self.decode_s / self.audio_s if self.audio_s else 0.0
-
-    @property
-    def reconnects(self) -> int:
-        """Connections after the first."""
-        return max(0, self.events["connected"] - 1)
-
-    def delay_s(self, quantile: float) -> float:
-        """A quantile of the last segments' delays, 0 where there is none."""
-        delays = sorted(self.delays_s)
-        return delays[min(len(delays) - 1, int(quantile * len(delays)))] if delays else 0.0
-
-
-class MonitorStats:
-    """What a monitor did: for each source, and in sum."""
-
-    def __init__(self) -> None:
-        self.wall_s = 0.0
-        self.cameras: dict[str, CameraStats] = {}
-
-    def add_cameras(self, names: Iterable[str]) -> None:
-        """Count for these sources as well."""
-        self.cameras = {name: CameraStats() for name in names} | self.cameras
-
-    @property
-    def segments(self) -> int:
-        """Segments with text."""
-        return sum(camera.segments for camera in self.cameras.values())
-
-    @property
-    def audio_s(self) -> float:
-        """Audio read."""
-        return sum(camera.audio_s for camera in self.cameras.values())
-
-    @property
-    def lines(self) -> int:
-        """Lines of text."""
-        return sum(camera.lines for camera in self.cameras.values())
-
-    @property
-    def revised(self) -> int:
-        """Lines that were replaced when their turn was over."""
-        return sum(camera.revised for camera in self.cameras.values())
-
-    @property
-    def not_revised(self) -> int:
-        """Turns that there was no time to decode as a whole."""
-        return sum(camera.not_revised for camera in self.cameras.values())
-
-    @property
-    def repeated(self) -> int:
-        """Segments decoded again in longer contexts."""
-        return sum(camera.repeated for camera in self.cameras.values())
-
-    @property
-    def rejected(self) -> Counter[str]:
-        """Segments without text, by reason."""
-        return sum((camera.rejected for camera in self.cameras.values()), Counter())
-
-    @property
-    def dropped(self) -> int:
-        """Segments for which there was no room to wait."""
-        return sum(camera.dropped for camera in self.cameras.values())
-
-    @property
-    def events(self) -> Counter[str]:
-        """What happened to live sources."""
-        return sum((camera.events for camera in self.cameras.values()), Counter())
-
-    @property
-    def real_time_factor(self) -> float:
-        """Processing time over audio time."""
-        return self.wall_s / self.audio_s if self.audio_s else 0.0
 
 
 def segment_id(of: str, start: float) -> str:
@@ -345,131 +301,6 @@ def recording_of(identity: str) -> str:
     return identity.rpartition("@")[0]
 
 
-def agreed_beginning(one: str, other: str) -> str:
-    """The words with which both texts begin. What two readings in a row agree on will hardly change
-    (local agreement, Liu et al. 2020).
-    """
-    words = [_WORD.findall(text) for text in (one, other)]
-    count = 0
-    for a, b in zip(*words, strict=False):
-        if a != b:
-            break
-        count += 1
-    return "".join(words[1][:count]).strip()
-
-
 def line_id(identity: str, number: int) -> str:
     """Name of a line of a segment: the first has the segment's own."""
     return f"{identity}#{number}" if number else identity
-
-
-def transcripts(
-    source: str,
-    camera: str,
-    identity: str,
-    hypothesis: Hypothesis,
-    lines: Sequence[Line],
-    *,
-    with_words: bool = False,
-) -> list[Transcript]:
-    """A segment's lines of text, with the scores of the whole."""
-    return [
-        Transcript(
-            source=source,
-            camera=camera,
-            id=line_id(identity, number),
-            start=round(line.start, 3),
-            end=round(line.end, 3),
-            text=line.text,
-            avg_logprob=round(hypothesis.avg_logprob, 4),
-            no_speech_prob=round(hypothesis.no_speech_prob, 4),
-            compression_ratio=round(hypothesis.compression_ratio, 3),
-            context_s=hypothesis.context_s,
-            language=hypothesis.language,
-            words=[_word(word) for word in line.words] if with_words and line.words else None,
-        )
-        for number, line in enumerate(lines)
-    ]
-
-
-def revised(lines: Sequence[Transcript], found: Sequence[Transcript]) -> list[Transcript]:
-    """The lines of a segment that read differently in `found`, with ids of the first; those that
-    `found` has no text for are empty. Case and punctuation alone make no difference.
-    """
-    if _spoken(lines) == _spoken(found):
-        return []
-    changed = [
-        replace(new, id=old.id, revision=old.revision + 1)
-        for old, new in zip(lines, found, strict=False)
-        if _spoken([old]) != _spoken([new])
-    ]
-    more = [replace(new, revision=1) for new in found[len(lines) :]]
-    gone = [
-        replace(old, text="", words=None, revision=old.revision + 1) for old in lines[len(found) :]
-    ]
-    return [*changed, *more, *gone]
-
-
-def _spoken(lines: Iterable[Transcript]) -> list[str]:
-    return _SPOKEN.findall(" ".join(line.text for line in lines).casefold())
-
-
-def _word(word: Word) -> dict[str, Any]:
-    return {
-        "text": word.text,
-        "start": word.start_s,
-        "end": word.end_s,
-        "probability": word.probability,
-    }
-
-
-def alerts(found: Sequence[Transcript | NoText], watched: WatchList) -> list[Alert]:
-    """The keywords in a segment's lines, those that begin in one line and end in the next, and
-    those in what was rejected.
-    """
-    lines = [line for line in found if isinstance(line, Transcript)]
-    heard: list[tuple[Transcript | NoText, list[Match]]] = [
-        *zip(lines, _matches(lines, watched), strict=True)
-    ]
-    heard += [(line, watched.find(line.text)) for line in found if isinstance(line, NoText)]
-    return [
-        Alert(
-            line.camera,
-            match.phrase,
-            match.said,
-            match.score,
-            line.id,
-            line.start,
-            line.end,
-            line.text,
-            rejected=line.reason if isinstance(line, NoText) else "",
-        )
-        for line, matches in heard
-        for match in matches
-    ]
-
-
-def new_alerts(
-    lines: Sequence[Transcript], before: Sequence[Transcript], watched: WatchList
-) -> list[Alert]:
-    """The keywords in a turn's lines that were in none of the lines at that time before."""
-    known = alerts(before, watched)
-    return [
-        alert
-        for alert in alerts(lines, watched)
-        if not any(
-            other.phrase == alert.phrase
-            and other.start <= alert.end + _SAME_ALERT_S
-            and alert.start <= other.end + _SAME_ALERT_S
-            for other in known
-        )
-    ]
-
-
-def _matches(lines: Sequence[Transcript], watched: WatchList) -> list[list[Match]]:
-    own = [watched.find(line.text) for line in lines]
-    for number, (line, after) in enumerate(pairwise(lines)):
-        known = {match.phrase for match in (*own[number], *own[number + 1])}
-        both = watched.find(f"{line.text} {after.text}")
-        own[number] += [match for match in both if match.phrase not in known]
-    return own

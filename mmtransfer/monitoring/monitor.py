@@ -16,28 +16,26 @@ from typing import Any
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.events import (
     Alert,
-    CameraStats,
     FileDone,
     FolderState,
-    MonitorStats,
+    Item,
+    LineKind,
     NoText,
+    Occurrence,
     Partial,
     Recording,
     Sound,
     SourceEnd,
+    SourceEvent,
     Stopped,
     Transcript,
-    agreed_beginning,
-    alerts,
     line_id,
-    new_alerts,
     recording_of,
-    revised,
     segment_id,
-    transcripts,
 )
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, FairQueue, Job
-from mmtransfer.monitoring.journal.journal import Heard, Journal
+from mmtransfer.monitoring.journal.heard import Heard
+from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.journal.spool import Spool
 from mmtransfer.monitoring.lines import (
     Line,
@@ -51,7 +49,7 @@ from mmtransfer.monitoring.sources.cameras import Camera, named_cameras, printab
 from mmtransfer.monitoring.sources.clips import AROUND_S, Recorder, clip_path, cut_recording
 from mmtransfer.monitoring.sources.folders import read_folder
 from mmtransfer.monitoring.sources.kinds import goes_on, is_folder, settle
-from mmtransfer.monitoring.sources.live import LiveSettings, SourceEvent, SteadyClock
+from mmtransfer.monitoring.sources.live import LiveSettings, SteadyClock
 from mmtransfer.monitoring.sources.readers import (
     Cut,
     Draft,
@@ -60,6 +58,8 @@ from mmtransfer.monitoring.sources.readers import (
     read_camera,
     read_recording,
 )
+from mmtransfer.monitoring.stats import CameraStats, MonitorStats
+from mmtransfer.monitoring.texts import alerts, new_alerts, revised, transcripts
 from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.speech.addresses import public_address
 from mmtransfer.speech.audio import is_piped
@@ -70,7 +70,6 @@ from mmtransfer.speech.recognizers import open_recognizer
 from mmtransfer.speech.segments import Segment, SegmenterSettings
 
 logger = logging.getLogger(__name__)
-Item = Transcript | Partial | Alert | Sound | SourceEvent | SourceEnd
 _Found = list[Transcript | NoText] | NoText
 """What became of a segment: lines of text, with a half that gave none behind them; or no text."""
 Judge = Callable[[list[str]], list[tuple[str, float]]]
@@ -298,10 +297,10 @@ class _Output:
             return
         path = Path(self.camera.url)
         size = path.stat().st_size if path.is_file() else None
-        if size == end.get("size"):
-            self.has_ended = end["event"] == "end"
+        if size == end.size:
+            self.has_ended = end.error is None
         else:  # it has grown, and is read on
-            self.known_s = end["seconds"]
+            self.known_s = end.seconds
 
     def is_known_sound(self, sound: Sound) -> bool:
         """Whether an earlier session told of a sound; in a folder, where reading may begin in the
@@ -415,8 +414,8 @@ class _Run:
             output.end = item
         elif isinstance(item, SourceEvent):
             output.stats.events[item.event] += 1
-            if item.event in ("connected", "lost"):
-                output.stats.is_connected = item.event == "connected"
+            if item.event in (Occurrence.CONNECTED, Occurrence.LOST):
+                output.stats.is_connected = item.event == Occurrence.CONNECTED
             self._told.append(item)
         elif isinstance(item, Sound):
             if not output.is_known_sound(item):
@@ -488,12 +487,10 @@ class _Run:
         if rejection(result.hypothesis, segment.end - segment.start) is not None:
             return
         text = result.hypothesis.text
-        before = output.said[1] if output.said[0] == job.id else ""
         output.stats.last_text = f"{text} …"
         if (job.id, text) != output.said and self._disk_error is None:  # nothing piles up
             times = (round(segment.start, 3), round(segment.end, 3))
-            agreed = agreed_beginning(before, text)
-            self._told.append(Partial(output.name, job.id, *times, text, agreed))
+            self._told.append(Partial(output.name, job.id, *times, text))
         output.said = (job.id, text)
 
     def _use_draft(self, job: Job) -> bool:
@@ -617,7 +614,7 @@ class _Run:
             output.stats.dropped += 1
             logger.warning("%s: no room to wait; dropped a segment", output.name)
             times = (segment.start, segment.end)
-            dropped = NoText(output.name, job.id, *times, "no room", "dropped")
+            dropped = NoText(output.name, job.id, *times, "no room", LineKind.DROPPED)
             # Now, since only then its audio may go; if the disk is full, as soon as it is not.
             self._finish(job, None if self._write(dropped) else dropped)
             if self._spool is not None:
@@ -915,7 +912,7 @@ class _Run:
 
         def done(path: Path, why: str) -> None:
             if why:
-                failed = SourceEvent(output.name, "no clip", about.start, f"{path}: {why}")
+                failed = SourceEvent(output.name, Occurrence.NO_CLIP, about.start, f"{path}: {why}")
                 self.events.put((number, failed))
 
         if output.recorder is not None:

@@ -31,13 +31,6 @@ from mmtransfer.speech.timeline import Timeline
 
 SAMPLE_RATE = 16_000
 _PCM = "pcm:"
-AUDIO_SUFFIXES = (
-    *(".wav", ".wave", ".w64", ".rf64", ".bwf", ".flac", ".ogg", ".oga", ".spx", ".opus", ".mp3"),
-    *(".mp2", ".mpga", ".m4a", ".m4b", ".m4r", ".aac", ".adts", ".ac3", ".eac3", ".dts", ".wma"),
-    *(".amr", ".awb", ".3ga", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".mka", ".weba"),
-    *(".ape", ".wv", ".tta", ".gsm", ".voc", ".dss", ".ra"),
-)
-"""Files that hold sound and no picture."""
 logger = logging.getLogger(__name__)
 
 _HEADER_BYTES = 1 << 12

@@ -16,7 +16,8 @@ import torchaudio.functional as audio_functional
 
 from mmtransfer.config import AugmentConfig
 from mmtransfer.errors import UserError
-from mmtransfer.speech.audio import AUDIO_SUFFIXES, SAMPLE_RATE, MediaError, decode_clip
+from mmtransfer.speech.audio import SAMPLE_RATE, MediaError, decode_clip
+from mmtransfer.speech.recordings import AUDIO_SUFFIXES, visible_files
 
 _NARROW_RATE = 8_000  # Hz
 _NARROW_LEVELS = 256
@@ -28,7 +29,7 @@ def _recording(path: Path) -> np.ndarray:
 
 
 def _recordings(folder: str, setting: str) -> list[Path]:
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    paths = [p for p in visible_files(Path(folder)) if p.suffix.lower() in AUDIO_SUFFIXES]
     if not paths:
         raise UserError(f"{setting}: {folder}: expected a folder with audio files, found none.")
     try:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import mimetypes
 import random
 import re
 from collections import Counter, defaultdict
@@ -25,6 +24,12 @@ from mmtransfer.data.tables import numbered_rows, plain, with_columns
 from mmtransfer.errors import UserError
 from mmtransfer.progress import track
 from mmtransfer.speech.audio import SAMPLE_RATE, MediaError, decode_clip, stream_audio
+from mmtransfer.speech.recordings import (
+    is_recording,
+    is_visible,
+    may_be_recording,
+    visible_files,
+)
 from mmtransfer.speech.segments import Segmenter
 from mmtransfer.speech.subtitles import read_subtitles
 
@@ -35,20 +40,6 @@ _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.tsv", "metadata.parquet
 _SUBTITLES = (".srt", ".vtt")
 _PARTIAL = {"forced", "foreign", "signs", "songs", "commentary"}  # in names of subtitles
 _MOST_TAGS = 3  # between the name of a recording and the ending of its subtitles
-_SOUND_FILES = {
-    *(".aac", ".ac3", ".amr", ".caf", ".flac", ".flv", ".m2ts", ".m4a", ".m4b", ".mka", ".mkv"),
-    *(".mts", ".mxf", ".oga", ".ogg", ".ogv", ".opus", ".ts", ".vob", ".webm", ".wma", ".wmv"),
-}
-# What lies beside recordings: tables, texts, other subtitles, pictures, archives, unfinished files.
-_OTHER_FILES = {
-    *(".csv", ".json", ".json5", ".jsonl", ".md", ".parquet", ".txt", ".tsv", ".xml", ".yaml"),
-    *(".yml", ".xlsx", ".xls", ".ods", ".pdf", ".doc", ".docx", ".html", ".htm", ".url", ".log"),
-    *(".srt", ".vtt", ".ass", ".ssa", ".sub", ".idx", ".sbv", ".ttml", ".dfxp", ".lrc", ".sup"),
-    *(".nfo", ".description", ".annotations", ".textgrid", ".eaf", ".npy", ".npz", ".pt", ".py"),
-    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".heic", ".avif"),
-    *(".ico", ".psd", ".zip", ".gz", ".tar", ".7z", ".rar", ".xz", ".bz2", ".zst", ".db", ".ini"),
-    *(".part", ".ytdl", ".crdownload", ".tmp", ".bak", ".lock", ".md5", ".sha256", ".sfk", ".pkf"),
-}
 
 
 @dataclass(frozen=True)
@@ -163,23 +154,9 @@ def read_clips(source: str | Path, config: DataConfig, *, labelled: bool = True)
     return clips
 
 
-def is_recording(path: Path) -> bool:
-    """Whether a file of a data folder may hold sound: not text, a picture, an archive or a hidden
-    file (such as `._talk.mp4`, the resource file of another system).
-    """
-    return (
-        not path.name.startswith(".") and path.suffix.lower() not in _OTHER_FILES and path.is_file()
-    )
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    found = (p for p in folder.rglob("*") if not p.name.startswith(".") and p.is_file())
-    return sorted(p for p in found if not any(x[0] == "." for x in p.relative_to(folder).parts))
-
-
 def _spoken_clips(folder: Path) -> list[Clip]:
     """Stretches of speech in every recording below a folder."""
-    paths = [path for path in _visible_files(folder) if is_recording(path)]
+    paths = [path for path in visible_files(folder) if may_be_recording(path)]
     clips = []
     for path in track(paths, "finding speech", total=len(paths)):
         segmenter = Segmenter()
@@ -298,7 +275,7 @@ class _Subtitle:
 
 def _subtitled_clips(folder: Path, config: DataConfig) -> list[Clip]:
     """The cues of all recordings below a folder that have subtitles beside them."""
-    files = _visible_files(folder)
+    files = visible_files(folder)
     recordings: dict[Path, dict[str, list[Path]]] = {}
     of: dict[Path, list[_Subtitle]] = defaultdict(list)
     for path in files:
@@ -310,7 +287,7 @@ def _subtitled_clips(folder: Path, config: DataConfig) -> list[Clip]:
     clips = []
     for recording, subtitles in sorted(of.items()):
         clips += _subtitle_clips(_choose_subtitle(recording, subtitles, config.language), config)
-    bare = [p.name for p in files if is_recording(p) and p not in of and _has_sound_name(p)]
+    bare = [p.name for p in files if is_recording(p) and p not in of]
     if clips and bare:
         logger.warning(
             "%s: %d recordings without subtitles are left out: %s%s",
@@ -356,7 +333,7 @@ def _recordings(folder: Path) -> dict[str, list[Path]]:
     """The recordings of a folder by their names with and without ending."""
     named: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
-        if is_recording(path):
+        if is_visible(path, folder) and may_be_recording(path) and path.is_file():
             named[path.name].append(path)
             if path.stem != path.name:
                 named[path.stem].append(path)
@@ -376,17 +353,11 @@ def _beside(subtitle: Path, recordings: dict[str, list[Path]]) -> _Subtitle:
         tags.insert(0, tag)
     if stem not in recordings:
         raise UserError(f"{subtitle}: no recording of the same name beside it.")
-    found = [path for path in recordings[stem] if _has_sound_name(path)] or recordings[stem]
+    found = [path for path in recordings[stem] if is_recording(path)] or recordings[stem]
     if len(found) > 1:
         others = ", ".join(path.name for path in found[1:])
         logger.info("%s: %s is read, not %s", subtitle.name, found[0].name, others)
     return _Subtitle(subtitle, found[0], tuple(tags))
-
-
-def _has_sound_name(path: Path) -> bool:
-    """Whether a name's ending is that of a kind of file with sound."""
-    kind, _ = mimetypes.guess_type(path.name)
-    return (kind or "").startswith(("audio/", "video/")) or path.suffix.lower() in _SOUND_FILES
 
 
 def _subtitle_clips(subtitle: _Subtitle, config: DataConfig) -> list[Clip]:

@@ -300,7 +300,9 @@ def test_alerts_on_their_way_when_the_monitor_dies_are_sent_again(
     assert not third.got
 
 
-def test_a_damaged_journal_is_one_line(tmp_path, whisper_tiny, speech, capsys):
+def test_damaged_lines_of_a_journal_are_left_out_and_reported(
+    tmp_path, whisper_tiny, speech, capsys
+):
     path, folder = write_media(tmp_path / "a.ogg", speech), tmp_path / "j"
     command = ["monitor", str(whisper_tiny), str(path), "--journal", str(folder), "--quiet"]
     assert main(command) == 0
@@ -309,9 +311,10 @@ def test_a_damaged_journal_is_one_line(tmp_path, whisper_tiny, speech, capsys):
     for damage in (b'{"camera": "a"\n', b"[1]\n", b"\xff\xfe\n", b"{}\n"):
         journal.write_bytes(damage + whole)
         capsys.readouterr()
-        assert main(command) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert "line 1 is damaged" in line
+        assert main([*command, "--output", str(tmp_path / "again.jsonl")]) == 0
+        report, _ = capsys.readouterr().err.splitlines()
+        assert "damaged lines left out: 1; the first is line 1 of" in report
+        assert journal.read_bytes() == damage + whole  # nothing was recognised again
     journal.write_bytes(whole)
     for damage in ("[1]", '{"format": 2, "model": 3, "sources": {}}', '{"model": {}}'):
         (folder / "journal.json").write_text(damage)

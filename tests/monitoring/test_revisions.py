@@ -9,10 +9,10 @@ import pytest
 from test_windows import LoudIsSpeech
 
 from mmtransfer.monitoring import Alert, Camera, Journal, LiveSettings, Monitor, Transcript
-from mmtransfer.monitoring.events import new_alerts, revised
 from mmtransfer.monitoring.outputs.sinks import FileSink, StandardOutput
 from mmtransfer.monitoring.sources import readers
 from mmtransfer.monitoring.sources.live import Block
+from mmtransfer.monitoring.texts import new_alerts, revised
 from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.speech import segments
 from mmtransfer.speech.audio import SAMPLE_RATE

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from test_monitoring import FakeEngine
 
 from mmtransfer.monitoring import Monitor, Transcript
-from mmtransfer.monitoring.events import alerts, transcripts
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.lines import (
     Line,
@@ -19,6 +18,7 @@ from mmtransfer.monitoring.lines import (
     split_pieces,
     text_ends_at,
 )
+from mmtransfer.monitoring.texts import alerts, transcripts
 from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.speech import segments
 from mmtransfer.speech.audio import SAMPLE_RATE

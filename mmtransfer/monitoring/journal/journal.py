@@ -1,48 +1,37 @@
-"""What a monitor has heard, on disk before anything else is told: append-only JSON Lines.
+"""What a monitor has recognised, on disk before it is handed out: append-only JSON Lines.
 
 A line is either a segment (`camera`, `id`, `start`, `end`, `text`, scores) or an `event` (a segment
 without text, the end of a recording). Each is on the disk before the next thing happens, so that a
-monitor that was killed goes on where it stopped and says nothing twice.
+monitor that was killed goes on where it stopped and hands nothing out twice.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring.events import FileDone, FolderState, recording_of
+from mmtransfer.monitoring.events import LineKind
+from mmtransfer.monitoring.journal.heard import Heard
+from mmtransfer.monitoring.journal.records import Record, record_of
 from mmtransfer.monitoring.journal.spool import Spool
 from mmtransfer.monitoring.sources.cameras import printable
 from mmtransfer.speech.addresses import public_address
 from mmtransfer.speech.audio import beginning_digest
 
+logger = logging.getLogger(__name__)
 _HEADER = "journal.json"
 _FORMAT = 2
 _ROTATE_BYTES = 64 << 20
 _SAMPLE_BYTES = 1 << 16  # of a recording, that tell it from another of the same name
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What an earlier session has dealt with."""
-
-    ids: dict[str, set[str]]
-    """Segments by camera."""
-    ends: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The last line of a recording's end, by camera."""
-    folders: dict[str, FolderState] = field(default_factory=dict)
-    """What was read of folders, by camera."""
-    sounds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """When there were loud sounds, by camera and recording."""
 
 
 class Journal:
@@ -67,6 +56,7 @@ class Journal:
         self._folder, self._rotate_bytes = Path(folder), rotate_bytes
         self.channels: list[str] = []
         """Where alerts are sent; their lines say so, and it is known later which never arrived."""
+        self._damaged: dict[tuple[Path, int], str] = {}  # lines, and what is wrong with them
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(f"{folder}: expected a folder for the journal, found a file.")
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -152,60 +142,67 @@ class Journal:
                 if whole < len(data):
                     file.truncate(whole)
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Every line, oldest first."""
-        for path in self.files:
-            yield from self._lines(path)
+    @property
+    def damaged(self) -> int:
+        """Lines that were left out because they cannot be understood."""
+        return len(self._damaged)
 
-    def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
+    def records(self) -> Iterator[tuple[Record, Sequence[str]]]:
+        """What the lines are about, oldest first, each with the channels that it was to be sent to;
+        damaged lines are left out, counted and reported.
+        """
+        known = self.damaged
+        for path in self.files:
+            for number, line in self._lines(path):
+                try:
+                    record = record_of(line)
+                except ValueError as error:
+                    self._damaged[path, number] = str(error)
+                    continue
+                to = line.get("to")
+                if record is not None:
+                    yield record, to if isinstance(to, list) else []
+        self._report_damage(known)
+
+    def _lines(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The numbered lines of a file."""
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
                     found = json.loads(line)
-                    if "camera" not in found or not isinstance(found, dict):
-                        raise ValueError("no camera")
-                except ValueError:
-                    raise UserError(
-                        f"{path}: line {number} is damaged: expected an object with a camera, "
-                        f"found {line[:40]!r}. Mend or remove the line; nothing else is lost."
-                    ) from None
-                yield found
+                    is_whole = isinstance(found, dict) and isinstance(found.get("camera"), str)
+                except (ValueError, RecursionError):
+                    is_whole = False
+                if is_whole:
+                    yield number, found
+                else:
+                    self._damaged[path, number] = (
+                        f"expected an object with a camera, found {line[:40]!r}"
+                    )
+
+    def _report_damage(self, known: int) -> None:
+        if self.damaged == known:
+            return
+        (path, number), why = list(self._damaged.items())[known]
+        logger.warning(
+            "%s: damaged lines left out: %d; the first is line %d of %s: %s",
+            *(self._folder, self.damaged - known, number, path.name, why),
+        )
 
     def heard(self, recordings: Collection[str], waiting: Collection[str]) -> Heard:
         """What was dealt with: all segments of these recordings, and of live sources those that
-        are still in the spool, where a kill between journal and spool can leave them.
+        are still in the spool, where a kill between journal and spool can leave them. Damaged lines
+        are left out, counted and reported; what they were about is recognised again.
         """
-        found = Heard({})
-        reading: dict[str, dict[str, Mapping[str, Any]]] = {}  # by camera and beginning of ids
+        found, known = Heard(recordings, waiting), self.damaged
         # What a live source left in the spool was journalled last; months of it need not be read.
         for path in self.files if recordings else self.files[-2:]:
-            for line in self._lines(path):
-                camera = line["camera"]
-                if "id" in line and (camera in recordings or line["id"] in waiting):
-                    of = recording_of(line["id"])
-                    found.ids.setdefault(camera, set()).add(line["id"])
-                    if line.get("event") == "sound":
-                        sounds = found.sounds.setdefault(camera, {})
-                        sounds.setdefault(of, []).append(line["start"])
-                    elif of in reading.get(camera, {}):
-                        # Segments come in order: what lies before the end of one has been heard.
-                        file = reading[camera][of]
-                        heard = (line["end"] - file["at"], file["size"], file["probe"])
-                        found.folders[camera].begun[file["name"], file["inode"]] = heard
-                elif line.get("event") in ("end", "cut"):
-                    found.ends[camera] = line
-                elif line.get("event") == "reading":
-                    found.folders.setdefault(camera, FolderState())
-                    reading.setdefault(camera, {})[line["of"]] = line
-                elif line.get("event") == "file":
-                    done = FileDone.of_line(line)
-                    state = found.folders.setdefault(camera, FolderState())
-                    state.done.pop((done.name, done.inode), None)  # the last of a name comes last
-                    state.done[done.name, done.inode] = done
-                    state.begun.pop((done.name, done.inode), None)
-                    state.into.pop(done.name, None)
-                    if done.into:
-                        state.into[done.into] = done.into_s
+            for number, line in self._lines(path):
+                try:
+                    found.add(line)
+                except ValueError as error:
+                    self._damaged[path, number] = str(error)
+        self._report_damage(known)
         return found
 
     def spool(self) -> Spool:
@@ -236,7 +233,7 @@ class Journal:
             raise
 
     def _text(self, line: Mapping[str, Any]) -> str:
-        if self.channels and line.get("event") in ("alert", "sound"):
+        if self.channels and line.get("event") in (LineKind.ALERT, LineKind.SOUND):
             line = {**line, "to": self.channels}
         return json.dumps(line, ensure_ascii=False) + "\n"
 

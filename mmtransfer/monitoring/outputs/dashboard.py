@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring.events import CameraStats, MonitorStats
+from mmtransfer.monitoring.stats import CameraStats, MonitorStats
 
 _LOOPBACK = "127.0.0.1"
 _WIDE = 130  # columns of a terminal that hold the last text as well

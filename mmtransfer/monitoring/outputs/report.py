@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from mmtransfer.monitoring.events import Alert, Sound, Transcript
 from mmtransfer.monitoring.sources.cameras import printable
-from mmtransfer.speech.audio import AUDIO_SUFFIXES
+from mmtransfer.speech.recordings import AUDIO_SUFFIXES
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -16,12 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mmtransfer.monitoring.events import FileDone, Recording
+from mmtransfer.monitoring.events import FileDone, Occurrence, Recording, SourceEvent
 from mmtransfer.monitoring.sources.cameras import printable, same_form
-from mmtransfer.monitoring.sources.live import SourceEvent
 from mmtransfer.monitoring.sources.readers import Reader
 from mmtransfer.speech.audio import (
-    AUDIO_SUFFIXES,
     SAMPLE_RATE,
     MediaError,
     MissingChannelError,
@@ -29,6 +27,7 @@ from mmtransfer.speech.audio import (
     recording_length_s,
     stream_audio,
 )
+from mmtransfer.speech.recordings import is_recording, is_visible
 from mmtransfer.speech.segments import Segment
 
 _SETTLED_S = 10.0  # a file that has not changed for so long is complete
@@ -37,15 +36,6 @@ _JOINED_S = 1.0  # files this close follow each other without a gap
 _PATIENCE_S = 60.0  # beyond twice a file's length, how long the next one of its series may take
 _PROBE_BYTES = 1 << 22  # that tell whether a file is still what it was
 _EDGE = SAMPLE_RATE // 2  # the last samples of a file change when it grows
-MEDIA_SUFFIXES = (
-    *(".mp4", ".m4v", ".mkv", ".mov", ".qt", ".avi", ".divx", ".webm", ".ts", ".m2ts", ".mts"),
-    *(".m2t", ".tp", ".trp", ".flv", ".f4v", ".mpg", ".mpeg", ".mpe", ".vob", ".mod", ".tod"),
-    *(".wmv", ".asf", ".3gp", ".3g2", ".3gpp", ".ogv", ".ogm", ".rm", ".rmvb", ".mxf", ".dv"),
-    *(".dav", ".nut", ".wtv"),
-    *AUDIO_SUFFIXES,
-)
-"""Files of a folder that are read."""
-_SYSTEM_FOLDERS = {"@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found"}
 
 
 @dataclass(frozen=True)
@@ -156,10 +146,9 @@ class Folder:
         changing: dict[str, tuple[tuple[int, int], float]] = {}
         self.writing, self.others = set(), Counter()
         for path in self.path.rglob("*"):
-            parts = path.relative_to(self.path).parts
-            if any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in parts):
+            if not is_visible(path, self.path):
                 continue
-            if path.suffix.lower() not in MEDIA_SUFFIXES:
+            if not is_recording(path):
                 if path.is_file():
                     self.others[path.suffix.lower()] += 1
                 continue
@@ -308,8 +297,9 @@ def read_folder(reader: Reader) -> None:
         looked = time.monotonic()
         if folder.path.is_dir() != is_there:  # a disk that was unmounted
             is_there = not is_there
-            event = ("connected", "") if is_there else ("lost", "the folder is not there")
-            reader.tell(SourceEvent(reader.name, event[0], reader.clock(), event[1]))
+            event = Occurrence.CONNECTED if is_there else Occurrence.LOST
+            why = "" if is_there else "the folder is not there"
+            reader.tell(SourceEvent(reader.name, event, reader.clock(), why))
         found = folder.look()
         _tell_others(reader, folder, told)
         for place, unread in enumerate(found):
@@ -336,7 +326,7 @@ def _tell_others(reader: Reader, folder: Folder, told: set[str]) -> None:
         f"{folder.others[ending]} {ending or 'without an ending'}" for ending in fresh
     )
     detail = printable(f"{counts}: no recordings by their endings; a source by name is tried")
-    reader.tell(SourceEvent(reader.name, "not taken", reader.clock(), detail))
+    reader.tell(SourceEvent(reader.name, Occurrence.NOT_TAKEN, reader.clock(), detail))
 
 
 def _finish(chains: list[_Chain], over: list[_Chain]) -> None:
@@ -382,7 +372,7 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
         pass  # a recording of one channel among those of two
     except (MediaError, OSError) as error:  # the other files are read all the same
         why = printable(str(error))
-        reader.tell(SourceEvent(reader.name, "unreadable", reader.clock(), why))
+        reader.tell(SourceEvent(reader.name, Occurrence.UNREADABLE, reader.clock(), why))
         if not seconds and unread.before:  # once it is whole again it may be read on
             last = unread.before[-1]
             known = (last.seconds, last.digest, last.hashed)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import av
@@ -17,11 +17,11 @@ from mmtransfer.errors import UserError
 from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.speech.addresses import public_address
 from mmtransfer.speech.audio import channel_count, is_piped
+from mmtransfer.speech.recordings import is_recording
 
 logger = logging.getLogger(__name__)
 _LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "tcp", "tls", "udp", "mms"}
 _DEVICES = ("alsa", "pulse", "avfoundation", "dshow", "jack", "oss")
-_RECORDINGS = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".wav", ".flac", ".mp3", ".m4a", ".ogg"}
 _ANSWER_S = 10.0  # to say what it is; who does not answer by then goes by its address
 _AT_ONCE = 16
 _CHANNELS = 2  # of what cannot be asked before it is read
@@ -33,7 +33,7 @@ def is_live(source: str) -> bool:
     """
     parts = urlsplit(source)
     if parts.scheme in ("http", "https"):
-        return PurePosixPath(parts.path).suffix.lower() not in _RECORDINGS
+        return not is_recording(parts.path)
     return is_device(source) or (parts.scheme in _LIVE_SCHEMES and "://" in source)
 
 

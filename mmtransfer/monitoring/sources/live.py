@@ -21,6 +21,7 @@ import av
 import av.error
 import numpy as np
 
+from mmtransfer.monitoring.events import Occurrence, SourceEvent
 from mmtransfer.monitoring.sources.clips import Recorder
 from mmtransfer.monitoring.sources.kinds import is_device
 from mmtransfer.speech.addresses import public_address, without_secrets
@@ -52,21 +53,6 @@ class Block:
     """Seconds since 1970 of the first sample, by this machine's clock."""
     is_joined: bool
     """Whether it follows the block before without a gap."""
-
-
-@dataclass(frozen=True)
-class SourceEvent:
-    """Something happened to a source."""
-
-    camera: str
-    event: str
-    """connected, gap, lost (once for attempts that fail alike); silent: nothing but zeros for a
-    minute; unreadable: a file of a folder; not taken: files of a folder
-    that are no recordings by their ending; no clip: what was around an alert could not be kept.
-    """
-    at: float
-    """Seconds since 1970."""
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,26 +129,28 @@ def read_live(
                 if found is None:
                     continue
                 if isinstance(found, _OverError):
-                    yield SourceEvent(camera, "lost", now(), "the recording that it is has ended")
+                    yield SourceEvent(
+                        camera, Occurrence.LOST, now(), "the recording that it is has ended"
+                    )
                     return
                 if isinstance(found, Exception):
                     reason = _reason(found)
                     if reason != told[0] or now() - told[1] >= settings.tell_again_s:
                         told = (reason, now())
-                        yield SourceEvent(camera, "lost", told[1], reason)
+                        yield SourceEvent(camera, Occurrence.LOST, told[1], reason)
                     break
                 if line is None:
                     # FFmpeg hands over at once what it looked at to know the format. The last of
                     # it has just been spoken, not the first.
                     found = connection.with_what_is_there(found)
-                    yield SourceEvent(camera, "connected", now())
+                    yield SourceEvent(camera, Occurrence.CONNECTED, now())
                     pause, told = settings.first_retry_s, ("", 0.0)
                     line, lost_s = _TimeLine(max(now() - _seconds(found), last), now()), None
                 else:
                     lost_s = line.place(found, now())
                 if lost_s is not None:
                     detail = f"{lost_s:.1f} s without audio"
-                    yield SourceEvent(camera, "gap", line.position, detail)
+                    yield SourceEvent(camera, Occurrence.GAP, line.position, detail)
                     line = _TimeLine(line.position + lost_s, now())
                 if recorder is not None and found[1] is not None:
                     recorder.align(line.position - found[1])

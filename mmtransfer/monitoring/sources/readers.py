@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from mmtransfer.monitoring.events import (
-    CameraStats,
     FolderState,
+    Occurrence,
     Sound,
     SourceEnd,
+    SourceEvent,
     Stopped,
     segment_id,
 )
@@ -25,10 +26,10 @@ from mmtransfer.monitoring.sources.clips import Recorder
 from mmtransfer.monitoring.sources.live import (
     Block,
     LiveSettings,
-    SourceEvent,
     SteadyClock,
     read_live,
 )
+from mmtransfer.monitoring.stats import CameraStats
 from mmtransfer.speech.addresses import public_address
 from mmtransfer.speech.audio import SAMPLE_RATE, MediaError, is_piped, stream_audio
 from mmtransfer.speech.end_of_turn import EndOfTurn
@@ -152,7 +153,8 @@ class Reader:
         self.stats.audio_s += len(samples) / SAMPLE_RATE
         for level in sound.feed(samples, at) if sound is not None else ():
             if level.is_dead:
-                self.tell(SourceEvent(self.name, "silent", level.at, "nothing but silence"))
+                why = "nothing but silence"
+                self.tell(SourceEvent(self.name, Occurrence.SILENT, level.at, why))
                 continue
             start, end = round(level.at, 3), round(level.at + 0.25, 3)
             name = f"{segment_id(of, start)}#sound"
@@ -238,7 +240,7 @@ def read_camera(reader: Reader) -> None:
         channel=reader.channel,
     ):
         if not isinstance(item, Block):
-            if item.event == "lost":
+            if item.event == Occurrence.LOST:
                 finish()
                 segmenter = None
             reader.tell(item)

@@ -1,0 +1,121 @@
+"""What a monitor did: numbers for each source, and in sum."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+_DELAYS = 1000  # segments whose delays are kept, for their quantiles
+
+
+@dataclass
+class CameraStats:
+    """What happened to one source; each number has one thread that writes it."""
+
+    audio_s: float = 0.0
+    """Audio read."""
+    decode_s: float = 0.0
+    """Time of the recogniser's workers."""
+    segments: int = 0
+    """Segments with text."""
+    lines: int = 0
+    """Lines of text, revised ones not counted again."""
+    revised: int = 0
+    """Lines of a live source that were replaced when their turn was over."""
+    not_revised: int = 0
+    """Turns that there was no time to decode as a whole; their lines stay as they are."""
+    repeated: int = 0
+    """Segments decoded again in longer contexts or in halves, because a guard objected."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Segments, and halves of windows, without text, by reason."""
+    dropped: int = 0
+    """Segments for which there was no room to wait."""
+    waiting: int = 0
+    """Segments cut, and not read yet."""
+    alerts: int = 0
+    """Watch words that were said, and loud sounds."""
+    is_connected: bool = False
+    """Of a live source, whether audio comes."""
+    last_text: str = ""
+    events: Counter[str] = field(default_factory=Counter)
+    """What happened to a live source: connected, gap, lost."""
+    delays_s: deque[float] = field(default_factory=lambda: deque(maxlen=_DELAYS))
+    """Of a live source's last segments: from the end of speech to its text."""
+
+    @property
+    def real_time_factor(self) -> float:
+        """Recognition time over audio time."""
+        return self.decode_s / self.audio_s if self.audio_s else 0.0
+
+    @property
+    def reconnects(self) -> int:
+        """Connections after the first."""
+        return max(0, self.events["connected"] - 1)
+
+    def delay_s(self, quantile: float) -> float:
+        """A quantile of the last segments' delays, 0 where there is none."""
+        delays = sorted(self.delays_s)
+        return delays[min(len(delays) - 1, int(quantile * len(delays)))] if delays else 0.0
+
+
+class MonitorStats:
+    """What a monitor did: for each source, and in sum."""
+
+    def __init__(self) -> None:
+        self.wall_s = 0.0
+        self.cameras: dict[str, CameraStats] = {}
+
+    def add_cameras(self, names: Iterable[str]) -> None:
+        """Count for these sources as well."""
+        self.cameras = {name: CameraStats() for name in names} | self.cameras
+
+    @property
+    def segments(self) -> int:
+        """Segments with text."""
+        return sum(camera.segments for camera in self.cameras.values())
+
+    @property
+    def audio_s(self) -> float:
+        """Audio read."""
+        return sum(camera.audio_s for camera in self.cameras.values())
+
+    @property
+    def lines(self) -> int:
+        """Lines of text."""
+        return sum(camera.lines for camera in self.cameras.values())
+
+    @property
+    def revised(self) -> int:
+        """Lines that were replaced when their turn was over."""
+        return sum(camera.revised for camera in self.cameras.values())
+
+    @property
+    def not_revised(self) -> int:
+        """Turns that there was no time to decode as a whole."""
+        return sum(camera.not_revised for camera in self.cameras.values())
+
+    @property
+    def repeated(self) -> int:
+        """Segments decoded again in longer contexts."""
+        return sum(camera.repeated for camera in self.cameras.values())
+
+    @property
+    def rejected(self) -> Counter[str]:
+        """Segments without text, by reason."""
+        return sum((camera.rejected for camera in self.cameras.values()), Counter())
+
+    @property
+    def dropped(self) -> int:
+        """Segments for which there was no room to wait."""
+        return sum(camera.dropped for camera in self.cameras.values())
+
+    @property
+    def events(self) -> Counter[str]:
+        """What happened to live sources."""
+        return sum((camera.events for camera in self.cameras.values()), Counter())
+
+    @property
+    def real_time_factor(self) -> float:
+        """Processing time over audio time."""
+        return self.wall_s / self.audio_s if self.audio_s else 0.0
