@@ -80,8 +80,8 @@ def test_what_the_token_limit_cuts_off_is_unfinished(
     whole = recognizer(whisper_tiny, engine).engine.decode(clips[:1], 20.0)[0]
     assert whole.finished
     assert len(whole.tokens) > 4
-    module = "torch_engines" if engine == "transformers" else "ctranslate2_engine"
-    monkeypatch.setattr(f"mmtransfer.{module}.token_limit", lambda *_: 4)
+    module = "engines_torch" if engine == "transformers" else "engines_ctranslate2"
+    monkeypatch.setattr(f"mmtransfer.speech.{module}.token_limit", lambda *_: 4)
     found = recognizer(whisper_tiny, engine, options=DecodingOptions(prompt=prompt))
     cut = found.engine.decode(clips[:1], 20.0)[0]
     assert len(cut.tokens) == 4
