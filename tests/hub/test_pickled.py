@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tone, write_dataset
+from hub_server import Hub
 from safetensors.torch import load_file
+from test_publishing import OUTPUTS, TOKEN, python
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
@@ -142,3 +144,22 @@ def test_an_index_names_files_beside_it_alone(old, tmp_path, name):
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"index\.json: expected the names"):
         load_speech_model(str(folder))
+
+
+def test_a_repository_that_holds_old_weights_alone_loads_like_the_new_ones(
+    random_whisper, old, tmp_path
+):
+    folder, weights = old
+    whole(folder, weights)
+    served = Hub(TOKEN)
+    served.put("someone/old", folder)
+    served.put("someone/new", random_whisper)
+    models = [[name, f"someone/{name}", None] for name in ("old", "new")]
+    given = {"models": models, "texts": []}
+    try:
+        found = json.loads(python(OUTPUTS, given, served.endpoint, tmp_path / "home"))
+    finally:
+        served.close()
+    assert found["old"] == found["new"]
+    asked = [path for _, path in served.requests if "someone/old" in path]
+    assert any("pytorch_model.bin" in path for path in asked)
