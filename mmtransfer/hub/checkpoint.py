@@ -71,6 +71,8 @@ class Checkpoint:
     """The whole model beneath an adapter or a head; None for a whole model."""
     is_plain_adapter: bool = False
     """Whether it is an adapter as peft writes it."""
+    asks_for_code: bool = False
+    """Whether its settings name code that comes with it, which is never run."""
     short: ShortAdapter | None = None
 
     @property
@@ -136,22 +138,25 @@ def _resolve(source: str, revision: str | None, *, is_base: bool) -> Checkpoint:
         metadata, base = _plain_adapter(folder)
     elif metadata is not None and metadata.form != "full" and metadata.base is not None:
         base = _resolve(metadata.base.source, metadata.base.revision, is_base=True)
-    if base is not None:
-        architecture, classes = base.architecture, base.classes
-    else:
-        architecture, classes = _architecture(source, folder)
+    with load_errors(source, "a model"):
+        beneath = folder if base is None else base.folder
+        config = json.loads((beneath / "config.json").read_text(encoding="utf-8"))
+        architecture, classes = str(config["model_type"]), tuple(config.get("architectures") or [])
     kind = _kind(folder, architecture, classes) if metadata is None else metadata.task
     found = Checkpoint(
-        source, folder, commit, kind, architecture, classes, metadata, base, is_plain
+        source,
+        folder,
+        commit,
+        kind,
+        architecture,
+        classes,
+        metadata,
+        base,
+        is_plain,
+        asks_for_code="auto_map" in config,
     )
     short = _short_adapter(found) if architecture == "whisper" else None
     return found if short is None else replace(found, short=short)
-
-
-def _architecture(source: str, folder: Path) -> tuple[str, tuple[str, ...]]:
-    with load_errors(source, "a model"):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return str(config["model_type"]), tuple(config.get("architectures") or [])
 
 
 def _kind(folder: Path, architecture: str, classes: tuple[str, ...]) -> str:
@@ -168,8 +173,11 @@ def _takes_sound(folder: Path) -> bool:
         if path.is_file():
             with load_errors(str(path), "a processor"):
                 settings = json.loads(path.read_text(encoding="utf-8"))
-                if "sampling_rate" in {**settings, **settings.get("feature_extractor", {})}:
-                    return True
+            parts = [settings]
+            if isinstance(settings, dict):
+                parts.append(settings.get("feature_extractor"))
+            if any(isinstance(part, dict) and "sampling_rate" in part for part in parts):
+                return True
     return False
 
 
@@ -194,6 +202,17 @@ def _short_adapter(found: Checkpoint) -> ShortAdapter | None:
         )
     except (KeyError, TypeError, ValueError):
         raise damaged(folder) from None
+
+
+def other_kind(found: Checkpoint, expected: str) -> UserError:
+    """That a model is of another kind than is expected."""
+    if found.asks_for_code:
+        return UserError(
+            f"{found.folder}: it asks for code of its own (auto_map), which is never run. Expected "
+            f"{expected} of an architecture of transformers."
+        )
+    what = "a text classifier" if found.kind == "sentiment" else "a speech recogniser"
+    return UserError(f"{found.source}: expected {expected}, found {what} ({found.architecture}).")
 
 
 # --- adapters as peft writes them ----------------------------------------------------------------

@@ -66,7 +66,7 @@ def write_metadata(folder: Path, **values: Any) -> None:
     """Write what a checkpoint's own files do not say."""
     base = values.get("base")
     if isinstance(base, Base):
-        # Where a base has no public place, only its name is told, not where it lay.
+        # Where a base has no public place, only its name is written, not where it lay.
         named = base if base.is_portable else replace(base, source=Path(base.source).name)
         values["base"] = asdict(named)
     text = json.dumps({"format": _FORMAT, **values}, indent=2, ensure_ascii=False)

@@ -111,8 +111,8 @@ def decode_waves(
             batch_seconds=batch_seconds,
             shortest_context_s=shortest_context_s,
         )
-        heard = recognizer.transcribe([waves[row] for row in rows], progress=progress)
-        found |= zip(rows, heard, strict=True)
+        decoded = recognizer.transcribe([waves[row] for row in rows], progress=progress)
+        found |= zip(rows, decoded, strict=True)
     return [found[row] for row in range(len(clips))]
 
 

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import Checkpoint, resolve
+from mmtransfer.hub.checkpoint import Checkpoint, other_kind, resolve
 from mmtransfer.runtime import cores
 from mmtransfer.speech.end_of_turn import open_end_of_turn
 from mmtransfer.speech.engine import DecodingOptions
@@ -96,9 +96,7 @@ def _load(checkpoint: Checkpoint, language: str | None) -> SpeechModel | CtcMode
     if checkpoint.kind == "ctc":
         return load_ctc_model(checkpoint, language=language)
     if checkpoint.kind != "speech":
-        raise UserError(
-            f"{checkpoint.source}: expected a speech recogniser, found a text classifier."
-        )
+        raise other_kind(checkpoint, "a speech recogniser")
     return load_speech_model(checkpoint, language=language)
 
 

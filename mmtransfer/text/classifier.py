@@ -14,7 +14,7 @@ import torch
 
 from mmtransfer.config import DataConfig, HeadConfig
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import Checkpoint
+from mmtransfer.hub.checkpoint import Checkpoint, other_kind
 from mmtransfer.hub.files import METADATA
 from mmtransfer.hub.loading import load_weights, loading
 from mmtransfer.hub.metadata import Base, Metadata, damaged, write_metadata
@@ -381,10 +381,7 @@ def new_text_model(
     """
     source, folder = checkpoint.source, checkpoint.folder
     if checkpoint.kind != "sentiment":
-        raise UserError(
-            f"{source}: expected a text encoder, found a {checkpoint.kind} model "
-            f"({checkpoint.architecture})."
-        )
+        raise other_kind(checkpoint, "a text encoder")
     if checkpoint.metadata is not None:
         return _continued(load_text_model(checkpoint), labels, data, head, seed)
     tokenizer = _load_tokenizer(source, folder)

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from mmtransfer.config import DataConfig, RuntimeConfig, text_columns
 from mmtransfer.data.tables import numbered_rows, plain, with_columns
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import resolve
+from mmtransfer.hub.checkpoint import other_kind, resolve
 from mmtransfer.progress import track
 from mmtransfer.runtime import choose_device, use_runtime
 from mmtransfer.text.classifier import Prediction, TextModel, cut_note, load_text_model
@@ -69,7 +69,7 @@ def _classifier(model: str | TextModel, runtime: RuntimeConfig) -> TextModel:
     if isinstance(model, str):
         checkpoint = resolve(model)
         if checkpoint.kind != "sentiment":
-            raise UserError(f"{model}: expected a text classifier, found a speech recogniser.")
+            raise other_kind(checkpoint, "a text classifier")
         model = load_text_model(checkpoint)
     model.network.to(choose_device(runtime))
     return model

@@ -374,6 +374,16 @@ def test_a_revision_gives_the_model_of_that_commit(hub, bases, runs, expected, h
     assert asked == ["/api/models/user/moving/revision/main"]
 
 
+def test_every_verb_asks_for_the_newest_commit_once(hub, published, home, tmp_path):
+    data = write_texts(tmp_path / "texts.jsonl", 6)
+    hub.requests.clear()
+    verbs = (["predict", "user/head", "--text", "x"], ["evaluate", "user/head", "--data", data])
+    answers = commands([[{}, list(verb)] for verb in verbs], hub.endpoint, home)
+    assert [code for code, _, _ in answers] == [0, 0], answers
+    asked = [path for _, path in hub.requests if path.startswith("/api/models/user/head/rev")]
+    assert asked == 2 * ["/api/models/user/head/revision/main"]
+
+
 def copy_run(run: Path, folder: Path) -> Path:
     shutil.copytree(run, folder)
     return folder

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from mmtransfer.config import build_config
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
-from mmtransfer.runs import load_text_splits
 from mmtransfer.text.classifier import new_text_model
 from mmtransfer.text.classifier_task import SentimentTask
+from mmtransfer.text.splits import load_text_splits
 from mmtransfer.transfer import features
 from mmtransfer.transfer.features import cache_key, cached_features, weights_digest
 from mmtransfer.transfer.stages import resolve_stages, set_dropout
