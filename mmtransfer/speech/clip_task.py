@@ -21,7 +21,7 @@ from mmtransfer.speech.ctc import CtcModel
 from mmtransfer.speech.scores import ClipScore, SpeechScore
 from mmtransfer.speech.whisper import SpeechModel
 from mmtransfer.transfer.splits import Splits
-from mmtransfer.transfer.stages import Layout, Stage
+from mmtransfer.transfer.stages import Layout, Stage, resolve_stages
 from mmtransfer.transfer.task import Task, comparable, name_some, refuse_contrastive
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,6 @@ class ClipTask(Task):
         rehearsal: ClipSet | None = None,
     ):
         super().__init__(speech, model, layout, host, stages, config)
-        refuse_contrastive(stages)
         self._augmenter = Augmenter(config.augment, speech.max_context_s)
         # The target's clips that can be learnt; rehearsal clips are numbered behind.
         self.target = self._fitting(train)
@@ -74,6 +73,7 @@ class ClipTask(Task):
     def check(cls, config: Config) -> None:
         """Refuse what cannot be, before anything is loaded."""
         super().check(config)
+        refuse_contrastive(resolve_stages(config))
         if config.data.language == "auto":
             raise UserError(
                 "data.language: training needs the language of the speech, found 'auto'. Name it "

@@ -26,7 +26,7 @@ from mmtransfer.progress import no_library_bars
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.contexts import context_step_s
 from mmtransfer.transfer.adapters import load_merged, save_adapter
-from mmtransfer.transfer.encoders import WAVE_ENCODERS, SpeechEncoder
+from mmtransfer.transfer.encoders import SpeechEncoder, encoder_family, speech_encoder
 from mmtransfer.transfer.heads import CtcHead
 from mmtransfer.transfer.networks import Network, build_head, check_base, read_head, write_head
 
@@ -76,22 +76,7 @@ class CtcModel:
     def inputs(self, clips: Sequence[np.ndarray], context_s: float) -> dict[str, torch.Tensor]:
         """Encoder inputs of 16-kHz clips, each padded with silence to the context."""
         samples = round(context_s * SAMPLE_RATE)
-        if self._encoder.kind == "whisper":
-            features = self.extractor(
-                list(clips),
-                sampling_rate=SAMPLE_RATE,
-                max_length=samples,
-                padding="max_length",
-                truncation=True,
-                return_tensors="pt",
-            ).input_features
-            return {"features": features}
-        rows = np.zeros((len(clips), samples), np.float32)
-        for row, clip in zip(rows, clips, strict=True):
-            # Normalised before padding, so that the result does not depend on the context.
-            values = self.extractor(clip[:samples], sampling_rate=SAMPLE_RATE).input_values[0]
-            row[: len(values)] = values
-        return {"values": torch.from_numpy(rows)}
+        return self._encoder.inputs(self.extractor, clips, samples)
 
     @property
     def _encoder(self) -> SpeechEncoder:
@@ -112,9 +97,12 @@ class CtcModel:
 
     def spell(self, text: str) -> list[int]:
         """Symbol numbers of a transcript, each character as the alphabet has it (see `spelling`);
-        others are `<unk>`, or left out where there is none.
+        others are `<unk>`, or left out where there is none. Where symbols are pieces of words, each
+        is as long as can be.
         """
         numbers = {symbol: number for number, symbol in enumerate(self.symbols)}
+        if any(symbol[0] == _SPACE and len(symbol) > 1 for symbol in self.symbols):
+            return self._pieces(text, numbers)
         unknown = numbers.get(_UNKNOWN)
         spelt: dict[str, list[int]] = {}
         for character in set(text):
@@ -131,6 +119,20 @@ class CtcModel:
             joined += [space] if number and space is not None else []
             joined += word
         return joined
+
+    def _pieces(self, text: str, numbers: dict[str, int]) -> list[int]:
+        spelt = {c: spelling(c, numbers) for c in set(text)}
+        words = ["".join("".join(spelt[c] or []) for c in word) for word in _words(text, numbers)]
+        rest = "".join(_SPACE + word for word in words if word)
+        longest = max(map(len, self.symbols))
+        found: list[int] = []
+        while rest:
+            lengths = range(min(longest, len(rest)), 0, -1)
+            length = next((size for size in lengths if rest[:size] in numbers), 1)
+            if rest[:length] in numbers:
+                found.append(numbers[rest[:length]])
+            rest = rest[length:]
+        return found
 
     @property
     def blank(self) -> int:
@@ -154,14 +156,16 @@ class CtcModel:
         head, encoder = self.network.head, self._encoder
         plain = form == "full" and self.is_plain
         with no_library_bars():
-            if plain:
-                self._library_model().save_pretrained(folder)
+            if plain and isinstance(head, CtcHead):
+                dropout = self.network.config.dropout
+                model = encoder.put_together(head.output, self.blank, dropout)
+                model.save_pretrained(folder)
             elif form == "full":
                 encoder.model.save_pretrained(folder)
             elif form == "adapter":
                 save_adapter(adapted, folder)
             self.extractor.save_pretrained(folder)
-        if encoder.kind != "whisper":
+        if encoder.has_library_ctc:
             self._save_tokenizer(folder)
         if head is not None and not plain:
             write_head(folder, head)
@@ -180,20 +184,7 @@ class CtcModel:
         """Whether a full save is the library's own CTC model."""
         config, encoder = self.network.config, self._encoder
         is_last = self.network.layers == [encoder.depth]
-        return encoder.kind in WAVE_ENCODERS and is_last and not config.conv_layers
-
-    def _library_model(self) -> Any:
-        from transformers import AutoModelForCTC
-
-        head, encoder = self.network.head, self._encoder
-        config = encoder.model.config
-        config.vocab_size, config.pad_token_id = len(self.symbols), self.blank
-        config.final_dropout = self.network.config.dropout
-        model = AutoModelForCTC.from_config(config, trust_remote_code=False)
-        model.base_model.load_state_dict(encoder.model.state_dict())
-        if isinstance(head, CtcHead):
-            model.lm_head.load_state_dict(head.output.state_dict())
-        return model
+        return encoder.has_library_ctc and is_last and not config.conv_layers
 
     def _save_tokenizer(self, folder: Path) -> None:
         from transformers import Wav2Vec2CTCTokenizer
@@ -275,7 +266,7 @@ def new_ctc_model(
                 f"{source}: expected a whole model, found an adapter. Train it with "
                 "transfer.merge_adapter: true, or name the model that it stands on."
             )
-        encoder = SpeechEncoder(_load_encoder(checkpoint))
+        encoder = speech_encoder(_load_encoder(checkpoint))
         extractor = _load_extractor(source, checkpoint.folder)
         base = checkpoint.as_base()
     module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, seed)
@@ -357,7 +348,7 @@ def _load_transfer(checkpoint: Checkpoint, metadata: Metadata, language: str | N
         check_base(model, checkpoint.recorded)
     if checkpoint.adapter is not None:
         model = load_merged(model, checkpoint.adapter)
-    encoder = SpeechEncoder(model)
+    encoder = speech_encoder(model)
     head = HeadConfig.model_validate(metadata.head)
     symbols = metadata.symbols
     module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, 0)
@@ -375,20 +366,20 @@ def _load_library_model(checkpoint: Checkpoint, language: str | None) -> CtcMode
         model = load_weights(AutoModelForCTC, folder)
         if checkpoint.adapter is not None:
             model = load_merged(model, checkpoint.adapter)
-        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    symbols = sorted(vocabulary, key=lambda symbol: vocabulary[symbol])
+        family = encoder_family(checkpoint.architecture)
+        symbols = family.symbols(folder)
     blank = model.config.pad_token_id
     if blank is not None and blank < len(symbols):
         symbols[blank] = _BLANK  # some vocabularies name it [PAD]
     if _BLANK not in symbols or len(symbols) > model.config.vocab_size:
         raise UserError(f"{source}: its vocabulary has no blank, or does not fit the output layer.")
-    encoder = SpeechEncoder(model.base_model)
-    head = HeadConfig(type="ctc", dropout=float(model.config.final_dropout))
-    outputs = model.lm_head.out_features
+    bare, output, dropout = family.take_apart(model)
+    encoder, head = family(bare), HeadConfig(type="ctc", dropout=dropout)
+    outputs = len(output["weight"])
     symbols += [f"<unused{n}>" for n in range(len(symbols), outputs)]
     module = build_head("ctc", encoder.width, encoder.depth, outputs, head, 0)
     if isinstance(module, CtcHead):
-        module.output.load_state_dict(model.lm_head.state_dict())
+        module.output.load_state_dict(output)
     network = Network(encoder, module, head).eval()
     base = (metadata.base if metadata else None) or checkpoint.as_base()
     known = metadata.language if metadata else None
@@ -397,15 +388,9 @@ def _load_library_model(checkpoint: Checkpoint, language: str | None) -> CtcMode
 
 
 def _load_encoder(checkpoint: Checkpoint) -> Any:
-    from transformers import AutoModel
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    folder, kind = checkpoint.weights, checkpoint.architecture
-    with loading(checkpoint.source, "a speech encoder", folder):
-        if kind == "whisper" and checkpoint.classes == ("WhisperEncoder",):
-            return load_weights(WhisperEncoder, folder)
-        model = load_weights(AutoModel, folder)
-    return model.get_encoder() if kind == "whisper" else model
+    family = encoder_family(checkpoint.architecture)
+    with loading(checkpoint.source, "a speech encoder", checkpoint.weights):
+        return family.load(checkpoint.weights, checkpoint.classes)
 
 
 def _load_extractor(source: str, folder: Path) -> Any:

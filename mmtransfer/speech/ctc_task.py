@@ -27,7 +27,6 @@ from mmtransfer.transfer.features import FeatureStore, cache_key, cached_feature
 from mmtransfer.transfer.regularisers import Outputs
 from mmtransfer.transfer.splits import training_data
 from mmtransfer.transfer.stages import Stage, frozen_modules, resolve_stages
-from mmtransfer.transfer.task import network_layout
 
 
 @dataclass
@@ -63,7 +62,7 @@ class CtcTask(ClipTask):
         super().__init__(
             speech,
             network,
-            network_layout(network),
+            network.layout(),
             encoder.model,
             stages or resolve_stages(config),
             config,

@@ -46,13 +46,13 @@ from mmtransfer.speech.whisper import (
     allow_silence,
     encode_whisper,
     load_speech_model,
+    whisper_layout,
 )
 from mmtransfer.speech.whisper_task import SAFE_CLIPS, fitting_clips, shortest_safe_context_s
 from mmtransfer.transfer.features import FeatureStore, cache_key, cached_features, weights_digest
 from mmtransfer.transfer.regularisers import Outputs
 from mmtransfer.transfer.splits import training_data
 from mmtransfer.transfer.stages import Stage, resolve_stages
-from mmtransfer.transfer.task import whisper_layout
 
 _KEPT = 64  # most probable tokens of each place
 _CROSS_ENTROPY = 0.5  # weight of the greedy tokens beside the distribution

@@ -33,8 +33,9 @@ from mmtransfer.speech.generation import check_config, check_generation, complet
 from mmtransfer.speech.logmel import log_mel
 from mmtransfer.speech.scores import speech_metric
 from mmtransfer.transfer.adapters import load_merged, save_adapter
-from mmtransfer.transfer.encoders import SpeechEncoder
-from mmtransfer.transfer.networks import check_base
+from mmtransfer.transfer.encoders import WhisperEncoder
+from mmtransfer.transfer.networks import check_base, encoder_levels
+from mmtransfer.transfer.stages import Layout
 
 _CONTEXT_KEY, _WINDOW_KEY = "shortest_context_s", "window_s"  # in the model's config.json
 
@@ -318,11 +319,20 @@ def allow_silence(model: Any) -> None:
         ]
 
 
+def whisper_layout(model: Any) -> Layout:
+    """The modules of a Whisper from input to output: encoder, then decoder."""
+    encoder, decoder = WhisperEncoder(model.get_encoder()), model.get_decoder()
+    levels = encoder_levels(encoder)
+    levels += [[decoder.embed_tokens, decoder.embed_positions], *([x] for x in decoder.layers)]
+    levels[-1] = [*levels[-1], decoder.layer_norm]
+    return Layout(levels, encoder.depth, [], encoder.fixed)
+
+
 def encode_whisper(model: Any, features: torch.Tensor) -> torch.Tensor:
     """Whisper's encoder on any number of frames up to its window.
 
     `features` [clip, mel, frame] -> hidden states [clip, frame / 2, width]. With the full window
     this is the model's own encoder.
     """
-    encoder = SpeechEncoder(model.get_encoder())
+    encoder = WhisperEncoder(model.get_encoder())
     return encoder.hidden_states([encoder.depth], {"features": features})[encoder.depth]

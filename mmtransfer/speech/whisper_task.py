@@ -28,8 +28,8 @@ from mmtransfer.speech.contexts import WINDOW_S
 from mmtransfer.speech.scores import ClipScore
 from mmtransfer.speech.splits import add_rehearsal, load_clip_splits
 from mmtransfer.speech.voice_activity import speech_bounds
-from mmtransfer.speech.whisper import SpeechModel, allow_silence, load_speech_model
-from mmtransfer.transfer.encoders import FRAMES_PER_SECOND, SpeechEncoder
+from mmtransfer.speech.whisper import SpeechModel, allow_silence, load_speech_model, whisper_layout
+from mmtransfer.transfer.encoders import FRAMES_PER_SECOND, WhisperEncoder
 from mmtransfer.transfer.features import FeatureStore, cache_key, cached_features, weights_digest
 from mmtransfer.transfer.regularisers import Outputs
 from mmtransfer.transfer.splits import training_data
@@ -40,7 +40,6 @@ from mmtransfer.transfer.stages import (
     frozen_modules,
     resolve_stages,
 )
-from mmtransfer.transfer.task import refuse_contrastive, whisper_layout
 
 _IGNORED = -100  # target positions without loss
 _SAFE_CONTEXTS_S = (20.0, 10.0)  # tried between the full window and the clips' own length
@@ -93,7 +92,7 @@ class SpeechTask(ClipTask):
             validation,
             rehearsal,
         )
-        self._encoder = SpeechEncoder(model.get_encoder())
+        self._encoder = WhisperEncoder(model.get_encoder())
         clips = self.train.clips
         self._tokens = [speech.spell(clip.text, clip.language) for clip in clips]
         self._bounds: dict[int, tuple[float, float] | None] = {}
@@ -113,7 +112,6 @@ class SpeechTask(ClipTask):
         speech = load_speech_model(
             source, language=language, short_contexts=False, can_detect=False
         )
-        refuse_contrastive(resolve_stages(config))
         splits = load_clip_splits(
             config, speech.max_context_s, languages=speech.languages, train_clips=clips
         )

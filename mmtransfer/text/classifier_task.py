@@ -45,7 +45,7 @@ from mmtransfer.transfer.stages import (
     resolve_stages,
     supervised_contrastive_loss,
 )
-from mmtransfer.transfer.task import Task, name_some, network_layout
+from mmtransfer.transfer.task import Task, name_some
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +91,7 @@ class SentimentTask(Task):
     ):
         encoder = text.network.encoder
         stages = stages or resolve_stages(config)
-        super().__init__(
-            text, text.network, network_layout(text.network), encoder.model, stages, config
-        )
+        super().__init__(text, text.network, text.network.layout(), encoder.model, stages, config)
         self.text = text
         self._network = text.network
         self._targets = len(train)
@@ -129,7 +127,6 @@ class SentimentTask(Task):
     @classmethod
     def set_up(cls, config: Config, source: Checkpoint, device: torch.device) -> SentimentTask:
         """The task with an encoder, a head for its classes, and its texts."""
-        resolve_stages(config)  # refuses what cannot be before the texts are taken in
         splits, labels = load_text_splits(config)
         text = new_text_model(
             source, labels, data=config.data, head=config.head, seed=config.runtime.seed

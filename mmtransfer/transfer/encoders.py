@@ -7,20 +7,25 @@ layers, and the hidden states of layer `depth` are the encoder's output, its fin
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from mmtransfer.errors import UserError
+from mmtransfer.hub.loading import load_weights
+from mmtransfer.transfer.stages import rest_of
 
 FRAMES_PER_SECOND = 50
-"""Hidden states of a speech encoder."""
-WAVE_ENCODERS = ("wav2vec2", "hubert", "wavlm")
-"""Model types that read the waveform."""
+"""Hidden states of a Whisper's encoder."""
+_RATE = 16_000
 
 
 class _Given(nn.Module):
@@ -67,6 +72,7 @@ class TextEncoder(nn.Module):
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
+        self.fixed: list[nn.Module] = []
         config = model.config
         self.width = int(config.hidden_size)
         self.depth = int(config.num_hidden_layers)
@@ -81,6 +87,11 @@ class TextEncoder(nn.Module):
     def base(self) -> Any:
         """The bare encoder."""
         return self.model.base_model
+
+    @property
+    def own_head(self) -> list[nn.Module]:
+        """The model's own classification head."""
+        return rest_of(self.model, [self.base])
 
     def _find_layers(self) -> tuple[nn.Module, str]:
         base = self.base
@@ -189,63 +200,70 @@ def _captured(module: nn.Module, states: dict[int, torch.Tensor], index: int) ->
         handle.remove()
 
 
-class SpeechEncoder(nn.Module):
-    """Whisper's encoder, or a wav2vec 2.0, HuBERT or WavLM model.
+class SpeechEncoder(nn.Module, ABC):
+    """A speech encoder, one subclass for each family; see `ENCODERS`.
 
-    Input is `{"features": log-mel [clip, mel, frame]}` for Whisper and `{"values": waveform [clip,
-    sample]}` for the others; hidden states are [clip, frame, width], 50 frames a second. Clips of
-    a batch have one length, so there are no masks.
-
-    Raises:
-        UserError: another architecture.
+    What it takes is what its own `inputs` makes of clips; hidden states are [clip, frame, width].
+    Clips of a batch have one length.
     """
+
+    width: int
+    depth: int
+    has_library_ctc: ClassVar[bool] = False
+    """Whether transformers has a CTC model around it with a vocabulary of symbols, so that a plain
+    output layer is saved as that.
+    """
+    fixed: list[nn.Module]
+    """Modules that are never trained."""
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
-        config = model.config
-        self.kind = config.model_type
-        if self.kind == "whisper":
-            self.width, self.depth = int(config.d_model), int(config.encoder_layers)
-        elif self.kind in WAVE_ENCODERS and getattr(model, "adapter", None) is None:
-            self.width, self.depth = int(config.hidden_size), int(config.num_hidden_layers)
-        else:
-            raise UserError(
-                f"{self.kind}: expected a speech encoder (whisper, {', '.join(WAVE_ENCODERS)})."
-            )
-        self._ends_in_norm = self.kind == "whisper" or config.do_stable_layer_norm
+        self.fixed = []
 
     @property
-    def _stack(self) -> Any:
-        return self.model if self.kind == "whisper" else self.model.encoder
+    def base(self) -> Any:
+        """The model itself."""
+        return self.model
 
     @property
+    def own_head(self) -> list[nn.Module]:
+        """None: heads are new."""
+        return []
+
+    @property
+    @abstractmethod
     def layers(self) -> nn.ModuleList:
         """The transformer layers."""
-        found: nn.ModuleList = self._stack.layers
-        return found
 
     @property
+    @abstractmethod
     def front(self) -> list[nn.Module]:
         """What lies below the first layer."""
-        if self.kind == "whisper":
-            return [self.model.conv1, self.model.conv2, self.model.embed_positions]
-        stack = self._stack
-        modules = [self.model.feature_extractor, self.model.feature_projection]
-        modules += [stack.pos_conv_embed, stack.dropout]
-        return modules if self._ends_in_norm else [*modules, stack.layer_norm]
 
-    def _front(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        if self.kind == "whisper":
-            return whisper_front(self.model, inputs["features"])
-        stack = self._stack
-        frames = self.model.feature_extractor(inputs["values"]).transpose(1, 2)
-        projected = self.model.feature_projection(frames)
-        hidden = projected[0] if isinstance(projected, tuple) else projected
-        hidden = hidden + stack.pos_conv_embed(hidden)
-        if not self._ends_in_norm:
-            hidden = stack.layer_norm(hidden)
-        return stack.dropout(hidden)
+    @abstractmethod
+    def inputs(
+        self, extractor: Any, clips: Sequence[np.ndarray], samples: int
+    ) -> dict[str, torch.Tensor]:
+        """What it takes, of 16-kHz clips padded with silence or cut to so many samples; log-mels
+        are called `features` [clip, mel, frame].
+        """
+
+    @abstractmethod
+    def enter(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What enters the first layer [clip, frame, width]."""
+
+    @abstractmethod
+    def run(
+        self, hidden: torch.Tensor, start: int, stop: int, inputs: dict[str, torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """States of the layers above `start` up to `stop`, those of the last one with the final
+        norm.
+        """
+
+    @abstractmethod
+    def frames(self, samples: int) -> int:
+        """Output frames of a clip of that many 16-kHz samples."""
 
     def hidden_states(
         self, keep: Sequence[int], inputs: dict[str, torch.Tensor], *, start: int | None = None
@@ -255,42 +273,232 @@ class SpeechEncoder(nn.Module):
         With `start`, `inputs` is `{"hidden": states of that layer}` instead of the clips. No layer
         above the highest kept one is run.
         """
-        hidden = self._front(inputs) if start is None else inputs["hidden"]
-        start = start or 0
-        states = {start: hidden} if start in keep else {}
-        stop = max(keep)
-        # WavLM computes its position bias in the first layer and hands it on.
-        bias = None
-        if self.kind == "wavlm":
-            frames = hidden.shape[1]
-            first: Any = self.layers[0]
-            bias = first.attention.compute_bias(frames, frames)
-            bias = bias.unsqueeze(0).repeat(len(hidden), 1, 1, 1).view(-1, frames, frames)
-        for index in range(start + 1, stop + 1):
-            layer = self.layers[index - 1]
-            if self.kind == "wavlm":
-                hidden, bias = layer(hidden, position_bias=bias, index=index - 1)
-            else:
-                hidden = layer(hidden, None)
-            if index == self.depth and self._ends_in_norm:
-                hidden = self._stack.layer_norm(hidden)
+        hidden = self.enter(inputs) if start is None else inputs["hidden"]
+        first, stop = start or 0, max(keep)
+        states = {first: hidden} if first in keep else {}
+        for index, state in enumerate(self.run(hidden, first, stop, inputs), first + 1):
             if index in keep:
-                states[index] = hidden
+                states[index] = state
         return states
 
+    # --- as transformers keeps it ------------------------------------------------------------
+
+    @classmethod
+    def load(cls, folder: Path, classes: Sequence[str]) -> Any:
+        """The bare encoder of a checkpoint folder; `classes` are what it was saved from."""
+        from transformers import AutoModel
+
+        return load_weights(AutoModel, folder)
+
+    @classmethod
+    def take_apart(cls, model: Any) -> tuple[Any, dict[str, torch.Tensor], float]:
+        """A CTC model of transformers as (encoder, weight and bias of its output layer, dropout
+        before that).
+        """
+        return model.base_model, model.lm_head.state_dict(), float(model.config.final_dropout)
+
+    @classmethod
+    def symbols(cls, folder: Path) -> list[str]:
+        """Output symbols of a CTC model of transformers, by number; `|` stands between words."""
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        return sorted(vocabulary, key=lambda symbol: vocabulary[symbol])
+
+    def put_together(self, output: nn.Linear, blank: int, dropout: float) -> Any:
+        """The CTC model of transformers of this encoder and an output layer."""
+        from transformers import AutoModelForCTC
+
+        config = self.model.config
+        config.vocab_size, config.pad_token_id = output.out_features, blank
+        config.final_dropout = dropout
+        model = AutoModelForCTC.from_config(config, trust_remote_code=False)
+        model.base_model.load_state_dict(self.model.state_dict())
+        model.lm_head.load_state_dict(output.state_dict())
+        return model
+
+
+class WhisperEncoder(SpeechEncoder):
+    """Whisper's encoder (Radford et al. 2022). Input is `{"features": log-mel}`; the table of
+    positions is cut to the frames there are. 50 states a second.
+    """
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        self.width, self.depth = int(model.config.d_model), int(model.config.encoder_layers)
+        self.fixed = [model.embed_positions]
+
+    @classmethod
+    def load(cls, folder: Path, classes: Sequence[str]) -> Any:
+        """The encoder of a whole Whisper, or one that was saved alone."""
+        from transformers import AutoModel
+        from transformers.models.whisper import modeling_whisper
+
+        if list(classes) == ["WhisperEncoder"]:
+            return load_weights(modeling_whisper.WhisperEncoder, folder)
+        return load_weights(AutoModel, folder).get_encoder()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The transformer layers."""
+        found: nn.ModuleList = self.model.layers
+        return found
+
+    @property
+    def front(self) -> list[nn.Module]:
+        """Convolutions and positions."""
+        return [self.model.conv1, self.model.conv2, self.model.embed_positions]
+
+    def inputs(
+        self, extractor: Any, clips: Sequence[np.ndarray], samples: int
+    ) -> dict[str, torch.Tensor]:
+        """Log-mels of padded clips."""
+        features = extractor(
+            list(clips),
+            sampling_rate=_RATE,
+            max_length=samples,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        ).input_features
+        return {"features": features}
+
+    def enter(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """[clip, mel, frame] -> [clip, frame / 2, width], for any number of frames up to the
+        window.
+        """
+        model = self.model
+        hidden = functional.gelu(model.conv1(inputs["features"]))
+        hidden = functional.gelu(model.conv2(hidden)).transpose(1, 2)
+        hidden = hidden + model.embed_positions.weight[: hidden.shape[1]]
+        # The mode of the front itself: it can be frozen while layers above it are trained.
+        return functional.dropout(hidden, p=model.dropout, training=model.conv1.training)
+
+    def run(
+        self, hidden: torch.Tensor, start: int, stop: int, inputs: dict[str, torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """States layer by layer."""
+        for index in range(start, stop):
+            hidden = self.layers[index](hidden, None)
+            yield self.model.layer_norm(hidden) if index + 1 == self.depth else hidden
+
     def frames(self, samples: int) -> int:
-        """Output frames of a clip of that many 16-kHz samples."""
-        if self.kind == "whisper":
-            return -(-samples // 320)
+        """One for each 320 samples."""
+        return -(-samples // 320)
+
+
+class WaveEncoder(SpeechEncoder):
+    """wav2vec 2.0 (Baevski et al. 2020) and HuBERT (Hsu et al. 2021). Input is `{"values": waveform
+    [clip, sample]}`.
+
+    Raises:
+        UserError: one with an adapter of its own above the layers.
+    """
+
+    has_library_ctc = True
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        config = model.config
+        if getattr(model, "adapter", None) is not None:
+            raise UserError(
+                f"{config.model_type}: expected a speech encoder without layers of its own above "
+                "the transformer (add_adapter), found one with them."
+            )
+        self.width, self.depth = int(config.hidden_size), int(config.num_hidden_layers)
+        self._ends_in_norm = bool(config.do_stable_layer_norm)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The transformer layers."""
+        found: nn.ModuleList = self.model.encoder.layers
+        return found
+
+    @property
+    def front(self) -> list[nn.Module]:
+        """Convolutions, projection, positions."""
+        stack = self.model.encoder
+        modules = [self.model.feature_extractor, self.model.feature_projection]
+        modules += [stack.pos_conv_embed, stack.dropout]
+        return modules if self._ends_in_norm else [*modules, stack.layer_norm]
+
+    def inputs(
+        self, extractor: Any, clips: Sequence[np.ndarray], samples: int
+    ) -> dict[str, torch.Tensor]:
+        """Waveforms, normalised before padding, so that the result does not depend on it."""
+        rows = np.zeros((len(clips), samples), np.float32)
+        for row, clip in zip(rows, clips, strict=True):
+            values = extractor(clip[:samples], sampling_rate=_RATE).input_values[0]
+            row[: len(values)] = values
+        return {"values": torch.from_numpy(rows)}
+
+    def enter(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """[clip, sample] -> [clip, frame, width]."""
+        stack = self.model.encoder
+        frames = self.model.feature_extractor(inputs["values"]).transpose(1, 2)
+        projected = self.model.feature_projection(frames)
+        hidden = projected[0] if isinstance(projected, tuple) else projected
+        hidden = hidden + stack.pos_conv_embed(hidden)
+        if not self._ends_in_norm:
+            hidden = stack.layer_norm(hidden)
+        return stack.dropout(hidden)
+
+    def run(
+        self, hidden: torch.Tensor, start: int, stop: int, inputs: dict[str, torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """States layer by layer."""
+        for index in range(start, stop):
+            hidden = self.layers[index](hidden, None)
+            yield self._finished(hidden, index)
+
+    def _finished(self, hidden: torch.Tensor, index: int) -> torch.Tensor:
+        is_last = index + 1 == self.depth and self._ends_in_norm
+        return self.model.encoder.layer_norm(hidden) if is_last else hidden
+
+    def frames(self, samples: int) -> int:
+        """As the convolutions give."""
         return max(1, int(self.model._get_feat_extract_output_lengths(samples)))
 
 
-def whisper_front(encoder: Any, features: torch.Tensor) -> torch.Tensor:
-    """What enters the first layer of a Whisper encoder: [clip, mel, frame] -> [clip, frame / 2,
-    width], for any number of frames up to its window.
+class WavLmEncoder(WaveEncoder):
+    """WavLM (Chen et al. 2022), whose first layer computes a position bias and hands it on."""
+
+    def run(
+        self, hidden: torch.Tensor, start: int, stop: int, inputs: dict[str, torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """States layer by layer."""
+        frames = hidden.shape[1]
+        first: Any = self.layers[0]
+        bias = first.attention.compute_bias(frames, frames)
+        bias = bias.unsqueeze(0).repeat(len(hidden), 1, 1, 1).view(-1, frames, frames)
+        for index in range(start, stop):
+            hidden, bias = self.layers[index](hidden, position_bias=bias, index=index)
+            yield self._finished(hidden, index)
+
+
+ENCODERS: dict[str, type[SpeechEncoder]] = {
+    "whisper": WhisperEncoder,
+    "wav2vec2": WaveEncoder,
+    "hubert": WaveEncoder,
+    "wavlm": WavLmEncoder,
+}
+"""By model type, or by its first word where a family has several (`_` between words)."""
+
+
+def encoder_family(model_type: str) -> type[SpeechEncoder]:
+    """The family of speech encoders that a model type belongs to.
+
+    Raises:
+        UserError: none that is known.
     """
-    hidden = functional.gelu(encoder.conv1(features))
-    hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
-    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
-    # The mode of the front itself: it can be frozen while layers above it are trained.
-    return functional.dropout(hidden, p=encoder.dropout, training=encoder.conv1.training)
+    found = ENCODERS.get(model_type) or ENCODERS.get(model_type.split("_")[0])
+    if found is None:
+        raise UserError(f"{model_type}: expected a speech encoder ({', '.join(ENCODERS)}).")
+    return found
+
+
+def speech_encoder(model: Any) -> SpeechEncoder:
+    """A bare encoder of transformers, cut at its layers.
+
+    Raises:
+        UserError: another architecture.
+    """
+    return encoder_family(model.config.model_type)(model)

@@ -21,6 +21,7 @@ from mmtransfer.hub.metadata import Base
 from mmtransfer.transfer.encoders import SpeechEncoder, TextEncoder
 from mmtransfer.transfer.features import weights_digest
 from mmtransfer.transfer.heads import ClassifierHead, CtcHead, level, pool, pools_before_cache
+from mmtransfer.transfer.stages import Layout, rest_of
 
 _HEAD = "head.safetensors"
 
@@ -48,6 +49,12 @@ class Network(nn.Module):
             return self._text_encoder.logits(inputs)
         states = self.encoder.hidden_states(self.layers, inputs)
         return self.head(torch.stack([states[layer] for layer in self.layers], 1), mask)
+
+    def layout(self) -> Layout:
+        """Its modules from input to output."""
+        encoder = self.encoder
+        new: list[nn.Module] = encoder.own_head if self.head is None else [self.head]
+        return Layout(encoder_levels(encoder), encoder.depth, new, encoder.fixed)
 
     @property
     def _text_encoder(self) -> TextEncoder:
@@ -119,6 +126,15 @@ class Network(nn.Module):
             return self.head.features(self._stack(inputs["stored"], mask, frozen), mask)
         states = self.encoder.hidden_states(self.layers, inputs)
         return self.head.features(torch.stack([states[n] for n in self.layers], 1), mask)
+
+
+def encoder_levels(encoder: TextEncoder | SpeechEncoder) -> list[list[nn.Module]]:
+    """What lies below the first layer, then the layers; final norm and pooler belong with the last
+    one.
+    """
+    levels = [encoder.front, *([layer] for layer in encoder.layers)]
+    levels[-1] = [*levels[-1], *rest_of(encoder.base, [m for level in levels for m in level])]
+    return levels
 
 
 def head_layers(config: HeadConfig, depth: int) -> list[int]:

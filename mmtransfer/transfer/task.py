@@ -16,7 +16,6 @@ from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.hub.metadata import Base
 from mmtransfer.transfer.adapters import add_adapter, merge_adapter
-from mmtransfer.transfer.encoders import SpeechEncoder, TextEncoder
 from mmtransfer.transfer.networks import Network, encoder_digest
 from mmtransfer.transfer.regularisers import Outputs, regularisers
 from mmtransfer.transfer.splits import Splits, rehearsal_count, training_data
@@ -27,7 +26,7 @@ from mmtransfer.transfer.stages import (
     freeze,
     frozen_modules,
     parameter_groups,
-    rest_of,
+    resolve_stages,
     set_dropout,
     set_training,
 )
@@ -114,9 +113,10 @@ class Task(ABC):
         """Refuse what cannot be, before anything is loaded.
 
         Raises:
-            UserError: settings that are missing or have no effect.
+            UserError: settings that are missing, have no effect, or contradict each other.
         """
         training_data(config)
+        resolve_stages(config)
         if config.data.rehearsal not in ("auto", "none") and not cls.rehearsal_share(config):
             raise UserError("data.rehearsal is not used: set transfer.rehearsal, e.g. to 0.3.")
 
@@ -341,32 +341,6 @@ class Task(ABC):
 def name_some(names: Sequence[str]) -> str:
     """The first few names and how many more there are, for messages."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def network_layout(network: Network) -> Layout:
-    """The modules of a network from input to output."""
-    encoder = network.encoder
-    model = encoder.base if isinstance(encoder, TextEncoder) else encoder.model
-    fixed = [model.embed_positions] if getattr(encoder, "kind", "") == "whisper" else []
-    levels = [encoder.front, *([layer] for layer in encoder.layers)]
-    # Final norm and pooler belong with the last layer.
-    levels[-1] = [*levels[-1], *rest_of(model, [m for level in levels for m in level])]
-    new: list[torch.nn.Module] = []
-    if network.head is not None:
-        new = [network.head]
-    elif isinstance(encoder, TextEncoder):
-        new = rest_of(encoder.model, [encoder.base])
-    return Layout(levels, encoder.depth, new, fixed)
-
-
-def whisper_layout(model: Any) -> Layout:
-    """The modules of a Whisper from input to output: encoder, then decoder."""
-    encoder, decoder = SpeechEncoder(model.get_encoder()), model.get_decoder()
-    levels: list[list[torch.nn.Module]] = [encoder.front, *([x] for x in encoder.layers)]
-    levels[-1] = [*levels[-1], encoder.model.layer_norm]
-    levels += [[decoder.embed_tokens, decoder.embed_positions], *([x] for x in decoder.layers)]
-    levels[-1] = [*levels[-1], decoder.layer_norm]
-    return Layout(levels, encoder.depth, [], [encoder.model.embed_positions])
 
 
 def refuse_contrastive(stages: Sequence[Stage]) -> None:

@@ -3,7 +3,7 @@ import torch
 from conftest import TEXT_ARCHITECTURES, WAVE_ARCHITECTURES, random_text_model, random_wave_model
 
 from mmtransfer.errors import UserError
-from mmtransfer.transfer.encoders import SpeechEncoder, TextEncoder
+from mmtransfer.transfer.encoders import TextEncoder, speech_encoder
 
 
 @pytest.mark.parametrize("kind", TEXT_ARCHITECTURES)
@@ -48,7 +48,7 @@ def test_layers_above_the_highest_kept_one_are_not_run():
 @pytest.mark.parametrize("kind", WAVE_ARCHITECTURES)
 def test_starting_at_any_layer_equals_the_whole_speech_model(kind):
     model = random_wave_model(kind)
-    encoder = SpeechEncoder(model)
+    encoder = speech_encoder(model)
     inputs = {"values": torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))}
     with torch.no_grad():
         whole = model(inputs["values"]).last_hidden_state
@@ -65,7 +65,7 @@ def test_whisper_encoder_equals_its_own_at_the_full_window(random_whisper):
     from transformers import WhisperForConditionalGeneration
 
     model = WhisperForConditionalGeneration.from_pretrained(random_whisper).get_encoder()
-    encoder = SpeechEncoder(model.eval())
+    encoder = speech_encoder(model.eval())
     features = torch.randn(2, 80, 3000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         states = encoder.hidden_states([1, 2], {"features": features})
@@ -80,4 +80,4 @@ def test_other_architectures_are_refused_by_name():
     with pytest.raises(UserError, match=r"gpt2: .*expected a"):
         TextEncoder(GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=20)))
     with pytest.raises(UserError, match="bert: expected a speech encoder"):
-        SpeechEncoder(random_text_model("bert"))
+        speech_encoder(random_text_model("bert"))

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmtransfer.config import build_config
 from mmtransfer.errors import UserError
+from mmtransfer.speech.whisper import whisper_layout
 from mmtransfer.transfer.encoders import TextEncoder
 from mmtransfer.transfer.networks import Network, build_head
 from mmtransfer.transfer.splits import rehearsal_count
@@ -23,7 +24,6 @@ from mmtransfer.transfer.stages import (
     set_training,
     supervised_contrastive_loss,
 )
-from mmtransfer.transfer.task import network_layout, whisper_layout
 
 
 def network(**head):
@@ -97,7 +97,7 @@ def test_a_last_stage_without_a_head_is_refused():
 @pytest.mark.parametrize("frozen", [None, 0, 2, 3])
 def test_every_weight_is_in_exactly_one_place_and_frozen_below_the_line(frozen):
     model = network()
-    layout = network_layout(model)
+    layout = model.layout()
     placed = [p for level in range(len(layout.levels)) for p in layout.parameters(level)]
     placed += layout.new_parameters()
     assert sorted(map(id, placed)) == sorted(map(id, model.parameters()))
@@ -116,7 +116,7 @@ def test_every_weight_is_in_exactly_one_place_and_frozen_below_the_line(frozen):
 
 def test_a_frozen_part_has_no_dropout_and_no_batch_norm_updates():
     model = network(batch_norm=True)
-    layout = network_layout(model)
+    layout = model.layout()
     freeze(model, layout, 2)
     set_training(model, layout, 2)
     layers = model.encoder.layers
@@ -128,7 +128,7 @@ def test_a_frozen_part_has_no_dropout_and_no_batch_norm_updates():
 
 def test_frozen_weights_are_not_in_the_optimiser():
     model = network()
-    layout = network_layout(model)
+    layout = model.layout()
     (stage,) = stages({"stages": [{"frozen": "all"}]})
     freeze(model, layout, 3)
     groups = parameter_groups(model, layout, stage, 0.01)
@@ -138,7 +138,7 @@ def test_frozen_weights_are_not_in_the_optimiser():
 
 def test_rates_fall_from_layer_to_layer_and_the_head_has_its_own():
     model = network()
-    layout = network_layout(model)
+    layout = model.layout()
     (stage,) = stages(
         {"stages": [{}]}, learning_rate=1e-4, head_learning_rate=1e-2, layer_decay=0.5
     )
