@@ -439,10 +439,10 @@ def test_memory_does_not_grow_with_the_videos_length(whisper_tiny, tmp_path):
     assert peaks[1] < 1.1 * peaks[0]
 
 
-@pytest.mark.parametrize("suffix", [".srt", ".vtt"])
+@pytest.mark.parametrize("suffix", [".srt", ".vtt", ".ass"])
 def test_what_a_monitor_writes_is_trained_on_as_it_was(tmp_path, suffix):
     """Marks of tags and entities, quotes, arrows, numbers alone; long lines are broken in two."""
-    said = ["R&D <b>bold</b> 5 < 7 > 3 --> 4", "AT&amp;T &lt;i> \\N", "7", "word " * 19 + "end"]
+    said = ["R&D <b>bold</b> 5 < 7 > 3 --> 4", "AT&amp;T &lt;i> \\N {x}", "7", "word " * 19 + "end"]
     sink = FileSink(tmp_path / f"talk{suffix}")
     for number, text in enumerate(said):
         sink.write(Transcript("a", "a", "a", number, number + 0.9, text, -0.1, 0.0, 1.0, 2.0))
