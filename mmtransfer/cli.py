@@ -160,8 +160,8 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--reference",
         metavar="FILE",
-        help="transcript of the recording, which is transcribed as by monitor: .srt, .vtt, .txt, "
-        "or .json with text, start and end",
+        help="transcript of the recording, which is transcribed as by monitor: .srt, .vtt, .ass, "
+        ".txt, or .json with text, start and end",
     )
     evaluate.add_argument("--language", help="ISO code, for multilingual models")
     evaluate.add_argument("--text-column", help="column with the text or transcript")
@@ -230,7 +230,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="FILE",
-        help="also write to these files (.jsonl, .srt, .vtt, .txt; .html is a report to search)",
+        help="also write to these files (.jsonl, .srt, .vtt, .ass, .txt; .html is a report)",
     )
     monitor.add_argument(
         "--language", help="ISO code, for multilingual models; auto detects it for each segment"

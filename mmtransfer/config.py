@@ -32,8 +32,8 @@ class DataConfig(_Section):
 
     train: str | None = None
     """Training data. Speech: a folder with metadata.csv, a manifest (CSV, TSV, JSONL, Parquet), or
-    a folder of recordings with .srt/.vtt files beside them. Text: a CSV, TSV, JSONL or Parquet
-    file, or a Hub dataset as NAME, NAME:SPLIT or NAME:CONFIGURATION:SPLIT."""
+    a folder of recordings with .srt, .vtt or .ass files beside them. Text: a CSV, TSV, JSONL or
+    Parquet file, or a Hub dataset as NAME, NAME:SPLIT or NAME:CONFIGURATION:SPLIT."""
     validation: str | None = None
     """Validation data, in the same forms. Without it a tenth of the training data is held out."""
     sources: dict[str, str] = Field(default_factory=dict)

@@ -872,7 +872,7 @@ class _Run:
                     output.stats.lines += len(lines)
                     output.stats.last_text = lines[-1].text
                     if lines[-1].delay_s is not None:
-                        output.stats.delays_s.append(lines[-1].delay_s)
+                        output.stats.add_delay(lines[-1].delay_s)
                 output.stats.alerts += len(raised)
                 for alert in {a.segment: a for a in reversed(raised)}.values():
                     self._clip(output, alert)

@@ -19,7 +19,8 @@ from mmtransfer.speech.engine import DecodingOptions
 from mmtransfer.speech.scores import default_normalizer, get_normalizer, speech_metric
 from mmtransfer.speech.subtitles import read_subtitles
 
-REFERENCES = (".json", ".jsonl", ".srt", ".vtt", ".txt")
+_SUBTITLES = (".srt", ".vtt", ".ass", ".ssa")
+REFERENCES = (".json", ".jsonl", *_SUBTITLES, ".txt")
 _BOOTSTRAP_SAMPLES = 1000
 
 
@@ -69,8 +70,8 @@ def evaluate_recording(
 ) -> RecordingScore:
     """Transcribe a recording as `monitor` does and score the text; settings as `load_monitor`.
 
-    The reference is a `.srt`, `.vtt` or `.txt` file, or `.json`/`.jsonl` with objects of `text`
-    and, where known, `start` and `end` in seconds.
+    The reference is a `.srt`, `.vtt`, `.ass` or `.txt` file, or `.json`/`.jsonl` with objects of
+    `text` and, where known, `start` and `end` in seconds.
 
     Raises:
         UserError: a model, recording or reference that cannot be used.
@@ -111,7 +112,7 @@ def read_reference(path: str | Path) -> list[Spoken]:
     kind = path.suffix.lower()
     text, spoken = "", list[Spoken]()
     try:
-        if kind in (".srt", ".vtt"):
+        if kind in _SUBTITLES:
             spoken = [Spoken(cue.text, cue.start, cue.end) for cue in read_subtitles(path)]
         else:
             text = path.read_text(encoding="utf-8-sig")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
+from math import inf, isinf
 
 _DELAYS = 1000  # segments whose delays are kept, for their quantiles
+_DELAY_BOUNDS_S = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, inf)
 
 
 @dataclass
@@ -42,6 +45,8 @@ class CameraStats:
     """What happened to a live source: connected, gap, lost."""
     delays_s: deque[float] = field(default_factory=lambda: deque(maxlen=_DELAYS))
     """Of a live source's last segments: from the end of speech to its text."""
+    _delay_counts: Counter[float] = field(default_factory=Counter)
+    _delay_sum_s: float = 0.0
 
     @property
     def real_time_factor(self) -> float:
@@ -52,6 +57,21 @@ class CameraStats:
     def reconnects(self) -> int:
         """Connections after the first."""
         return max(0, self.events["connected"] - 1)
+
+    def add_delay(self, seconds: float) -> None:
+        """Count a segment of a live source by its delay."""
+        self.delays_s.append(seconds)
+        self._delay_counts[next(bound for bound in _DELAY_BOUNDS_S if seconds <= bound)] += 1
+        self._delay_sum_s += seconds
+
+    def delay_histogram(self) -> tuple[list[tuple[str, float]], float]:
+        """Segments of the whole run with a delay of at most so many seconds, for each bound; and
+        the sum of all delays.
+        """
+        counts = self._delay_counts.copy()
+        totals = accumulate(counts[bound] for bound in _DELAY_BOUNDS_S)
+        bounds = ("+Inf" if isinf(bound) else f"{bound:g}" for bound in _DELAY_BOUNDS_S)
+        return [*zip(bounds, map(float, totals), strict=True)], self._delay_sum_s
 
     def delay_s(self, quantile: float) -> float:
         """A quantile of the last segments' delays, 0 where there is none."""

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _READERS = 2  # more wait for each other: decoding returns to the interpreter with every packet
 _CACHE_VERSION = "2"  # raise it when decoding changes
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.tsv", "metadata.parquet")
-_SUBTITLES = (".srt", ".vtt")
+_SUBTITLES = (".srt", ".vtt", ".ass", ".ssa")
 _PARTIAL = {"forced", "foreign", "signs", "songs", "commentary"}  # in names of subtitles
 _MOST_TAGS = 3  # between the name of a recording and the ending of its subtitles
 
@@ -121,7 +121,7 @@ class ClipSet:
 
 def read_clips(source: str | Path, config: DataConfig, *, labelled: bool = True) -> list[Clip]:
     """Clips named by a folder with a metadata table, a manifest (CSV, TSV, JSON lines, Parquet), or
-    a folder of recordings with .srt/.vtt files beside them. Nothing is decoded yet.
+    a folder of recordings with .srt, .vtt or .ass files beside them. Nothing is decoded yet.
 
     Unless `labelled`, transcripts may be missing, and a folder of recordings alone gives the
     stretches of speech in them.
@@ -148,8 +148,8 @@ def read_clips(source: str | Path, config: DataConfig, *, labelled: bool = True)
     if not clips:
         raise UserError(
             f"{path}: expected metadata.csv (columns {config.file_column},"
-            f"{config.text_column or 'transcription'}), or recordings with .srt or .vtt files "
-            "beside them; found neither."
+            f"{config.text_column or 'transcription'}), or recordings with .srt, .vtt or .ass "
+            "files beside them; found neither."
         )
     return clips
 

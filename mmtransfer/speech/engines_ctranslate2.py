@@ -21,7 +21,6 @@ import numpy as np
 from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint
-from mmtransfer.progress import no_library_bars
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.engine import (
     DecodingOptions,
@@ -71,17 +70,26 @@ def _convert(checkpoint: Checkpoint, compute_type: str, folder: Path) -> None:
 
     from mmtransfer.speech.whisper import load_speech_model
 
+    class Loaded(TransformersConverter):
+        """Takes the model that is in memory; writing and loading it again would take longest."""
+
+        def load_model(self, *arguments: Any, **options: Any) -> Any:
+            return model
+
+        def load_tokenizer(self, *arguments: Any, **options: Any) -> Any:
+            return tokenizer
+
     # The language is chosen when the model is used.
     speech = load_speech_model(checkpoint, language="auto")
     models = {"full": speech.model}
     if speech.short is not None:
         models["short"] = speech.short.model
+    tokenizer = speech.processor.tokenizer
     folder.mkdir(parents=True)
     for name, model in models.items():
-        with tempfile.TemporaryDirectory() as plain, no_library_bars():
-            model.save_pretrained(plain)
-            speech.processor.save_pretrained(plain)
-            TransformersConverter(plain).convert(str(folder / name), quantization=compute_type)
+        with tempfile.TemporaryDirectory() as plain:
+            model.config.save_pretrained(plain)  # by which the converter finds the kind of model
+            Loaded(plain).convert(str(folder / name), quantization=compute_type)
         # At the first step the end token may win: a clip of silence has the transcript "".
         path = folder / name / "config.json"
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -90,7 +98,6 @@ def _convert(checkpoint: Checkpoint, compute_type: str, folder: Path) -> None:
         settings["suppress_ids_begin"] = [token for token in begin if token != end]
         path.write_text(json.dumps(settings), encoding="utf-8")
     generation = speech.model.generation_config.to_dict()
-    tokenizer = speech.processor.tokenizer
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     kept = ("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id", "language")
     alone = replace(speech, short=None)

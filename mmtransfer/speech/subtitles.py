@@ -1,7 +1,9 @@
-"""Subtitles as people have them: SRT and WebVTT into cues of what is said.
+"""Subtitles as people have them: SRT, WebVTT and ASS into cues of what is said.
 
-A cue's text is everything up to the next time line, whatever blank lines lie between. What cannot
-be understood is refused with its line; what is left out is counted and said.
+SRT and WebVTT are parsed here: pysubs2, which parses ASS, loses cues without a blank line between
+them, and times that it cannot parse. A cue's text is everything up to the next time line, whatever
+blank lines lie between. What cannot be understood is refused with its line; what is left out is
+counted and said.
 """
 
 from __future__ import annotations
@@ -45,6 +47,10 @@ _NEW_BLOCK = re.compile(rf"{_BLANK}\s*\S")
 _NAME = re.compile(rf"{_BLANK}[^\S\n]*\S[^\n]*\n\Z")
 _DIGITS = 9  # of the number of a cue
 
+_ASS_EVENT = re.compile(r"\s*(?:Dialogue|Comment)\s*:")
+_ASS_TIME = r"\s*\d{1,3}:\d{1,2}:\d{1,2}[.:]\d{1,3}\s*"
+_ASS_TIMES = re.compile(rf"[^,]*,{_ASS_TIME},{_ASS_TIME},")
+
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]*>|<[\d:.]+>|\{\\[^{}\n]*\}")
 _BREAK = re.compile(r"<br\s*/?>|\\[Nn]|</?(?:p|div)\b[^<>\n]*>", re.IGNORECASE)
 _HAS_BREAK = re.compile(r"<[/bBpPdD]")
@@ -73,8 +79,8 @@ class Cue(NamedTuple):
 
 
 def read_subtitles(path: Path, *, language: str | None = None) -> list[Cue]:
-    """Cues of an SRT or WebVTT file with what is new in each; `language` helps to find out the
-    encoding of a file that is not UTF-8.
+    """Cues of an SRT, WebVTT, ASS or SSA file with what is new in each; `language` helps to find
+    out the encoding of a file that is not UTF-8.
 
     Raises:
         UserError: an encoding that is not known, a time that cannot be read, no cues, or hardly
@@ -90,9 +96,13 @@ def read_subtitles(path: Path, *, language: str | None = None) -> list[Cue]:
         logger.warning(
             "%s: not UTF-8, taken to be %s; save it as UTF-8 to be sure", path.name, encoding
         )
-    cues = parse_subtitles(text, path, is_vtt=path.suffix.lower() == ".vtt")
+    suffix = path.suffix.lower()
+    if suffix in (".ass", ".ssa"):
+        cues = parse_ass(text, path)
+    else:
+        cues = parse_subtitles(text, path, is_vtt=suffix == ".vtt")
     if not cues:
-        raise UserError(f"{path}: no subtitle cues found; expected SRT or WebVTT.")
+        raise UserError(f"{path}: no subtitle cues found; expected SRT, WebVTT or ASS.")
     empty = [cue.shown for cue in cues].count("")
     if empty >= _ALL_EMPTY * len(cues):
         raise UserError(
@@ -110,9 +120,7 @@ def parse_subtitles(text: str, path: Path | str = "", *, is_vtt: bool = False) -
     Raises:
         UserError: a time that cannot be read.
     """
-    # Line ends are converted twice by some programs: CR CR LF is one.
-    text = text.lstrip("\ufeff").replace("\r\n", "\n")
-    text = re.sub(r"\r*\n|\r", "\n", text) if "\r" in text else text
+    text = _with_line_feeds(text)
     times, starts, ends, parts = _split(text, path)
     if not times:
         return []
@@ -138,6 +146,51 @@ def parse_subtitles(text: str, path: Path | str = "", *, is_vtt: bool = False) -
             part = " ".join(part.split())
         cues.append(Cue(start, end, part, line))
     return cues
+
+
+def _with_line_feeds(text: str) -> str:
+    # Line ends are converted twice by some programs: CR CR LF is one.
+    text = text.lstrip("\ufeff").replace("\r\n", "\n")
+    return re.sub(r"\r*\n|\r", "\n", text) if "\r" in text else text
+
+
+def parse_ass(text: str, path: Path | str = "") -> list[Cue]:
+    """Cues of a (Advanced) SubStation Alpha text in order of time, each once; comments and drawings
+    are none. `path` is for messages.
+
+    Raises:
+        UserError: a time that cannot be read.
+    """
+    import pysubs2
+
+    text = _with_line_feeds(text)
+    rows = [(n, row) for n, row in enumerate(text.split("\n"), 1) if _ASS_EVENT.match(row)]
+    for number, row in rows:
+        if not _ASS_TIMES.match(row):
+            raise UserError(
+                f"{path}:{number}: expected times such as 0:00:03.25,0:00:05.00, found "
+                f"{row.strip()[:60]!r}."
+            )
+    if not rows:
+        return []
+    events = pysubs2.SSAFile.from_string(text, format_="ass").events
+    if len(events) != len(rows):
+        raise UserError(
+            f"{path}: expected {len(rows)} events below [Events], found {len(events)}. Export the "
+            "file again."
+        )
+    cues = dict[tuple[float, float, str], Cue]()
+    for (number, _), event in zip(rows, events, strict=True):
+        if event.is_comment or event.is_drawing:
+            continue
+        event.text = event.text.replace(r"\{", "\0").replace(r"\}", "\1")
+        shown = event.plaintext.replace("\0", "{").replace("\1", "}").translate(_UNSEEN)
+        lines = (" ".join(line.split()) for line in shown.split("\n"))
+        cue = Cue(event.start / 1000, event.end / 1000, "\n".join(filter(None, lines)), number)
+        cues.setdefault(
+            (cue.start, cue.end, cue.shown), cue
+        )  # borders and shadows are events of the same text
+    return sorted(cues.values(), key=lambda cue: cue.start)
 
 
 def _split(text: str, path: Path | str) -> tuple[list[int], list[float], list[float], list[str]]:
@@ -286,6 +339,11 @@ def _character(match: re.Match[str]) -> str:
     code = int(name[2:], 16) if name[1] in "xX" else int(name[1:])
     is_character = 0 < code < 0x110000 and not 0xD800 <= code < 0xE000
     return chr(code) if is_character else match.group()
+
+
+def escape_ass(text: str) -> str:
+    """A text as an event of ASS holds it, so that reading it gives the text."""
+    return text.replace("\\", "\\\u2060").replace("{", r"\{").replace("}", r"\}")
 
 
 def escape_subtitle(text: str, *, is_vtt: bool) -> str:

@@ -27,6 +27,7 @@ from mmtransfer.progress import track
 logger = logging.getLogger(__name__)
 _VERSION = "1"  # raise it when the computation or the layout changes
 _SHARD_BYTES = 64 << 20
+_BATCH = 256  # examples
 _SPARE_BYTES = 256 << 20  # left free on the disk
 
 Compute = Callable[[Sequence[int]], Iterable[tuple[int, np.ndarray]]]
@@ -64,14 +65,14 @@ class FeatureStore:
     """Activations of a set of examples, read from memory-mapped Arrow files."""
 
     def __init__(self, folder: Path, dtype: str):
-        from datasets import Dataset
+        import pyarrow as pa
 
         self._dtype = np.dtype(dtype)
         self._buffers: list[np.ndarray] = []
         tables = []  # keep the mappings alive
         buffer_of, start_of, index_of, shapes = [], [], [], []
         for path in sorted(folder.glob("*.arrow")):
-            table = Dataset.from_file(str(path)).data.table
+            table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
             tables.append(table)
             index_of.append(table.column("index").to_numpy())
             shapes.append(np.array(table.column("shape").to_pylist(), np.int64))
@@ -177,18 +178,14 @@ def _shards(values: Sequence[int], size: int) -> Iterator[list[int]]:
 def _write_shard(
     path: Path, rows: Iterator[tuple[int, int, np.ndarray]], count: int, dtype: str
 ) -> None:
-    from datasets import Features, List, Value
-    from datasets.arrow_writer import ArrowWriter
+    import pyarrow as pa
 
-    features = Features(
-        {
-            "index": Value("int64"),
-            "shape": List(Value("int32")),
-            "data": Value("large_binary"),
-        }
+    schema = pa.schema(
+        {"index": pa.int64(), "shape": pa.list_(pa.int32()), "data": pa.large_binary()}
     )
-    with ArrowWriter(path=str(path), features=features, writer_batch_size=256) as writer:
-        for _ in range(count):
+    with pa.ipc.new_stream(str(path), schema) as writer:
+        batch: list[dict[str, Any]] = []
+        for number in range(1, count + 1):
             _, index, array = next(rows)
             plain = np.ascontiguousarray(array, np.dtype(dtype))
             if not np.isfinite(plain).all():
@@ -199,5 +196,7 @@ def _write_shard(
                     else "Activations of the frozen layers are not finite; the source's weights "
                     "are damaged."
                 )
-            writer.write({"index": index, "shape": list(plain.shape), "data": plain.tobytes()})
-        writer.finalize()
+            batch.append({"index": index, "shape": list(plain.shape), "data": plain.tobytes()})
+            if len(batch) == _BATCH or number == count:
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+                batch = []

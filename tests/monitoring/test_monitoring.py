@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmtransfer.cli import main
+from mmtransfer.config import DataConfig
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring import Alert, Camera, Monitor, SourceEnd, Transcript
 from mmtransfer.monitoring.fair_queue import FairQueue, Job
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.outputs.sinks import FileSink, check_outputs, clock, line, output_path
 from mmtransfer.speech.audio import SAMPLE_RATE, TruncatedMediaError, stream_audio
+from mmtransfer.speech.clips import read_clips
 from mmtransfer.speech.engine import Hypothesis
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.scores import get_normalizer, score_clip
@@ -435,3 +437,17 @@ def test_memory_does_not_grow_with_the_videos_length(whisper_tiny, tmp_path):
         assert result.returncode == 0, result.stderr
         peaks.append(int(result.stdout))
     assert peaks[1] < 1.1 * peaks[0]
+
+
+@pytest.mark.parametrize("suffix", [".srt", ".vtt", ".ass"])
+def test_what_a_monitor_writes_is_trained_on_as_it_was(tmp_path, suffix):
+    """Marks of tags and entities, quotes, arrows, numbers alone; long lines are broken in two."""
+    said = ["R&D <b>bold</b> 5 < 7 > 3 --> 4", "AT&amp;T &lt;i> \\N {x}", "7", "word " * 19 + "end"]
+    sink = FileSink(tmp_path / f"talk{suffix}")
+    for number, text in enumerate(said):
+        sink.write(Transcript("a", "a", "a", number, number + 0.9, text, -0.1, 0.0, 1.0, 2.0))
+    sink.close()
+    write_media(tmp_path / "talk.wav", tone(4.0))
+    clips = read_clips(tmp_path, DataConfig())
+    assert [clip.text for clip in clips] == said
+    assert [(clip.start, clip.end) for clip in clips] == [(n, n + 0.9) for n in range(4)]

@@ -11,7 +11,13 @@ from mmtransfer.config import DataConfig
 from mmtransfer.data.encodings import decode_text
 from mmtransfer.errors import UserError
 from mmtransfer.speech.clips import read_clips
-from mmtransfer.speech.subtitles import escape_subtitle, parse_subtitles, read_subtitles
+from mmtransfer.speech.subtitles import (
+    escape_ass,
+    escape_subtitle,
+    parse_ass,
+    parse_subtitles,
+    read_subtitles,
+)
 
 T1, T2, T3 = (f"00:00:0{i},000 --> 00:00:0{i + 1},000" for i in (1, 3, 5))
 PLAIN = f"1\n{T1}\nHello you\n\n2\n{T2}\nthere 7\n\n3\n{T3}\nGood bye\n"
@@ -242,6 +248,53 @@ def test_long_lines_are_read_in_a_moment():
         assert len(parse_subtitles(f"1\n{T1}\nx\n{piece * 200_000}\n")) == 1
 
 
+# --- ASS -----------------------------------------------------------------------------------------
+
+ASS = """[Script Info]
+ScriptType: v4.00+
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+Dialogue: 0,0:00:05.00,0:00:06.00,Default,,0,0,0,,Good bye, all
+Dialogue: 0,0:00:01.00,0:00:02.50,Default,,0,0,0,,{\\i1}Hello{\\i0} you{a note},\\Nthere\\hnow
+Dialogue: 1,0:00:01.00,0:00:02.50,Default,,0,0,0,,{\\bord3}Hello you,\\Nthere now
+Comment: 0,0:00:03.00,0:00:04.00,Default,,0,0,0,,to be checked
+Dialogue: 0,0:00:03.00,0:00:04.00,Default,,0,0,0,,{\\p1}m 0 0 l 9 9{\\p0}
+"""
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r\r\n"])
+@pytest.mark.parametrize("name", ["a.ass", "a.ssa"])
+def test_ass_gives_what_is_said_once_and_in_order(tmp_path, name, ends):
+    cues = read(tmp_path, "\ufeff" + ASS.replace("\n", ends), name)
+    assert [(c.start, c.end, c.text, c.line) for c in cues] == [
+        (1.0, 2.5, "Hello you, there now", 7),
+        (5.0, 6.0, "Good bye, all", 6),
+    ]
+
+
+@pytest.mark.parametrize("time", ["0:00:0x.00,0:00:04.00", "0:00:03.00", "0:00:03.00,later"])
+def test_a_time_of_ass_that_cannot_be_read_is_named(tmp_path, time):
+    with pytest.raises(UserError, match=r"a\.ass:9: expected times such as 0:00:03\.25,"):
+        read(tmp_path, ASS.replace("0:00:03.00,0:00:04.00", time, 1), "a.ass")
+
+
+def test_a_file_that_is_no_ass_is_refused(tmp_path):
+    for text in ("x", "[Events]\n", PLAIN):
+        with pytest.raises(UserError, match="no subtitle cues found"):
+            read(tmp_path, text, "a.ass")
+    with pytest.raises(UserError, match="expected 5 events below"):
+        read(tmp_path, ASS.replace("[Events]", ""), "a.ass")
+
+
+@given(st.lists(st.sampled_from([*PIECES, "{x}", "\\{", "}", "\\h", "\\"]), min_size=1, max_size=5))
+def test_what_is_written_to_ass_comes_back_unchanged(words):
+    head = ASS.partition("Dialogue")[0]
+    said = " ".join(words)
+    line = f"Dialogue: 0,0:00:01.00,0:00:02.00,Default,,0,0,0,,{escape_ass(said)}"
+    assert [cue.text for cue in parse_ass(f"{head}{line}\n")] == [said]
+
+
 # --- encodings -----------------------------------------------------------------------------------
 
 SENTENCES = {
@@ -331,6 +384,13 @@ def test_names_of_subtitles(talk):
     write_media(talk / "talk.en.mp4", tone(1.5))
     put(talk, talk_en_srt="its own")
     assert said(talk) == [("talk.en.mp4", "its own", None), ("talk.mp4", "no language", None)]
+
+
+def test_ass_is_read_where_there_is_no_other(talk, caplog):
+    (talk / "talk.en.ass").write_text(ASS.replace("0:00:05.00,0:00:06.00", "0:00:00.10,0:00:00.90"))
+    assert said(talk)[0] == ("talk.mp4", "Good bye, all", "en")
+    put(talk, talk_en_srt="yes")
+    assert said(talk) == [("talk.mp4", "yes", "en")]
 
 
 def test_what_lies_beside_a_recording_is_none(talk, caplog):

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_text_model, write_texts
+from datasets import Features, List, Value
+from datasets.arrow_writer import ArrowWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmtransfer.cache import cache_path
 from mmtransfer.config import build_config
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
@@ -51,6 +54,25 @@ def test_what_is_read_is_what_was_computed():
     for index, array in enumerate(found):
         np.testing.assert_array_equal(kept[index], array)
     assert not kept[0].flags.writeable
+
+
+def test_a_cache_that_an_earlier_version_wrote_is_used():
+    """Earlier ones wrote through `datasets`, the same form with notes of its own in it."""
+    found = arrays()
+    folder = cache_path("features", "k")
+    folder.mkdir()
+    types = {"index": Value("int64"), "shape": List(Value("int32")), "data": Value("large_binary")}
+    with ArrowWriter(path=str(folder / "000000.arrow"), features=Features(types)) as writer:
+        for index, array in reversed([*enumerate(found)]):
+            row = {"index": index, "shape": list(array.shape), "data": array.tobytes()}
+            writer.write(row)
+        writer.finalize()
+    (folder / "complete.json").write_text("{}")
+    calls = []
+    kept = store(found, calls=calls)
+    assert calls == []
+    for index, array in enumerate(found):
+        np.testing.assert_array_equal(kept[index], array)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 200))

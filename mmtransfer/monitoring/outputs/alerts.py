@@ -6,21 +6,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import http.client
 import json
 import logging
 import queue
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from abc import ABC, abstractmethod
-from base64 import b64encode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from mmtransfer.errors import UserError
 from mmtransfer.speech.addresses import checked_address, host_of, public_address, without_secrets
@@ -50,37 +46,24 @@ class Channel(Protocol):
         ...
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would arrive as a GET without the alert, and count as delivered."""
-
-    def redirect_request(self, *arguments: Any, **options: Any) -> None:
-        return None
-
-
-def _request(url: str) -> tuple[str, dict[str, str]]:
-    """An address as it goes over the wire, and the headers that it asks for.
+def _check_address(url: str) -> None:
+    """Refuse what is no http or https address.
 
     Raises:
-        UserError: no http or https address.
+        UserError: likewise.
     """
+    import httpx2
+
     try:
-        parts = urlsplit(checked_address(url))
-        port, host = parts.port, (parts.hostname or "").encode("idna").decode()
-        if parts.scheme not in ("http", "https") or not host or re.search(r"\s", parts.netloc):
+        parts = httpx2.URL(checked_address(url))
+        is_address = parts.scheme in ("http", "https") and parts.host
+        if not is_address or re.search(r"\s", urlsplit(url).netloc):
             raise ValueError("no http address")
-    except (ValueError, UserError):
+    except (ValueError, UserError, httpx2.InvalidURL):
         raise UserError(
             f"webhook: expected an address http[s]://HOST[:PORT]/PATH, found '{host_of(url)}'. "
             "Write # / ? [ in a user or password as %23 %2F %3F %5B."
         ) from None
-    host = f"[{host}]" if ":" in host else host
-    place = host if port is None else f"{host}:{port}"
-    path, query = (quote(part, safe="/%:=&?+,;@~!$'()*") for part in (parts.path, parts.query))
-    headers = {}
-    if parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["Authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
-    return urlunsplit((parts.scheme, place, path, query, "")), headers
 
 
 class _Queued(ABC):
@@ -145,32 +128,40 @@ class Webhook(_Queued):
         give_up_s: float = _GIVE_UP_S,
     ):
         super().__init__(settled, timeout_s)
-        self._url, self._headers = _request(url)
-        self._secret, self._first_retry_s, self._give_up_s = secret, first_retry_s, give_up_s
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        import httpx2
+
+        _check_address(url)
+        self._url, self._secret = url, secret
+        self._first_retry_s, self._give_up_s = first_retry_s, give_up_s
+        # It would log the address with every request, and what is secret in it.
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
+        # It follows no redirects: the alert would arrive as a GET without its body.
+        self._client = httpx2.Client(timeout=timeout_s)
+        self._failures = (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError)
         self._thread.start()
 
     def _deliver(self, alert: Mapping[str, Any]) -> None:
         body = json.dumps(alert, ensure_ascii=False).encode()
-        headers = {"Content-Type": "application/json; charset=utf-8", **self._headers}
+        headers = {"Content-Type": "application/json; charset=utf-8"}
         if self._secret:
             signature = hmac.new(self._secret.encode(), body, hashlib.sha256).hexdigest()
             headers[SIGNATURE] = f"sha256={signature}"
-        request = urllib.request.Request(self._url, body, headers, method="POST")
         deadline, pause = time.monotonic() + self._give_up_s, self._first_retry_s
         while True:
             try:
-                with self._opener.open(request, timeout=self._timeout_s):
-                    pass
-                self._settled(alert, "")
-                return
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code}"
-                error.close()
-                if error.code < 500 and error.code not in (408, 429):
+                # What the other side says beside its code is not waited for.
+                with self._client.stream(
+                    "POST", self._url, content=body, headers=headers
+                ) as answer:
+                    code = answer.status_code
+                if answer.is_success:
+                    self._settled(alert, "")
+                    return
+                reason = f"HTTP {code}"
+                if code < 500 and code not in (408, 429):
                     break  # the other side understood and refuses; again would be no better
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = without_secrets(str(getattr(error, "reason", None) or error), self._url)
+            except self._failures as error:
+                reason = without_secrets(str(error) or type(error).__name__, self._url)
             if time.monotonic() + pause > deadline:
                 break
             if self._closing.wait(pause):
@@ -179,6 +170,11 @@ class Webhook(_Queued):
             pause = min(2 * pause, _LAST_RETRY_S)
         logger.warning("webhook: an alert was not delivered (%s)", reason)
         self._settled(alert, reason)
+
+    def close(self, wait_s: float = 2.0) -> None:
+        """Give what waits a last chance; the rest has failed."""
+        super().close(wait_s)
+        self._client.close()
 
 
 class Mqtt(_Queued):

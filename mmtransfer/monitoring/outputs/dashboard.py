@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.stats import CameraStats, MonitorStats
 
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Metric
+
 _LOOPBACK = "127.0.0.1"
 _WIDE = 130  # columns of a terminal that hold the last text as well
-_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_COUNTERS = {
+    "audio_seconds": ("audio_s", "Audio decoded."),
+    "recognition_seconds": ("decode_s", "Time of the recogniser."),
+    "segments": ("segments", "Segments with text."),
+    "repeated": ("repeated", "Segments decoded again in longer contexts."),
+    "dropped": ("dropped", "Segments for which there was no room."),
+    "alerts": ("alerts", "Keywords and loud sounds."),
+    "reconnects": ("reconnects", "Connections after the first."),
+}
+_GAUGES = {
+    "connected": ("is_connected", "Whether a live source sends audio."),
+    "waiting_segments": ("waiting", "Segments cut, and not decoded yet."),
+    "real_time_factor": ("real_time_factor", "Recognition time over audio."),
+}
 
 
 @contextmanager
@@ -71,48 +85,49 @@ def _state(camera: CameraStats) -> str:
     return "lost" if camera.events["lost"] else "reading" if camera.audio_s else "waiting"
 
 
+class _Numbers:
+    """All numbers at the time they are asked for, as Prometheus' client collects them."""
+
+    def __init__(self, stats: MonitorStats):
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+        from prometheus_client.metrics_core import GaugeMetricFamily
+
+        cameras = list(self._stats.cameras.items())
+        for kind, names in ((CounterMetricFamily, _COUNTERS), (GaugeMetricFamily, _GAUGES)):
+            for name, (attribute, help_text) in names.items():
+                family = kind(f"mmtransfer_{name}", help_text, labels=["camera"])
+                for camera, numbers in cameras:
+                    family.add_metric([camera], float(getattr(numbers, attribute)))
+                yield family
+        rejected = CounterMetricFamily(
+            "mmtransfer_rejected", "Segments without text, by reason.", labels=["camera", "reason"]
+        )
+        delays = HistogramMetricFamily(
+            "mmtransfer_delay_seconds", "From the end of speech to its text.", labels=["camera"]
+        )
+        for camera, numbers in cameras:
+            for reason, count in sorted(numbers.rejected.copy().items()):
+                rejected.add_metric([camera, reason], count)
+            delays.add_metric([camera], *numbers.delay_histogram())
+        yield from (rejected, delays)
+
+
 def metrics(stats: MonitorStats) -> str:
     """All numbers in Prometheus' text format."""
-    cameras = list(stats.cameras.items())
-    lines: list[str] = []
+    from prometheus_client import generate_latest
 
-    def add(name: str, kind: str, help_text: str, rows: list[tuple[str, float]]) -> None:
-        lines.append(f"# HELP mmtransfer_{name} {help_text}")
-        lines.append(f"# TYPE mmtransfer_{name} {kind}")
-        lines.extend(f"mmtransfer_{name}{{{labels}}} {value:g}" for labels, value in rows)
-
-    def each(attribute: str) -> list[tuple[str, float]]:
-        return [(_label(name), float(getattr(camera, attribute))) for name, camera in cameras]
-
-    add("audio_seconds_total", "counter", "Audio read.", each("audio_s"))
-    add("recognition_seconds_total", "counter", "Time of the recogniser.", each("decode_s"))
-    add("segments_total", "counter", "Segments with text.", each("segments"))
-    add("repeated_total", "counter", "Segments read again in longer contexts.", each("repeated"))
-    rejected = [
-        (f'{_label(name)},reason="{reason}"', float(count))
-        for name, camera in cameras
-        for reason, count in sorted(camera.rejected.copy().items())
-    ]
-    add("rejected_total", "counter", "Segments without text, by reason.", rejected)
-    add("dropped_total", "counter", "Segments for which there was no room.", each("dropped"))
-    add("alerts_total", "counter", "Watch words and loud sounds.", each("alerts"))
-    add("reconnects_total", "counter", "Connections after the first.", each("reconnects"))
-    add("connected", "gauge", "Whether a live source sends audio.", each("is_connected"))
-    add("waiting_segments", "gauge", "Segments cut, and not read yet.", each("waiting"))
-    add("real_time_factor", "gauge", "Recognition time over audio.", each("real_time_factor"))
-    delays = [
-        (f'{_label(name)},quantile="{quantile:g}"', camera.delay_s(quantile))
-        for name, camera in cameras
-        if camera.delays_s
-        for quantile in (0.5, 0.95)
-    ]
-    add("delay_seconds", "gauge", "From the end of speech to its text, last 1000.", delays)
-    return "\n".join(lines) + "\n"
+    return generate_latest(_registry(stats)).decode()
 
 
-def _label(name: str) -> str:
-    escaped = name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'camera="{escaped}"'
+def _registry(stats: MonitorStats) -> CollectorRegistry:
+    from prometheus_client import CollectorRegistry
+
+    registry = CollectorRegistry()
+    registry.register(_Numbers(stats))
+    return registry
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -135,31 +150,14 @@ def metrics_server(stats: MonitorStats, address: str) -> Iterator[int]:
     Raises:
         UserError: not a port, or one that is taken.
     """
-    place = host_and_port(address)
+    from prometheus_client import start_http_server
 
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 5.0
-
-        def do_GET(self) -> None:
-            is_known = self.path.split("?")[0] in ("/metrics", "/")
-            body = metrics(stats).encode() if is_known else b"see /metrics\n"
-            self.send_response(200 if is_known else 404)
-            self.send_header("Content-Type", _CONTENT_TYPE)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *values: Any) -> None:
-            """No line for each request."""
-
+    host, port = host_and_port(address)
     try:
-        server = ThreadingHTTPServer(place, Handler)
+        server, thread = start_http_server(port, host, _registry(stats))
     except (OSError, UnicodeError) as error:  # also of a name that no host has
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"metrics: cannot listen on {address}: {reason}.") from None
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.2,), name="metrics", daemon=True)
-    thread.start()
     try:
         yield int(server.server_address[1])
     finally:

@@ -1,7 +1,8 @@
-"""Where transcripts go: standard output, JSON Lines, SRT, WebVTT, plain text, an HTML report.
+"""Where transcripts go: standard output, JSON Lines, SRT, WebVTT, ASS, plain text, an HTML report.
 
 Every sink but the report writes a segment as it comes and flushes it, so that what was transcribed
-is on disk when a run is interrupted.
+is on disk when a run is interrupted. pysubs2 writes whole files, and SRT and WebVTT without
+escaping what would be a tag; so it forms the lines of ASS alone.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from mmtransfer.monitoring.events import Alert, Partial, Sound, Transcript
 from mmtransfer.monitoring.lines import rows
 from mmtransfer.monitoring.outputs.report import report
 from mmtransfer.monitoring.sources.cameras import file_name
-from mmtransfer.speech.subtitles import escape_subtitle
+from mmtransfer.speech.subtitles import escape_ass, escape_subtitle
 
 Shown = Transcript | Partial | Alert | Sound
-SUFFIXES = (".jsonl", ".srt", ".vtt", ".txt", ".html")
-_OF_ONE_RECORDING = (".srt", ".vtt", ".html")
+SUFFIXES = (".jsonl", ".srt", ".vtt", ".ass", ".txt", ".html")
+_OF_ONE_RECORDING = (".srt", ".vtt", ".ass", ".html")
 _EPOCH_S = 1e9  # times from here on are those of live sources, since 1970
 
 
@@ -130,7 +131,9 @@ class FileSink:
         self._file: IO[str] = path.open("w", encoding="utf-8")
         if path.suffix == ".vtt":
             self._file.write("WEBVTT\n\n")
-            self._file.flush()
+        elif path.suffix == ".ass":
+            self._file.write(_ass([]))
+        self._file.flush()
 
     def write(self, item: Shown) -> None:
         """Write and flush one transcript."""
@@ -140,6 +143,9 @@ class FileSink:
         suffix = self._path.suffix
         if suffix == ".jsonl":
             text = json.dumps(asdict(item), ensure_ascii=False) + "\n"
+        elif suffix == ".ass":
+            body = "\n".join(map(escape_ass, rows(item.text)))
+            text = _ass([(item.start, item.end, body)]).rstrip("\n").rpartition("\n")[2] + "\n"
         elif suffix == ".txt":
             text = f"{'~ ' if item.revision else ''}{line(item)}\n"
         else:
@@ -155,6 +161,17 @@ class FileSink:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _ass(events: Sequence[tuple[float, float, str]]) -> str:
+    """A file with these (start, end, text), the last of which is its last line."""
+    import pysubs2
+
+    made = pysubs2.SSAFile()
+    for start, end, text in events:
+        start_ms, end_ms = round(1000 * start), round(1000 * end)
+        made.append(pysubs2.SSAEvent(start_ms, end_ms, text.replace("\n", r"\N")))
+    return made.to_string("ass")
 
 
 def check_outputs(paths: list[Path], live: Sequence[str] = ()) -> None:
