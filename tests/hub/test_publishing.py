@@ -1,7 +1,7 @@
 """Publishing and loading over HTTP, against a stand-in for the Hub.
 
-The Hub's address is read when huggingface_hub is imported, so whatever talks to it runs in a child
-process, several models in each, because starting one takes seconds.
+The Hub's address is a variable of huggingface_hub, so whatever talks to it runs in a process of its
+own, several models in each.
 """
 
 import json
@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import (
-    child_environment,
     random_text_model,
     random_wave_model,
     write_dataset,
     write_text_backbone,
 )
-from hub_server import Hub
+from support.children import run_command
+from support.hub_programs import TOKEN, environment
+from support.hub_server import Hub
 
-TOKEN = "hf_of_this_test"
 WORDS = ["good", "bad", "fine", "awful", "harbour", "gate", "crane", "news", "today", "opened"]
 TEXTS = ["good news today", "the crane is awful", "gate opened", "bad bad harbour news today fine"]
 
@@ -122,6 +122,7 @@ for environment, argv in json.load(sys.stdin):
             texts.append(file.read().decode())
     results.append([code, *texts])
 json.dump(results, answer)
+answer.close()
 """
 
 
@@ -139,30 +140,16 @@ def home(tmp_path):
     return tmp_path / "home"
 
 
-def environment(hub_address: str, home: Path) -> dict[str, str]:
-    inherited = {k: v for k, v in child_environment().items() if not k.startswith("HF_")}
-    return inherited | {
-        "HF_ENDPOINT": hub_address,
-        "HF_HOME": str(home),
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1,localhost",
-    }
-
-
 def python(program: str, given, hub_address: str, home: Path, *arguments: str) -> str:
-    """Standard output of a program in a fresh process."""
-    result = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        input=json.dumps(given),
-        env=environment(hub_address, home),
-        capture_output=True,
-        text=True,
+    """Standard output of a program in a process of its own."""
+    code, out, error = run_command(
+        *arguments,
+        program=program,
+        given=json.dumps(given),
+        environment=environment(hub_address, home),
     )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    assert code == 0, error
+    return out
 
 
 def commands(given: list, hub_address: str, home: Path) -> list:
