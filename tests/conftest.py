@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import csv
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-import av
-import numpy as np
-import pytest
-import yaml
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so set before any test
-# Threads that spin while they wait slow a busy machine down a hundredfold; read when torch starts.
+# Read when libraries are imported. The Hub is never asked.
+os.environ["HF_HUB_OFFLINE"] = "1"
+# The cores are for the workers of the suite: threads of small matrix products take more time to
+# wait for each other than to work (voice activity ten times as much), and those that spin slow a
+# busy machine down.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import av  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+pytest_plugins = ["support.sources", "support.web"]  # fixtures
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "site"
 SHARED = ROOT.parent / "shared" / "data"
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The whole suite on the cores there are; what is named in this process: it starts sooner."""
+    return min(os.cpu_count() or 1, 4) if config.args == config.getini("testpaths") else 0
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory):
-    """A cache folder of the session's own, inherited by child processes."""
+    """A cache folder of the session's own, for all its workers and child processes: bundled models
+    are converted once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     patch = pytest.MonkeyPatch()
-    patch.setenv("MMTRANSFER_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("MMTRANSFER_CACHE", str(folder))
     yield
     patch.undo()
 
@@ -63,6 +75,7 @@ def random_whisper(whisper_tiny: Path, tmp_path_factory: pytest.TempPathFactory)
             "decoder_attention_heads": 2,
             "encoder_ffn_dim": 64,
             "decoder_ffn_dim": 64,
+            "max_target_positions": 48,  # it writes up to its limit, whatever it is given
         }
     )
     model = WhisperForConditionalGeneration(config)
@@ -287,20 +300,4 @@ def write_dataset(
 
 def child_environment() -> dict[str, str]:
     """Environment for child processes that run the command line."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def start_training(
-    config: dict, folder: Path, *options: str, name: str = "config.yaml"
-) -> subprocess.Popen:
-    """Run `mmtransfer train` on a configuration in a process of its own."""
-    path = folder / name
-    path.write_text(yaml.safe_dump(config))
-    return subprocess.Popen(
-        [sys.executable, "-m", "mmtransfer.cli", "train", str(path), *options],
-        env=child_environment(),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -1,11 +1,11 @@
 import dataclasses
 import json
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EXAMPLE
+from conftest import EXAMPLE, child_environment
+from support.children import Command
 
 from mmtransfer.errors import UserError
 from mmtransfer.hub import bundled
@@ -35,23 +35,13 @@ def test_a_changed_weight_file_is_refused_before_it_is_read(monkeypatch, tmp_pat
         bundled.materialize("whisper-tiny.en")
 
 
-def _convert(queue, cache):
-    import os
-
-    os.environ["MMTRANSFER_CACHE"] = cache
-    queue.put(str(bundled.materialize("whisper-tiny.en")))
-
-
 def test_two_processes_at_once_convert_once_and_agree(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    workers = [context.Process(target=_convert, args=(queue, str(tmp_path))) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    folders = {queue.get(timeout=120) for _ in workers}
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    program = "from mmtransfer.hub import bundled\nprint(bundled.materialize('whisper-tiny.en'))"
+    environment = child_environment() | {"MMTRANSFER_CACHE": str(tmp_path)}
+    workers = [Command(program=program, environment=environment) for _ in range(2)]
+    answers = [worker.communicate() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], answers
+    folders = {out.strip() for out, _ in answers}
     assert len(folders) == 1
     names = sorted(p.name for p in Path(folders.pop()).parent.iterdir())
     assert not [name for name in names if name.endswith(".part")]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tone, write_dataset
-from hub_server import Hub
 from safetensors.torch import load_file
-from test_publishing import OUTPUTS, TOKEN, python
+from support.hub_programs import OUTPUTS, TOKEN, python
+from support.hub_server import Hub
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError

@@ -1,7 +1,7 @@
 """Publishing and loading over HTTP, against a stand-in for the Hub.
 
-The Hub's address is read when huggingface_hub is imported, so whatever talks to it runs in a child
-process, several models in each, because starting one takes seconds.
+The Hub's address is a variable of huggingface_hub, so whatever talks to it runs in a process of its
+own, several models in each.
 """
 
 import json
@@ -15,15 +15,14 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import (
-    child_environment,
     random_text_model,
     random_wave_model,
     write_dataset,
     write_text_backbone,
 )
-from hub_server import Hub
+from support.hub_programs import OUTPUTS, TOKEN, environment, python
+from support.hub_server import Hub
 
-TOKEN = "hf_of_this_test"
 WORDS = ["good", "bad", "fine", "awful", "harbour", "gate", "crane", "news", "today", "opened"]
 TEXTS = ["good news today", "the crane is awful", "gate opened", "bad bad harbour news today fine"]
 
@@ -34,39 +33,6 @@ from mmtransfer.config import build_config
 
 for values in json.load(sys.stdin):
     runs.train(build_config(values))
-"""
-
-# Every output as a digest of its bytes: equal digests are equal bits.
-OUTPUTS = """
-import hashlib, json, sys
-import numpy as np, torch
-import mmtransfer
-from mmtransfer.text.classifier import TextModel
-
-asked = json.load(sys.stdin)
-torch.set_num_threads(1)
-noise = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
-digest = lambda array: hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-found = {}
-for name, source, revision in asked["models"]:
-    model = mmtransfer.load(source, revision=revision)
-    if isinstance(model, TextModel):
-        encoded = model.encode(asked["texts"], [None] * len(asked["texts"]))
-        logits = model.encoded_logits(encoded, device="cpu")
-        rest = [vars(prediction) for prediction in model.predict(asked["texts"])]
-    else:
-        hypotheses = mmtransfer.Recognizer(model).transcribe([noise, noise[:9_000]])
-        rest = [[h.text, h.tokens, h.avg_logprob] for h in hypotheses]
-        with torch.inference_mode():
-            if hasattr(model, "symbols"):
-                mask = model.mask([1.5], 1.5)
-                logits = model.network(model.inputs([noise], 1.5), mask).numpy()
-            else:
-                prompt = torch.tensor([model.prompt(timestamps=False)])
-                features = model.features([noise], 30.0)
-                logits = model.model(features, decoder_input_ids=prompt).logits.numpy()
-    found[name] = {"logits": digest(logits), "shape": list(logits.shape), "rest": rest}
-json.dump(found, sys.stdout)
 """
 
 PLAIN = """
@@ -122,6 +88,7 @@ for environment, argv in json.load(sys.stdin):
             texts.append(file.read().decode())
     results.append([code, *texts])
 json.dump(results, answer)
+answer.close()
 """
 
 
@@ -137,32 +104,6 @@ def hub():
 def home(tmp_path):
     """A user's folder without any download in it."""
     return tmp_path / "home"
-
-
-def environment(hub_address: str, home: Path) -> dict[str, str]:
-    inherited = {k: v for k, v in child_environment().items() if not k.startswith("HF_")}
-    return inherited | {
-        "HF_ENDPOINT": hub_address,
-        "HF_HOME": str(home),
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1,localhost",
-    }
-
-
-def python(program: str, given, hub_address: str, home: Path, *arguments: str) -> str:
-    """Standard output of a program in a fresh process."""
-    result = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        input=json.dumps(given),
-        env=environment(hub_address, home),
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def commands(given: list, hub_address: str, home: Path) -> list:

@@ -17,9 +17,9 @@ from conftest import (
     write_texts,
     write_wave_backbone,
 )
-from hub_server import Hub
 from safetensors.torch import load_file, save_file
-from test_publishing import TOKEN, environment
+from support.hub_programs import TOKEN, environment
+from support.hub_server import Hub
 
 from mmtransfer import load
 from mmtransfer.cli import main

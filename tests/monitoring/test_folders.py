@@ -10,12 +10,13 @@ import pytest
 from conftest import write_media
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_faults import broken_off, lines_of, same_segments, write_at, write_pieces
-from test_live import happened, said
-from test_monitoring import FakeEngine
+from support.engines import FakeEngine
+from support.sessions import broken_off, happened, lines_of, said, same_segments
+from support.sources import write_at, write_pieces
 
 from mmtransfer.monitoring import Alert, Camera, Journal, Monitor, Transcript
 from mmtransfer.monitoring.events import FileDone
+from mmtransfer.monitoring.sources import folders
 from mmtransfer.monitoring.sources.folders import Folder, follows, series
 from mmtransfer.speech.audio import SAMPLE_RATE, decode_clip
 from mmtransfer.speech.recognition import Recognizer
@@ -29,23 +30,41 @@ def spoken(speech):
     return [(s.start, s.end) for s in [*segmenter.feed(speech), *segmenter.finish()]]
 
 
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch):
+    """What is there is noticed soon."""
+    monkeypatch.setattr(folders, "_LOOK_S", 0.1)
+
+
 @pytest.fixture
 def impatient(monkeypatch):
-    """A file is complete after a second without a change."""
-    monkeypatch.setattr("mmtransfer.monitoring.sources.folders._SETTLED_S", 1.0)
+    """A file is complete after half a second without a change."""
+    monkeypatch.setattr(folders, "_SETTLED_S", 0.5)
 
 
-def watch(folder, journal, until, *, loud=None, seconds=30.0):
-    """What a session of the monitor tells, and the journal's lines after it."""
+def watch(folder, journal, until, *, loud=None, seconds=120.0, read_s=float("inf")):
+    """What a session of the monitor gives, and the journal's lines after it; it is also stopped
+    half a second after it has taken in so much audio.
+    """
     book = Journal(journal, model="m", model_digest="d", sources={"site": str(folder)})
     monitor = Monitor(Recognizer(FakeEngine(workers=1)))
-    items, timer = [], threading.Timer(seconds, monitor.stop)
+    items, timer, over = [], threading.Timer(seconds, monitor.stop), threading.Event()
+
+    def stop_when_read():
+        while not over.wait(0.05):
+            if monitor.stats.audio_s >= read_s:
+                over.wait(0.5)
+                monitor.stop()
+                return
+
     timer.start()
+    threading.Thread(target=stop_when_read, daemon=True).start()
     for item in monitor.watch([Camera("site", str(folder), loud_db=loud)], journal=book):
         items.append(item)
         if until(items):
             monitor.stop()
     timer.cancel()
+    over.set()
     book.close()
     return items, lines_of(journal)
 
@@ -257,7 +276,7 @@ def test_speech_up_to_a_files_end_does_not_wait_for_the_next_file(speech, spoken
     folder = tmp_path / "in"
     middle = int((spoken[-1][0] + 1.0) * SAMPLE_RATE)
     write_at(folder / "gate_01.wav", speech[:middle], time.time() - 60)
-    items, _ = watch(folder, tmp_path / "j", lambda i: len(said(i)) >= len(spoken), seconds=15)
+    items, _ = watch(folder, tmp_path / "j", lambda i: len(said(i)) >= len(spoken), seconds=50)
     assert len(said(items)) == len(spoken)
 
 
@@ -271,7 +290,7 @@ def test_a_stop_in_the_middle_of_a_segment_loses_nothing_of_it(speech, spoken, t
     now = time.time()
     write_at(folder / "gate_01.wav", speech[:middle], now - 60)
     (folder / "gate_02.wav").write_bytes(b"RIFF")  # the next one is being written
-    watch(folder, journal, lambda items: False, seconds=4)  # it has been read by then
+    watch(folder, journal, lambda items: False, read_s=middle / SAMPLE_RATE - 0.2)
     write_at(
         folder / "gate_02.wav", speech[middle:], now - 60 + (len(speech) - middle) / SAMPLE_RATE
     )
@@ -346,7 +365,7 @@ def test_clips_are_cut_from_the_recording_in_the_folder(speech, spoken, tmp_path
     monitor = Monitor(
         Recognizer(FakeEngine(lambda context_s: "open the gate")), clips=tmp_path / "clips"
     )
-    items, timer = [], threading.Timer(20, monitor.stop)
+    items, timer = [], threading.Timer(120, monitor.stop)
     timer.start()
     for item in monitor.watch([Camera("site", str(folder), watch=["gate"])]):
         items.append(item)
@@ -391,9 +410,7 @@ def test_a_file_that_changes_after_a_kill_is_heard_on_from_there(
     else:
         write_at(path, np.tile(speech, 4), old + 200)
         expected += len(spoken)
-    items, lines = watch(
-        folder, journal, lambda items: len(said(items)) >= expected - 2, seconds=20
-    )
+    items, lines = watch(folder, journal, lambda items: len(said(items)) >= expected - 2)
     assert len(said(items)) == expected - 2
     assert len({t["id"] for t in texts(lines)}) == len(texts(lines)) == expected
 

@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 from conftest import tone, write_media
+from support.engines import FakeEngine
 
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring import Camera
@@ -128,8 +129,6 @@ def test_cameras_say_their_channels_in_their_file(tmp_path):
 
 
 def test_talkers_on_two_channels_are_told_apart(tmp_path, speech):
-    from test_monitoring import FakeEngine
-
     from mmtransfer.monitoring import Monitor, Transcript
     from mmtransfer.speech.recognition import Recognizer
 

@@ -1,23 +1,23 @@
 """Live sources over real sockets: servers that stop, hang, come back, send rubbish."""
 
-import io
 import json
-import socket
+import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 
-import av
 import numpy as np
 import pytest
-from conftest import EXAMPLE, ROOT, child_environment
-from test_monitoring import FakeEngine, decode
+from conftest import EXAMPLE, child_environment
+from support.children import Command, run_command
+from support.engines import FakeEngine
+from support.sessions import QUICK, collect, happened, live_monitor, said
+from support.sources import decode, transport_stream
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring import Camera, Journal, LiveSettings, Monitor, SourceEvent, Transcript
+from mmtransfer.monitoring import Camera, Journal, Monitor, SourceEvent
 from mmtransfer.monitoring.journal.spool import Spool
 from mmtransfer.monitoring.sources.cameras import load_cameras
 from mmtransfer.monitoring.sources.kinds import is_live
@@ -25,132 +25,20 @@ from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.segments import Segment
 
-QUICK = LiveSettings(open_s=2.0, read_s=1.0, first_retry_s=0.1, last_retry_s=0.2, tell_again_s=0)
-
-
-def transport_stream(samples, rate=SAMPLE_RATE):
-    """The bytes of an MPEG transport stream, as cameras send it."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mpegts") as out:
-        stream = out.add_stream("aac", rate=rate, layout="mono")
-        for start in range(0, len(samples), rate):
-            block = np.ascontiguousarray(samples[None, start : start + rate])
-            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
-            frame.rate, frame.pts = rate, start
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    return file.getvalue()
-
-
-class Server:
-    """A TCP server that plays one of its scripts to each connection, in turn; the last for ever.
-
-    A script is a list of bytes to send and of seconds to wait.
-    """
-
-    def __init__(self, *scripts, speed=None):
-        self.scripts, self.connections = list(scripts), 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self):
-        self._listener.settimeout(0.1)
-        while not self._closing.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except TimeoutError:
-                continue
-            script = self.scripts[min(self.connections, len(self.scripts) - 1)]
-            self.connections += 1
-            threading.Thread(target=self._play, args=(connection, script), daemon=True).start()
-
-    def _play(self, connection, script):
-        with connection:
-            for part in script:
-                if isinstance(part, bytes):
-                    try:
-                        connection.sendall(part)
-                    except OSError:
-                        return
-                else:
-                    self._closing.wait(part)
-
-    def close(self):
-        self._closing.set()
-        self._thread.join()
-        self._listener.close()
-
 
 @pytest.fixture(scope="module")
-def speech():
-    """Twenty seconds of the example, and silence behind it, so that the last words end."""
-    return np.concatenate(
-        [decode(EXAMPLE / "monitor.mp4")[: 20 * SAMPLE_RATE], np.zeros(SAMPLE_RATE)]
-    )
-
-
-@pytest.fixture(scope="module")
-def stream(speech):
-    return transport_stream(speech.astype(np.float32))
-
-
-@pytest.fixture(scope="module")
-def spoken(speech, tmp_path_factory):
+def spoken(camera_speech, tmp_path_factory):
     """Lengths of the segments in it."""
     from mmtransfer.speech.segments import Segmenter
 
     segmenter = Segmenter(block_frames=4)
-    found = [*segmenter.feed(speech.astype(np.float32)), *segmenter.finish()]
+    found = [*segmenter.feed(camera_speech.astype(np.float32)), *segmenter.finish()]
     assert len(found) >= 3
     return [s.end - s.start for s in found]
 
 
-@pytest.fixture
-def camera():
-    made = []
-
-    def make(*scripts):
-        made.append(Server(*scripts))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-def live_monitor(**options):
-    return Monitor(Recognizer(FakeEngine(**options)), live=QUICK)
-
-
-def collect(monitor, sources, *, until, seconds=30.0, **options):
-    """Items until a condition on them holds."""
-    if isinstance(sources, dict):
-        sources = [Camera(name=name, url=url) for name, url in sources.items()]
-    items = []
-    timer = threading.Timer(seconds, monitor.stop)
-    timer.start()
-    for item in monitor.watch(sources, **options):
-        items.append(item)
-        if until(items):
-            monitor.stop()
-    timer.cancel()
-    return items
-
-
-def said(items, camera=None):
-    return [i for i in items if isinstance(i, Transcript) and camera in (None, i.camera)]
-
-
-def happened(items, camera=None):
-    events = [i for i in items if isinstance(i, SourceEvent) and camera in (None, i.camera)]
-    return [event.event for event in events]
-
-
-def test_a_camera_that_restarts_is_heard_again(camera, stream, spoken):
-    server = camera([stream], [stream, 60])
+def test_a_camera_that_restarts_is_heard_again(camera, camera_stream, spoken):
+    server = camera([camera_stream], [camera_stream, 60])
     before = time.time()
     items = collect(
         live_monitor(), {"gate": server.url}, until=lambda i: len(said(i)) >= 2 * len(spoken)
@@ -165,8 +53,8 @@ def test_a_camera_that_restarts_is_heard_again(camera, stream, spoken):
     np.testing.assert_allclose(lengths[: len(spoken)], spoken, atol=0.2)
 
 
-def test_a_camera_that_sends_nothing_does_not_hold_up_the_others(camera, stream, spoken):
-    mute, refused, whole = camera([60]), camera([]), camera([stream, 60])
+def test_a_camera_that_sends_nothing_does_not_hold_up_the_others(camera, camera_stream, spoken):
+    mute, refused, whole = camera([60]), camera([]), camera([camera_stream, 60])
     dead = "tcp://127.0.0.1:9"  # nobody listens there
     sources = {"mute": mute.url, "refused": refused.url, "dead": dead, "whole": whole.url}
 
@@ -182,9 +70,9 @@ def test_a_camera_that_sends_nothing_does_not_hold_up_the_others(camera, stream,
     assert mute.connections >= 2
 
 
-def test_attempts_that_fail_alike_are_told_once(camera, stream):
+def test_attempts_that_fail_alike_are_told_once(camera, camera_stream):
     """Weeks without a camera are a few lines; another failure, and its return, are told."""
-    dead, back = camera([]), camera([stream[:20_000]], [], [], [], [stream, 60])
+    dead, back = camera([]), camera([camera_stream[:20_000]], [], [], [], [camera_stream, 60])
     alike = replace(QUICK, tell_again_s=3600.0)
     monitor = Monitor(Recognizer(FakeEngine()), live=alike)
 
@@ -196,9 +84,11 @@ def test_attempts_that_fail_alike_are_told_once(camera, stream):
     assert happened(items, "back")[:4] == ["connected", "lost", "lost", "connected"]
 
 
-def test_a_stall_in_a_connection_is_noticed_and_what_was_said_is_kept(camera, stream, spoken):
-    half = stream[: len(stream) // 2]
-    server = camera([half, 60], [stream, 60])
+def test_a_stall_in_a_connection_is_noticed_and_what_was_said_is_kept(
+    camera, camera_stream, spoken
+):
+    half = camera_stream[: len(camera_stream) // 2]
+    server = camera([half, 60], [camera_stream, 60])
     items = collect(
         live_monitor(), {"gate": server.url}, until=lambda i: len(said(i)) > len(spoken)
     )
@@ -206,30 +96,30 @@ def test_a_stall_in_a_connection_is_noticed_and_what_was_said_is_kept(camera, st
     assert len(said(items)) > len(spoken)
 
 
-def test_rubbish_between_packets_is_skipped(camera, stream, spoken):
+def test_rubbish_between_packets_is_skipped(camera, camera_stream, spoken):
     rng = np.random.default_rng(0)
     packet = 188
-    middle = len(stream) // packet // 2 * packet
+    middle = len(camera_stream) // packet // 2 * packet
     rubbish = rng.integers(0, 256, 10 * packet, np.uint8).tobytes()
-    server = camera([stream[:middle], rubbish, stream[middle:], 60])
+    server = camera([camera_stream[:middle], rubbish, camera_stream[middle:], 60])
     items = collect(
         live_monitor(), {"gate": server.url}, until=lambda i: len(said(i)) >= len(spoken)
     )
     assert len(said(items)) >= len(spoken)
 
 
-def test_a_sample_rate_that_changes_on_reconnection(camera, speech, stream, spoken):
-    low = transport_stream(speech[::2].astype(np.float32), rate=8_000)
-    server = camera([stream], [low, 60])
+def test_a_sample_rate_that_changes_on_reconnection(camera, camera_speech, camera_stream, spoken):
+    low = transport_stream(camera_speech[::2].astype(np.float32), rate=8_000)
+    server = camera([camera_stream], [low, 60])
     items = collect(
         live_monitor(), {"gate": server.url}, until=lambda i: len(said(i)) >= 2 * len(spoken)
     )
     assert abs(len(said(items)) - 2 * len(spoken)) <= 1
 
 
-def test_nothing_is_lost_when_recognition_falls_behind(camera, stream, spoken, tmp_path):
+def test_nothing_is_lost_when_recognition_falls_behind(camera, camera_stream, spoken, tmp_path):
     """Four cameras talk at once, the recogniser is slow, and is stopped in the middle."""
-    servers = [camera([stream, 600]) for _ in range(4)]
+    servers = [camera([camera_stream, 600]) for _ in range(4)]
     sources = {f"cam{n}": server.url for n, server in enumerate(servers)}
     wanted = 4 * len(spoken)
 
@@ -267,9 +157,9 @@ def test_nothing_is_lost_when_recognition_falls_behind(camera, stream, spoken, t
 
 
 def test_when_the_disk_room_is_full_the_oldest_of_the_least_important_is_dropped_and_told(
-    camera, stream, spoken, tmp_path
+    camera, camera_stream, spoken, tmp_path
 ):
-    server, other = camera([stream, 600]), camera([stream, 600])
+    server, other = camera([camera_stream, 600]), camera([camera_stream, 600])
     sources = {"yard": server.url, "gate": other.url}
     book = Journal(tmp_path, model="m", model_digest="d", sources=sources)
     engine = FakeEngine(delay=1.0, workers=1)
@@ -344,28 +234,19 @@ def test_cameras_come_from_a_file(tmp_path, capsys):
     assert "expected SOURCE" in capsys.readouterr().err
 
 
-def test_the_command_watches_a_camera_and_stops_on_request(camera, stream, whisper_tiny, tmp_path):
+def test_the_command_watches_a_camera_and_stops_on_request(
+    camera, camera_stream, whisper_tiny, tmp_path
+):
     """A real process and a real model; SIGTERM ends it within seconds, with all that was said."""
-    server = camera([stream, 600])
-    command = [sys.executable, "-m", "mmtransfer.cli", "monitor", str(whisper_tiny), server.url]
-    command += ["--journal", str(tmp_path / "journal")]
-    process = subprocess.Popen(
-        command,
-        env=child_environment(),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(2)]
-    assert all(line.startswith("[20") for line in lines), lines  # the date
-    process.terminate()
-    started = time.monotonic()
-    rest = process.stdout.read().splitlines()
-    assert process.wait(timeout=20) == 143
-    assert time.monotonic() - started < 15
-    (path,) = (tmp_path / "journal").glob("*.jsonl")
+    server = camera([camera_stream, 600])
+    journal = tmp_path / "journal"
+    with Command("monitor", whisper_tiny, server.url, "--journal", journal) as process:
+        lines = [process.stdout.readline() for _ in range(2)]
+        assert all(line.startswith("[20") for line in lines), lines  # the date
+        process.send_signal(signal.SIGTERM)
+        rest = process.communicate()[0].splitlines()
+        assert process.returncode == 143
+    (path,) = journal.glob("*.jsonl")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert rows[0]["event"] == "connected"
     texts = [row for row in rows if "text" in row and "event" not in row]
@@ -373,13 +254,10 @@ def test_the_command_watches_a_camera_and_stops_on_request(camera, stream, whisp
 
 
 def test_standard_input_is_a_recording(whisper_tiny, tmp_path):
-    command = [sys.executable, "-m", "mmtransfer.cli", "monitor", str(whisper_tiny), "-"]
     data = transport_stream(decode(EXAMPLE / "monitor.mp4")[: 15 * SAMPLE_RATE])
-    result = subprocess.run(
-        command, input=data, env=child_environment(), cwd=ROOT, capture_output=True
-    )
-    assert result.returncode == 0, result.stderr
-    assert len(result.stdout.decode().splitlines()) >= 2
+    code, out, error = run_command("monitor", whisper_tiny, "-", given=data, text=False)
+    assert code == 0, error
+    assert len(out.decode().splitlines()) >= 2
 
 
 def test_standard_input_may_be_raw_audio(whisper_tiny):
@@ -387,12 +265,9 @@ def test_standard_input_may_be_raw_audio(whisper_tiny):
     expected = None
     for rate, name in ((16_000, "pcm:16000"), (8_000, "pcm:8000")):
         data = (samples[:: SAMPLE_RATE // rate] * 32767).astype("<i2").tobytes()
-        command = [sys.executable, "-m", "mmtransfer.cli", "monitor", str(whisper_tiny), name]
-        result = subprocess.run(
-            command, input=data, env=child_environment(), cwd=ROOT, capture_output=True
-        )
-        assert result.returncode == 0, result.stderr
-        starts = [line.split()[0] for line in result.stdout.decode().splitlines()]
+        code, out, error = run_command("monitor", whisper_tiny, name, given=data, text=False)
+        assert code == 0, error
+        starts = [line.split()[0] for line in out.decode().splitlines()]
         assert len(starts) >= 2
         assert expected is None or len(starts) == len(expected)
         expected = starts

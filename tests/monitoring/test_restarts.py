@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import EXAMPLE, ROOT, child_environment, write_media
-from test_alerts import receiver, wait_for  # noqa: F401 - a fixture
-from test_monitoring import decode
-from test_watching import fake_monitor, remuxed
+from support.engines import fake_monitor
+from support.sessions import lines_of
+from support.sources import decode, remuxed
+from support.web import wait_for
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
@@ -30,14 +31,6 @@ VIDEO = EXAMPLE / "monitor.mp4"
 def speech():
     """Two utterances of the example."""
     return decode(VIDEO)[int(5.5 * SAMPLE_RATE) : int(14.4 * SAMPLE_RATE)]
-
-
-def lines_of(folder):
-    return [
-        json.loads(line)
-        for path in sorted(folder.glob("*.jsonl"))
-        for line in path.read_text(encoding="utf-8").splitlines()
-    ]
 
 
 def texts(folder):
@@ -265,14 +258,15 @@ def test_outputs_never_replace_what_is_read(whisper_tiny, tmp_path, speech, caps
 
 
 def test_alerts_on_their_way_when_the_monitor_dies_are_sent_again(
-    receiver,  # noqa: F811
+    receiver,
     whisper_tiny,
+    short_video,
     tmp_path,
     monkeypatch,
 ):
     """Delivered ones are not, nor those that were refused; the other side may see one twice."""
     folder, other = tmp_path / "j", receiver(200, 404)
-    command = ["monitor", str(whisper_tiny), str(VIDEO), "--watch", "gate", "--quiet"]
+    command = ["monitor", str(whisper_tiny), str(short_video), "--watch", "gate", "--quiet"]
     command += ["--journal", str(folder)]
     assert main([*command, "--webhook", other.url]) == 0
     raised = [line for line in lines_of(folder) if line.get("event") == "alert"]

@@ -4,9 +4,8 @@ import json
 import threading
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from test_windows import LoudIsSpeech
+from support.engines import ContextEngine, LoudIsSpeech, utterances
 
 from mmtransfer.monitoring import Alert, Camera, Journal, LiveSettings, Monitor, Transcript
 from mmtransfer.monitoring.outputs.sinks import FileSink, StandardOutput
@@ -16,51 +15,12 @@ from mmtransfer.monitoring.texts import new_alerts, revised
 from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.speech import segments
 from mmtransfer.speech.audio import SAMPLE_RATE
-from mmtransfer.speech.engine import Hypothesis, Word
 from mmtransfer.speech.recognition import Recognizer
 
-SECOND = SAMPLE_RATE
 URL = "rtsp://camera.example/1"
-_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
 """Each utterance has a loudness of its own, by which the engine knows it."""
-
-
-class ContextEngine:
-    """Knows a word better when it hears another one with it."""
-
-    language = None
-    max_context_s, shortest_context_s, margin_s = 30.0, 0.5, 0.0
-    short_s, window_s = 8.0, 28.0
-    workers = 2
-
-    def __init__(self, alone, together, hold=None):
-        self.alone, self.together, self.hold = alone, together, hold
-
-    def decode(self, clips, context_s):
-        return [self._decode(clip, context_s) for clip in clips]
-
-    def _decode(self, clip, context_s):
-        frames = np.abs(clip[: len(clip) // 512 * 512].reshape(-1, 512)).mean(1).round(1)
-        found = [(level, np.flatnonzero(np.isclose(frames, level))) for level in _LEVELS]
-        found = [(level, at) for level, at in found if len(at) > 3]
-        if len(found) > 1 and self.hold is not None:
-            self.hold.wait(10)
-        known = self.alone if len(found) == 1 else self.together
-        words = []
-        for level, at in found:
-            for number, text in enumerate(known[_LEVELS.index(level)].split()):
-                start = (at[0] + number) * 512 / SECOND
-                words.append(Word(f" {text}" if words else text, start, start + 0.03, 0.9))
-        text = "".join(word.text for word in words)
-        return Hypothesis(text, (1,) * len(words), -0.1, 0.0, context_s, words=tuple(words))
-
-
-def utterances(pauses, seconds=1.0):
-    parts = [np.zeros(SECOND, np.float32)]
-    for level, pause in zip(_LEVELS, pauses, strict=False):
-        parts.append(np.full(round(seconds * SECOND) // 512 * 512, level, np.float32))
-        parts.append(np.zeros(round(pause * SECOND), np.float32))
-    return np.concatenate(parts)
 
 
 @pytest.fixture
@@ -74,7 +34,7 @@ def watch(monkeypatch):
             for start in range(0, len(samples), 1600):
                 block = samples[start : start + 1600]
                 yield Block(block, at, start > 0)
-                at += len(block) / SECOND
+                at += len(block) / SAMPLE_RATE
             stopping.wait(20)
 
         monkeypatch.setattr(readers, "read_live", play)

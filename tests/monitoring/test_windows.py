@@ -7,7 +7,7 @@ import pytest
 from conftest import EXAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_monitoring import FakeEngine
+from support.engines import FakeEngine, LoudIsSpeech
 
 from mmtransfer.monitoring import Monitor, Transcript
 from mmtransfer.monitoring.journal.journal import Journal
@@ -36,13 +36,6 @@ from mmtransfer.speech.segments import (
 
 VIDEO = EXAMPLE / "monitor.mp4"
 _STEP = 1e-7  # a sample's place is in its value
-
-
-class LoudIsSpeech:
-    """A frame is speech where it is loud."""
-
-    def __call__(self, samples):
-        return (np.abs(samples.reshape(-1, 512)).mean(1) > 0.25).astype(np.float32)
 
 
 @pytest.fixture(autouse=True)

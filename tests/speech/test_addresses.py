@@ -9,6 +9,7 @@ import traceback
 import pytest
 import yaml
 from conftest import tone, write_media
+from support.engines import FakeEngine
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
@@ -183,8 +184,6 @@ def test_a_webhook_that_refuses_holds_no_secret(refusing, caplog):
 
 
 def test_journal_and_metrics_hold_no_secret(tmp_path, refusing, caplog):
-    from test_monitoring import FakeEngine
-
     from mmtransfer.speech.recognition import Recognizer
 
     handler, place = refusing

@@ -65,7 +65,7 @@ def config(train, source, **sections):
     return build_config(
         {
             "source": str(source),
-            "data": {"train": str(train), **sections.pop("data", {})},
+            "data": {"train": str(train), "rehearsal": "none", **sections.pop("data", {})},
             "runtime": {"threads": 1, "device": "cpu"},
             **sections,
         }

@@ -38,7 +38,11 @@ def values(data, backbone, run_dir, stages="feature", **sections):
     return {
         "source": str(backbone),
         "run_dir": str(run_dir),
-        "data": {"train": str(data / "train"), "validation": str(data / "validation")},
+        "data": {
+            "train": str(data / "train"),
+            "validation": str(data / "validation"),
+            "rehearsal": "none",
+        },
         "transfer": {"stages": STAGES[stages], **sections.pop("transfer", {})},
         "head": {"type": "ctc", **sections.pop("head", {})},
         "train": {

@@ -9,8 +9,7 @@ import pytest
 from conftest import EXAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_revisions import ContextEngine, utterances
-from test_windows import LoudIsSpeech
+from support.engines import ContextEngine, LoudIsSpeech, utterances
 
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve

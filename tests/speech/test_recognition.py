@@ -25,7 +25,7 @@ def tiny(whisper_tiny):
 
 @pytest.fixture(scope="module")
 def clips():
-    paths = sorted(p for p in (EXAMPLE / "source").iterdir() if p.suffix != ".csv")[:8]
+    paths = sorted(p for p in (EXAMPLE / "source").iterdir() if p.suffix != ".csv")[:4]
     return [decode_clip(path) for path in paths]
 
 
@@ -45,7 +45,7 @@ def test_short_contexts_encode_to_half_their_frames(tiny, clips):
 
 def test_results_do_not_depend_on_the_batch(tiny, clips):
     alone = [Recognizer(tiny).transcribe([clip])[0] for clip in clips]
-    for batch_seconds in (20.0, 45.0, 1000.0):
+    for batch_seconds in (45.0, 1000.0):  # two and four at once
         together = Recognizer(tiny, batch_seconds=batch_seconds).transcribe(clips)
         assert [h.tokens for h in together] == [h.tokens for h in alone]
         for one, other in zip(together, alone, strict=True):
@@ -53,7 +53,7 @@ def test_results_do_not_depend_on_the_batch(tiny, clips):
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved(tiny, clips, monkeypatch):
-    expected = [h.tokens for h in Recognizer(tiny).transcribe(clips[:4])]
+    expected = [h.tokens for h in Recognizer(tiny).transcribe(clips)]
     recognizer = Recognizer(tiny)
     whole, sizes = recognizer.engine.decode, []
 
@@ -64,7 +64,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(tiny, clips, monkeypatch):
         return whole(part, context_s)
 
     monkeypatch.setattr(recognizer.engine, "decode", limited)
-    assert [h.tokens for h in recognizer.transcribe(clips[:4])] == expected
+    assert [h.tokens for h in recognizer.transcribe(clips)] == expected
     assert sizes == [4, 2, 2]
 
 
@@ -94,9 +94,9 @@ def test_warm_up_takes_the_largest_batches_in_every_worker_at_once():
 
 
 def test_source_model_reads_general_speech(tiny, clips):
-    texts = [h.text for h in Recognizer(tiny).transcribe(clips)]
-    assert all(len(text.split()) >= 3 for text in texts)
-    assert all(h.avg_logprob > -1 for h in Recognizer(tiny).transcribe(clips))
+    found = Recognizer(tiny).transcribe(clips)
+    assert all(len(h.text.split()) >= 3 for h in found)
+    assert all(h.avg_logprob > -1 for h in found)
 
 
 def test_no_clips_and_one_sample(tiny):

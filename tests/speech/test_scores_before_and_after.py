@@ -31,6 +31,7 @@ def values(train, validation, source, run):
         "source": str(source),
         "run_dir": str(run),
         "train": {"steps": 1},
+        "transfer": {"interpolate": "none"},
         "runtime": {"device": "cpu"},
     }
 

@@ -1,6 +1,6 @@
 """A camera: an RTSP server (RFC 2326) that plays audio over RTP in the same connection (RFC 3550).
 
-As a program: python rtsp.py PORT AUDIO.npy, until it is killed.
+As a program: python rtsp.py PORT AUDIO.npy PACE, until it is killed.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ VIDEO = "m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:trackID=1\r
 
 
 class RtspCamera:
-    """Plays 16-bit audio at the speed it was spoken, once to each client, then stays silent.
+    """Plays 16-bit audio once to each client, then stays silent; at the pace 1 as it was spoken.
 
-    Fields may be changed while it runs: `answers` (a camera that accepts connections and says
-    nothing), `has_audio`, `rate`, `damage` (share of packets that carry rubbish), `clock` (added to
-    the timestamps of packets to come, in seconds).
+    `changes` are calls to make when so many seconds of it have been played, in order, each once;
+    those behind its end are made at the end. Fields may be changed while it runs: `answers` (a
+    camera that accepts connections and says nothing), `has_audio`, `rate`, `damage` (share of
+    packets that carry rubbish), `clock` (added to the timestamps of packets to come, in seconds).
     """
 
-    def __init__(self, samples, port=0, rate=16_000):
-        self.samples, self.rate = samples, rate
+    def __init__(self, samples, port=0, rate=16_000, *, pace=1.0, changes=()):
+        self.samples, self.rate, self.pace, self.changes = samples, rate, pace, list(changes)
         self.answers, self.has_audio, self.damage, self.clock = True, True, 0.0, 0.0
-        self.clients = 0
+        self.clients, self.began_at = 0, 0.0  # when it last began to play, in seconds since 1970
         self.played = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", port))
         self.url = f"rtsp://127.0.0.1:{self._listener.getsockname()[1]}/audio"
@@ -94,20 +95,27 @@ class RtspCamera:
         rng = np.random.default_rng(0)
         size = round(PACKET_S * self.rate)
         data = (np.clip(self.samples, -1, 1) * 32767).astype(">i2")
-        began = time.monotonic()
+        began, self.began_at = time.monotonic(), time.time()
         with suppress(OSError):
             for number, start in enumerate(range(0, len(data), size)):
-                if self._closing.wait(max(0.0, began + number * PACKET_S - time.monotonic())):
+                due = began + number * PACKET_S / self.pace
+                if self._closing.wait(max(0.0, due - time.monotonic())):
                     return
+                self._change(number * PACKET_S)
                 payload = data[start : start + size].tobytes()
                 if rng.random() < self.damage:
                     payload = rng.bytes(len(payload) // 2)
                 stamp = (start + round(self.clock * self.rate)) % 2**32
                 packet = struct.pack(">BBHII", 0x80, 97, number % 2**16, stamp, 7) + payload
                 connection.sendall(struct.pack(">cBH", b"$", 0, len(packet)) + packet)
+        self._change(float("inf"))
         self.played.set()
+
+    def _change(self, seconds):
+        while self.changes and self.changes[0][0] <= seconds:
+            self.changes.pop(0)[1]()
 
 
 if __name__ == "__main__":
-    RtspCamera(np.load(sys.argv[2]), int(sys.argv[1]))
+    RtspCamera(np.load(sys.argv[2]), int(sys.argv[1]), pace=float(sys.argv[3]))
     threading.Event().wait()

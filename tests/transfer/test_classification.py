@@ -171,12 +171,18 @@ def test_intervals_are_reproducible_and_do_not_depend_on_block_size(monkeypatch)
     assert first == score_classification(logits, targets, LABELS, seed=3)
 
 
+def test_a_hundred_thousand_examples_have_a_narrow_interval():
+    logits, targets = random_predictions(0, 100_000, 3)
+    score = score_classification(logits, targets, LABELS, temperature=2.0)
+    assert score.ci_high - score.ci_low < 0.01
+
+
+@pytest.mark.slow  # for its clock
 def test_a_hundred_thousand_examples_are_scored_in_a_moment():
     logits, targets = random_predictions(0, 100_000, 3)
     started = time.perf_counter()
-    score = score_classification(logits, targets, LABELS, temperature=2.0)
+    score_classification(logits, targets, LABELS, temperature=2.0)
     assert time.perf_counter() - started < 2.0
-    assert score.ci_high - score.ci_low < 0.01
 
 
 @pytest.mark.parametrize(
