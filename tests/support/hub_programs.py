@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from conftest import child_environment
+from support.children import run_command
 
 TOKEN = "hf_of_this_test"
 
