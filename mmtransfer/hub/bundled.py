@@ -1,9 +1,7 @@
 """Pretrained weights that ship inside installed Python packages: `bundled:NAME`.
 
 A bundled Whisper lies in its package as a CTranslate2 model (fp16). It is converted once into an
-ordinary Hugging Face checkpoint under the cache folder. The CTranslate2 layout maps onto the
-Hugging Face names one to one; only the attention projections are fused (q, k, v in one matrix for
-self-attention, k and v in one for cross-attention), and the key projection of Whisper has no bias.
+ordinary Hugging Face checkpoint under the cache folder.
 """
 
 from __future__ import annotations
@@ -11,19 +9,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import struct
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.errors import UserError
-from mmtransfer.progress import no_library_bars
+from mmtransfer.hub.ctranslate2_files import hugging_face_weights, read_variables
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
+logger = logging.getLogger(__name__)
 PREFIX = "bundled:"
 _CONVERTER_VERSION = "1"  # part of the cached folder's name: raise it when the conversion changes
 
@@ -157,6 +152,7 @@ def materialize(name: str) -> Path:
         return folder
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
+            logger.info("unpacking %s, once", PREFIX + bundle.name)
             _check_sha256(bundle, parts)
             with atomic_path(folder) as part:
                 convert_whisper(parts, parts[0].parent, part)
@@ -177,140 +173,20 @@ def _check_sha256(bundle: Bundle, parts: list[Path]) -> None:
         )
 
 
-class _JoinedFiles:
-    """Reads several files as if they were one."""
-
-    def __init__(self, paths: list[Path]):
-        self._files: list[BinaryIO] = [path.open("rb") for path in paths]
-
-    def read(self, size: int) -> bytes:
-        data = b""
-        while self._files and len(data) < size:
-            block = self._files[0].read(size - len(data))
-            if block:
-                data += block
-            else:
-                self._files.pop(0).close()
-        if len(data) < size:
-            raise UserError("The CTranslate2 weight file ends early; reinstall its package.")
-        return data
-
-    def unpack(self, code: str) -> Any:
-        return struct.unpack("<" + code, self.read(struct.calcsize(code)))[0]
-
-    def string(self) -> str:
-        return self.read(self.unpack("H")).rstrip(b"\0").decode()
-
-
-def read_ctranslate2(paths: list[Path]) -> dict[str, np.ndarray]:
-    """Variables of a CTranslate2 model file (binary version 6), by name.
-
-    Layout: version, model name, revision, count, then for each variable its name, rank, shape,
-    type and bytes; then aliases of variables that share storage.
-    """
-    import numpy as np
-
-    dtypes = ["float32", "int8", "int16", "int32", "float16"]
-    file = _JoinedFiles(paths)
-    version = file.unpack("I")
-    if version != 6:
-        raise UserError(f"{paths[0]}: CTranslate2 binary version {version}, expected 6.")
-    file.string()
-    file.unpack("I")
-    variables = {}
-    for _ in range(file.unpack("I")):
-        name = file.string()
-        shape = [file.unpack("I") for _ in range(file.unpack("B"))]
-        dtype = np.dtype(dtypes[file.unpack("B")])
-        variables[name] = np.frombuffer(file.read(file.unpack("I")), dtype).reshape(shape)
-    for _ in range(file.unpack("I")):
-        alias = file.string()
-        variables[alias] = variables[file.string()]
-    return variables
-
-
-def whisper_state_dict(variables: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """CTranslate2 Whisper variables under Hugging Face names, fp32."""
-    import torch
-
-    state: dict[str, torch.Tensor] = {}
-
-    def tensor(name: str) -> torch.Tensor:
-        return torch.from_numpy(variables[name].astype("float32"))
-
-    def linear(source: str, target: str) -> None:
-        state[f"{target}.weight"] = tensor(f"{source}/weight")
-        state[f"{target}.bias"] = tensor(f"{source}/bias")
-
-    def norm(source: str, target: str) -> None:
-        state[f"{target}.weight"] = tensor(f"{source}/gamma")
-        state[f"{target}.bias"] = tensor(f"{source}/beta")
-
-    def split(source: str, target: str, projections: str) -> None:
-        weights = tensor(f"{source}/weight").chunk(len(projections))
-        biases = tensor(f"{source}/bias").chunk(len(projections))
-        for projection, weight, bias in zip(projections, weights, biases, strict=True):
-            state[f"{target}.{projection}_proj.weight"] = weight.clone()
-            if projection != "k":
-                state[f"{target}.{projection}_proj.bias"] = bias.clone()
-            elif bias.any():
-                raise UserError(f"{source}: expected a zero key bias; this is not a Whisper file.")
-
-    for conv in ("conv1", "conv2"):
-        linear(f"encoder/{conv}", f"model.encoder.{conv}")
-    for stack in ("encoder", "decoder"):
-        target = f"model.{stack}"
-        positions = tensor(f"{stack}/position_encodings/encodings")
-        state[f"{target}.embed_positions.weight"] = positions
-        norm(f"{stack}/layer_norm", f"{target}.layer_norm")
-        layer = 0
-        while f"{stack}/layer_{layer}/ffn/linear_0/weight" in variables:
-            source, prefix = f"{stack}/layer_{layer}", f"{target}.layers.{layer}"
-            attention = f"{source}/self_attention"
-            norm(f"{attention}/layer_norm", f"{prefix}.self_attn_layer_norm")
-            split(f"{attention}/linear_0", f"{prefix}.self_attn", "qkv")
-            linear(f"{attention}/linear_1", f"{prefix}.self_attn.out_proj")
-            if stack == "decoder":
-                attention = f"{source}/attention"
-                norm(f"{attention}/layer_norm", f"{prefix}.encoder_attn_layer_norm")
-                split(f"{attention}/linear_0", f"{prefix}.encoder_attn", "q")
-                split(f"{attention}/linear_1", f"{prefix}.encoder_attn", "kv")
-                linear(f"{attention}/linear_2", f"{prefix}.encoder_attn.out_proj")
-            norm(f"{source}/ffn/layer_norm", f"{prefix}.final_layer_norm")
-            linear(f"{source}/ffn/linear_0", f"{prefix}.fc1")
-            linear(f"{source}/ffn/linear_1", f"{prefix}.fc2")
-            layer += 1
-    state["model.decoder.embed_tokens.weight"] = tensor("decoder/embeddings/weight")
-    return state
-
-
 def convert_whisper(parts: list[Path], package_folder: Path, target: Path) -> None:
     """Write a CTranslate2 Whisper as a Hugging Face checkpoint: weights, tokenizer, feature
-    extractor, configuration, generation configuration.
+    extractor, configuration, generation configuration. Needs neither torch nor transformers, which
+    take longer to load than all of it to convert.
     """
-    from transformers import (
-        AddedToken,
-        GenerationConfig,
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperProcessor,
-        WhisperTokenizer,
-    )
+    from safetensors.numpy import save_file
+    from tokenizers import AddedToken, Tokenizer
 
-    state = whisper_state_dict(read_ctranslate2(parts))
+    state = hugging_face_weights(read_variables(parts))
     settings = json.loads((package_folder / "config.json").read_text(encoding="utf-8"))
-
-    vocabulary = json.loads((package_folder / "tokenizer.json").read_text(encoding="utf-8"))
-    special = [token["content"] for token in vocabulary["added_tokens"] if token["special"]]
-    token_ids = {token["content"]: token["id"] for token in vocabulary["added_tokens"]}
-    tokenizer = WhisperTokenizer.from_pretrained(
-        str(package_folder),
-        trust_remote_code=False,
-        pad_token="<|endoftext|>",
-        extra_special_tokens=[token for token in special if token != "<|endoftext|>"],
-        model_max_length=1024,
-    )
+    tokenizer = Tokenizer.from_file(str(package_folder / "tokenizer.json"))
+    added = tokenizer.get_added_tokens_decoder()
+    special = [token.content for _, token in sorted(added.items()) if token.special]
+    token_ids = {token.content: index for index, token in added.items()}
     # The files lack the timestamp tokens, which follow the special ones: 0.00 to 30.00 s by 0.02.
     stamps = [f"<|{index * 0.02:.2f}|>" for index in range(1501)]
     tokenizer.add_tokens([AddedToken(stamp, special=False, normalized=False) for stamp in stamps])
@@ -320,59 +196,84 @@ def convert_whisper(parts: list[Path], package_folder: Path, target: Path) -> No
             int(name.split(".")[3]) for name in state if name.startswith(f"model.{stack}.layers.")
         )
 
-    width = state["model.encoder.layer_norm.weight"].numel()
+    words, width = state["model.decoder.embed_tokens.weight"].shape
+    bands = state["model.encoder.conv1.weight"].shape[1]
     end, start = token_ids["<|endoftext|>"], token_ids["<|startoftranscript|>"]
-    languages = {
-        name: index
-        for name, index in token_ids.items()
-        if index in settings["lang_ids"] and name.startswith("<|")
+    positions = len(state["model.decoder.embed_positions.weight"])
+    tokens = {
+        "pad_token_id": end,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "decoder_start_token_id": start,
     }
-    multilingual = state["model.decoder.embed_tokens.weight"].shape[0] >= 51865
-    config = WhisperConfig(
-        vocab_size=state["model.decoder.embed_tokens.weight"].shape[0],
-        num_mel_bins=state["model.encoder.conv1.weight"].shape[1],
-        d_model=width,
-        encoder_layers=count("encoder"),
-        decoder_layers=count("decoder"),
-        encoder_attention_heads=width // 64,  # every Whisper has heads of 64
-        decoder_attention_heads=width // 64,
-        encoder_ffn_dim=state["model.encoder.layers.0.fc1.weight"].shape[0],
-        decoder_ffn_dim=state["model.decoder.layers.0.fc1.weight"].shape[0],
-        max_source_positions=state["model.encoder.embed_positions.weight"].shape[0],
-        max_target_positions=state["model.decoder.embed_positions.weight"].shape[0],
-        pad_token_id=end,
-        bos_token_id=end,
-        eos_token_id=end,
-        decoder_start_token_id=start,
-        architectures=["WhisperForConditionalGeneration"],
-    )
-    generation = GenerationConfig(
-        bos_token_id=end,
-        eos_token_id=end,
-        pad_token_id=end,
-        decoder_start_token_id=start,
-        max_length=config.max_target_positions,
-        max_initial_timestamp_index=50,
-        no_timestamps_token_id=token_ids["<|notimestamps|>"],
-        prev_sot_token_id=token_ids["<|startofprev|>"],
-        suppress_tokens=settings["suppress_ids"],
-        begin_suppress_tokens=settings["suppress_ids_begin"],
-        alignment_heads=settings["alignment_heads"],
-        is_multilingual=multilingual,
-        return_timestamps=False,
-    )
-    if multilingual:
-        generation.lang_to_id = languages
-        generation.task_to_id = {
+    config = {
+        "architectures": ["WhisperForConditionalGeneration"],
+        "model_type": "whisper",
+        "dtype": "float32",
+        "vocab_size": words,
+        "num_mel_bins": bands,
+        "d_model": width,
+        "encoder_layers": count("encoder"),
+        "decoder_layers": count("decoder"),
+        "encoder_attention_heads": width // 64,  # every Whisper has heads of 64
+        "decoder_attention_heads": width // 64,
+        "encoder_ffn_dim": len(state["model.encoder.layers.0.fc1.weight"]),
+        "decoder_ffn_dim": len(state["model.decoder.layers.0.fc1.weight"]),
+        "max_source_positions": len(state["model.encoder.embed_positions.weight"]),
+        "max_target_positions": positions,
+        **tokens,
+    }
+    generation: dict[str, Any] = {
+        **tokens,
+        "max_length": positions,
+        "max_initial_timestamp_index": 50,
+        "no_timestamps_token_id": token_ids["<|notimestamps|>"],
+        "prev_sot_token_id": token_ids["<|startofprev|>"],
+        "suppress_tokens": settings["suppress_ids"],
+        "begin_suppress_tokens": settings["suppress_ids_begin"],
+        "alignment_heads": settings["alignment_heads"],
+        "is_multilingual": words >= 51865,
+        "return_timestamps": False,
+    }
+    if generation["is_multilingual"]:
+        generation["lang_to_id"] = {
+            name: index
+            for name, index in token_ids.items()
+            if index in settings["lang_ids"] and name.startswith("<|")
+        }
+        generation["task_to_id"] = {
             task: token_ids[f"<|{task}|>"] for task in ("transcribe", "translate")
         }
-    model = WhisperForConditionalGeneration(config)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if unexpected or set(missing) - {"proj_out.weight"}:  # proj_out is tied to the embeddings
-        raise UserError(f"Conversion failed: missing {missing}, unexpected {unexpected}.")
-    model.tie_weights()
-    model.generation_config = generation
-    with no_library_bars():
-        model.save_pretrained(target)
-    extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
-    WhisperProcessor(extractor, tokenizer).save_pretrained(target)
+    extractor = {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "chunk_length": 30,
+        "feature_size": bands,
+        "hop_length": 160,
+        "n_fft": 400,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+        "sampling_rate": 16000,
+    }
+    names = {
+        "tokenizer_class": "WhisperTokenizer",
+        "processor_class": "WhisperProcessor",
+        "add_prefix_space": False,
+        "model_max_length": 1024,
+        "extra_special_tokens": [token for token in special if token != "<|endoftext|>"],
+    }
+    names |= dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|endoftext|>")
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save(str(target / "tokenizer.json"))
+    for name, values in (
+        ("config.json", config),
+        ("generation_config.json", generation),
+        (
+            "processor_config.json",
+            {"feature_extractor": extractor, "processor_class": "WhisperProcessor"},
+        ),
+        ("tokenizer_config.json", names),
+    ):
+        text = json.dumps(values, indent=2, ensure_ascii=False)
+        (target / name).write_text(text + "\n", encoding="utf-8")

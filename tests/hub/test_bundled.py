@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ from support.children import Command
 
 from mmtransfer.errors import UserError
 from mmtransfer.hub import bundled
+from mmtransfer.hub.checkpoint import resolve
+from mmtransfer.speech import engines_ctranslate2
 
 
 def test_list_and_unknown_name():
@@ -33,6 +37,44 @@ def test_a_changed_weight_file_is_refused_before_it_is_read(monkeypatch, tmp_pat
     monkeypatch.setattr(bundled, "convert_whisper", lambda *_: pytest.fail("was read"))
     with pytest.raises(UserError, match="SHA-256"):
         bundled.materialize("whisper-tiny.en")
+
+
+def test_a_bundled_model_is_converted_without_torch(tmp_path):
+    """Loading torch and transformers takes longer than all the rest of the first use."""
+    code = (
+        "import sys; from mmtransfer.hub.checkpoint import resolve; "
+        "from mmtransfer.speech.engines_ctranslate2 import converted; "
+        "converted(resolve('bundled:whisper-tiny.en')); "
+        "print({'torch', 'transformers', 'peft'} & set(sys.modules))"
+    )
+    environment = child_environment() | {"MMTRANSFER_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "int8",
+        pytest.param("float16", marks=pytest.mark.slow),
+        pytest.param("float32", marks=pytest.mark.slow),
+    ],
+)
+def test_a_bundled_model_is_converted_as_any_other(precision, tmp_path):
+    """By CTranslate2's own converter, from the checkpoint and the adapter: to the last bit."""
+    checkpoint = resolve("bundled:whisper-tiny.en")
+    engines_ctranslate2._convert(checkpoint, precision, tmp_path / "any")
+    engines_ctranslate2._convert_bundled(checkpoint, precision, tmp_path / "bundled")
+    files = [path.relative_to(tmp_path / "any") for path in (tmp_path / "any").rglob("*.*")]
+    assert len(files) == 8
+    for file in files:
+        one, other = tmp_path / "any" / file, tmp_path / "bundled" / file
+        if file.suffix == ".json":
+            assert json.loads(one.read_text()) == json.loads(other.read_text()), file
+        else:
+            assert one.read_bytes() == other.read_bytes(), file
 
 
 def test_two_processes_at_once_convert_once_and_agree(tmp_path):
