@@ -2,8 +2,10 @@
 
 from mmtransfer.monitoring.events import (
     Alert,
+    Item,
     Occurrence,
     Partial,
+    Shown,
     Sound,
     SourceEnd,
     SourceEvent,
@@ -11,6 +13,9 @@ from mmtransfer.monitoring.events import (
 )
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.monitor import Monitor, load_monitor, monitor
+from mmtransfer.monitoring.options import MonitorOptions, RecognitionOptions, load_options
+from mmtransfer.monitoring.outputs.sinks import Sink
+from mmtransfer.monitoring.session import Session, run
 from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.monitoring.sources.live import LiveSettings
 from mmtransfer.monitoring.stats import MonitorStats
@@ -19,18 +24,26 @@ from mmtransfer.speech.segments import Segment, SegmenterSettings
 __all__ = [
     "Alert",
     "Camera",
+    "Item",
     "Journal",
     "LiveSettings",
     "Monitor",
+    "MonitorOptions",
     "MonitorStats",
     "Occurrence",
     "Partial",
+    "RecognitionOptions",
     "Segment",
     "SegmenterSettings",
+    "Session",
+    "Shown",
+    "Sink",
     "Sound",
     "SourceEnd",
     "SourceEvent",
     "Transcript",
     "load_monitor",
+    "load_options",
     "monitor",
+    "run",
 ]

@@ -45,6 +45,7 @@ from mmtransfer.monitoring.lines import (
     text_ends_at,
 )
 from mmtransfer.monitoring.memory import give_back
+from mmtransfer.monitoring.options import RecognitionOptions
 from mmtransfer.monitoring.sources.cameras import Camera, named_cameras, printable
 from mmtransfer.monitoring.sources.clips import AROUND_S, Recorder, clip_path, cut_recording
 from mmtransfer.monitoring.sources.folders import read_folder
@@ -63,7 +64,7 @@ from mmtransfer.monitoring.texts import alerts, new_alerts, revised, transcripts
 from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.speech.addresses import public_address
 from mmtransfer.speech.audio import is_piped
-from mmtransfer.speech.engine import DecodingOptions, Hypothesis
+from mmtransfer.speech.engine import Hypothesis
 from mmtransfer.speech.guards import LOOPING, agreed, rejection
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.recognizers import open_recognizer
@@ -131,6 +132,11 @@ class Monitor:
         stays in the journal's spool for the next start.
         """
         self._stopping.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `watch` was asked to end, or has."""
+        return self._stopping.is_set()
 
     def transcribe(self, source: str | Path) -> Iterator[Transcript]:
         """Transcripts of a recording, in order, each as soon as it is recognised.
@@ -888,6 +894,8 @@ class _Run:
                 if is_news and not self._write(end.line()):
                     return
                 output.end = None
+                if end.error is not None and not isinstance(end.error, Stopped):
+                    output.stats.failure = str(end.error)
                 self._open -= 1
                 yield end
 
@@ -933,38 +941,37 @@ class _Run:
 
 
 def load_monitor(
-    model: str,
+    model: str | Path | RecognitionOptions,
     *,
-    language: str | None = None,
-    context_s: float | None = None,
-    engine: str = "auto",
-    compute_type: str | None = None,
-    device: str = "auto",
-    threads: int = 0,
-    options: DecodingOptions | None = None,
+    cameras: Sequence[Camera] = (),
     settings: SegmenterSettings | None = None,
     live: LiveSettings | None = None,
-    cameras: Sequence[Camera] = (),
-    sentiment: str | None = None,
     clips: Path | None = None,
-    lines: LineSettings | None = None,
+    **options: Any,
 ) -> Monitor:
-    """A monitor with a run folder's, checkpoint's, Hub or bundled model; see `open_recognizer`.
+    """A monitor with a run folder's, checkpoint's, Hub or bundled model; other `options` are fields
+    of `RecognitionOptions`, which may stand in the place of the model.
 
     `cameras` may name models and languages of their own; if one is live, all memory that
-    recognition needs is taken at once. `sentiment` is a model that classifies every line. `lines`
-    says how long a line of text may be.
+    recognition needs is taken at once. In `clips` a short recording is kept around each alert.
 
     Raises:
-        UserError: a model that cannot be used.
+        UserError: a model or an option that cannot be used.
+
+    Example:
+        load_monitor("runs/site", language="de", words=True).watch(["gate.mp4"])
     """
-    options, lines = options or DecodingOptions(), lines or LineSettings()
-    with_words = options.words_from_s <= 0
+    if isinstance(model, RecognitionOptions):
+        model = replace(model, **options)
+    else:
+        model = RecognitionOptions(str(model), **options)
+    decoding = model.decoding
     # What may have to be split into lines needs the times of its words.
-    options = replace(options, words_from_s=min(options.words_from_s, lines.longest_s))
+    words_from_s = min(decoding.words_from_s, model.line_s)
     has_live = any(goes_on(camera) for camera in cameras)
     if has_live:
-        options = replace(options, words_from_s=min(options.words_from_s, _TIMED_FROM_S))
+        words_from_s = min(words_from_s, _TIMED_FROM_S)
+    decoding = replace(decoding, words_from_s=words_from_s)
     opened: dict[tuple[str, str | None], Recognizer] = {}
 
     def recognizer_for(name: str, spoken: str | None) -> Recognizer:
@@ -972,22 +979,22 @@ def load_monitor(
             opened[name, spoken] = open_recognizer(
                 name,
                 language=spoken,
-                engine=engine,
-                compute_type=compute_type,
-                device=device,
-                threads=threads,
-                context_s=context_s,
-                options=options,
+                engine=model.engine,
+                compute_type=model.compute_type,
+                device=model.device,
+                threads=model.threads,
+                context_s=model.shortest_context_s,
+                options=decoding,
             )
         return opened[name, spoken]
 
     others = {
-        camera.name: recognizer_for(camera.model or model, camera.language or language)
+        camera.name: recognizer_for(camera.model or model.model, camera.language or model.language)
         for camera in cameras
         if camera.model or camera.language
     }
-    judge = text_judge(sentiment) if sentiment else None
-    own = recognizer_for(model, language)
+    judge = text_judge(model.sentiment) if model.sentiment else None
+    own = recognizer_for(model.model, model.language)
     if has_live:
         for recognizer in opened.values():
             recognizer.warm_up(BATCH_SEGMENTS)
@@ -998,8 +1005,8 @@ def load_monitor(
         others=others,
         judge=judge,
         clips=clips,
-        lines=lines,
-        with_words=with_words,
+        lines=model.lines,
+        with_words=model.words,
     )
 
 
