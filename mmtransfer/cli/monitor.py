@@ -210,7 +210,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Session(options) as session, ExitStack() as opened:
         terminal = StandardOutput(
             name_source=len(session.cameras) > 1,
-            # The table shows what is being said, too.
+            # The table shows provisional text, too.
             partial=is_partial and not arguments.dashboard,
             quiet=arguments.quiet,
         )

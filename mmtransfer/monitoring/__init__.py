@@ -12,7 +12,8 @@ from mmtransfer.monitoring.events import (
     Transcript,
 )
 from mmtransfer.monitoring.journal.journal import Journal
-from mmtransfer.monitoring.monitor import Monitor, load_monitor, monitor
+from mmtransfer.monitoring.loading import load_monitor, monitor
+from mmtransfer.monitoring.monitor import Monitor
 from mmtransfer.monitoring.options import MonitorOptions, RecognitionOptions, load_options
 from mmtransfer.monitoring.outputs.sinks import Sink
 from mmtransfer.monitoring.session import Session, run

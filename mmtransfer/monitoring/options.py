@@ -1,4 +1,4 @@
-"""What can be said of a monitor: the same names in Python, in `cameras.yaml` and, as flags, on the
+"""The options of a monitor: the same names in Python, in `cameras.yaml` and, as flags, on the
 command line.
 """
 

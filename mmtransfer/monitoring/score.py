@@ -14,7 +14,7 @@ import numpy as np
 
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.events import Transcript
-from mmtransfer.monitoring.monitor import load_monitor
+from mmtransfer.monitoring.loading import load_monitor
 from mmtransfer.speech.scores import default_normalizer, get_normalizer, speech_metric
 from mmtransfer.speech.subtitles import read_subtitles
 

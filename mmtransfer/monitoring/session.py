@@ -16,8 +16,9 @@ from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.monitoring.delivery import open_channels, take_up
 from mmtransfer.monitoring.events import Alert, Item, Shown, Sound, SourceEnd, SourceEvent, Stopped
 from mmtransfer.monitoring.journal.journal import Journal
+from mmtransfer.monitoring.loading import load_monitor
 from mmtransfer.monitoring.memory import keep_steady
-from mmtransfer.monitoring.monitor import Monitor, load_monitor
+from mmtransfer.monitoring.monitor import Monitor
 from mmtransfer.monitoring.options import MonitorOptions
 from mmtransfer.monitoring.outputs.alerts import Channel
 from mmtransfer.monitoring.outputs.dashboard import host_and_port, metrics_server

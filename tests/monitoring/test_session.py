@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import sys
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from mmtransfer.monitoring import (
     Transcript,
     run,
 )
-from mmtransfer.monitoring import monitor as _function
 from mmtransfer.speech.recognition import Recognizer
 
 VIDEO = EXAMPLE / "monitor.mp4"
@@ -41,9 +39,9 @@ class Desk:
 @pytest.fixture
 def model(random_whisper, monkeypatch):
     """A model's folder, whose place an engine takes that says the same of everything."""
-    module = sys.modules[_function.__module__]
     engine = FakeEngine(lambda context_s: "open the gate")
-    monkeypatch.setattr(module, "open_recognizer", lambda *args, **options: Recognizer(engine))
+    place = "mmtransfer.monitoring.loading.open_recognizer"
+    monkeypatch.setattr(place, lambda *arguments, **options: Recognizer(engine))
     return str(random_whisper)
 
 
