@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import Checkpoint, resolve
 from mmtransfer.monitoring.decoding import Judge
 from mmtransfer.monitoring.events import Transcript
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS
@@ -27,6 +28,7 @@ def load_monitor(
     model: str | Path | RecognitionOptions,
     *,
     cameras: Sequence[Camera] = (),
+    models: Mapping[str, Checkpoint] | None = None,
     settings: SegmenterSettings | None = None,
     live: LiveSettings | None = None,
     clips: Path | None = None,
@@ -36,7 +38,8 @@ def load_monitor(
     of `RecognitionOptions`, which may stand in the place of the model.
 
     `cameras` may name models and languages of their own; if one is live, all memory that
-    recognition needs is taken at once. In `clips` a short recording is kept around each alert.
+    recognition needs is taken at once. `models` are those of `resolve_models`, where they are known
+    already. In `clips` a short recording is kept around each alert.
 
     Raises:
         UserError: a model or an option that cannot be used.
@@ -48,6 +51,7 @@ def load_monitor(
         model = replace(model, **options)
     else:
         model = RecognitionOptions(str(model), **options)
+    found = resolve_models(model, cameras) if models is None else models
     decoding = model.decoding
     # What may have to be split into lines needs the times of its words.
     words_from_s = min(decoding.words_from_s, model.line_s)
@@ -60,7 +64,7 @@ def load_monitor(
     def recognizer_for(name: str, spoken: str | None) -> Recognizer:
         if (name, spoken) not in opened:
             opened[name, spoken] = open_recognizer(
-                name,
+                found[name],
                 language=spoken,
                 engine=model.engine,
                 compute_type=model.compute_type,
@@ -76,7 +80,7 @@ def load_monitor(
         for camera in cameras
         if camera.model or camera.language
     }
-    judge = text_judge(model.sentiment) if model.sentiment else None
+    judge = text_judge(found[model.sentiment]) if model.sentiment else None
     own = recognizer_for(model.model, model.language)
     if has_live:
         for recognizer in opened.values():
@@ -93,7 +97,19 @@ def load_monitor(
     )
 
 
-def text_judge(source: str) -> Judge:
+def resolve_models(
+    options: RecognitionOptions, cameras: Sequence[Camera] = ()
+) -> dict[str, Checkpoint]:
+    """Every model that options and cameras name, by that name, each found once.
+
+    Raises:
+        UserError: a model that cannot be found.
+    """
+    names = [options.model, *(camera.model for camera in cameras), options.sentiment]
+    return {name: resolve(name) for name in dict.fromkeys(names) if name is not None}
+
+
+def text_judge(checkpoint: Checkpoint) -> Judge:
     """What gives texts the classes of a sentiment model.
 
     Raises:
@@ -102,9 +118,11 @@ def text_judge(source: str) -> Judge:
     from mmtransfer.models import load
     from mmtransfer.text.classifier import TextModel
 
-    model = load(source)
+    model = load(checkpoint)
     if not isinstance(model, TextModel):
-        raise UserError(f"{source}: expected a model that classifies texts, found one of speech.")
+        raise UserError(
+            f"{checkpoint.source}: expected a model that classifies texts, found one of speech."
+        )
 
     def judge(texts: list[str]) -> list[tuple[str, float]]:
         found = model.predict(texts)

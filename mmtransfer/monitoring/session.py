@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import resolve
+from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.monitoring.delivery import open_channels, take_up
 from mmtransfer.monitoring.events import Alert, Item, Shown, Sound, SourceEnd, SourceEvent, Stopped
 from mmtransfer.monitoring.journal.journal import Journal
-from mmtransfer.monitoring.loading import load_monitor
+from mmtransfer.monitoring.loading import load_monitor, resolve_models
 from mmtransfer.monitoring.memory import keep_steady
 from mmtransfer.monitoring.monitor import Monitor
 from mmtransfer.monitoring.options import MonitorOptions
@@ -153,8 +153,9 @@ class Session:
         address = None if options.metrics_port is None else str(options.metrics_port)
         if address is not None:
             host_and_port(address)
+        models = resolve_models(options, cameras)
         if options.journal is not None:
-            self._journal = _open_journal(options, cameras)
+            self._journal = _open_journal(options, cameras, models)
             opened.callback(self._journal.close)
         self._channels = open_channels(options, self._journal, opened)
         self._monitor = load_monitor(
@@ -162,6 +163,7 @@ class Session:
             # What nobody sees need not be decoded.
             live=LiveSettings() if options.partial else LiveSettings(partial_s=math.inf),
             cameras=cameras,
+            models=models,
             clips=Path(options.clips) if options.clips is not None else None,
         )
         # Whatever may fail comes before the files of an earlier run are written anew.
@@ -212,14 +214,16 @@ def _check_places(
         raise UserError(f"{clips}: the folder for clips cannot be written.")
 
 
-def _open_journal(options: MonitorOptions, cameras: Sequence[Camera]) -> Journal:
+def _open_journal(
+    options: MonitorOptions, cameras: Sequence[Camera], models: Mapping[str, Checkpoint]
+) -> Journal:
     """The journal; its model is that of all cameras, those with their own included."""
     assert options.journal is not None
     own = {(c.name, c.model, c.language) for c in cameras if c.model or c.language}
     names = [options.model, *(f"{name}: {model}" for name, model, _ in sorted(own, key=str))]
-    digests = [resolve(options.model).digest]
+    digests = [models[options.model].digest]
     for name, model, language in sorted(own, key=str):
-        digests.append(f"{name} {resolve(model).digest if model else ''} {language or ''}")
+        digests.append(f"{name} {models[model].digest if model else ''} {language or ''}")
     return Journal(
         options.journal,
         model=", ".join(names),

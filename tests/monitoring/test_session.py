@@ -12,6 +12,7 @@ from test_monitoring import FakeEngine
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring import (
     Alert,
+    Camera,
     MonitorOptions,
     Session,
     SourceEnd,
@@ -72,6 +73,30 @@ def test_sinks_files_and_a_webhook_get_the_same(model, receiver, tmp_path):  # n
     assert [json.loads(body)["segment"] for _, body in other.got] == [a.segment for a in raised]
     assert desk.is_closed
     assert not stats.failed
+
+
+def test_each_model_is_found_once(model, text_backbone, monkeypatch, tmp_path):
+    from mmtransfer.hub.checkpoint import resolve
+
+    names, judged = [], []
+
+    def counted(name):
+        names.append(name)
+        return resolve(name)
+
+    def judge(checkpoint):
+        judged.append(checkpoint.source)
+        return lambda texts: [("calm", 0.9) for _ in texts]
+
+    monkeypatch.setattr("mmtransfer.monitoring.loading.resolve", counted)
+    monkeypatch.setattr("mmtransfer.monitoring.loading.text_judge", judge)
+    cameras = [Camera(name, str(VIDEO), model=model) for name in ("one", "other")]
+    options = MonitorOptions(
+        model, sources=[*cameras, VIDEO], journal=tmp_path / "j", sentiment=str(text_backbone)
+    )
+    with Session(options):
+        assert names == [model, str(text_backbone)]
+        assert judged == [str(text_backbone)]
 
 
 def test_what_a_session_left_over_is_in_the_files_and_on_its_way_in_the_next(
