@@ -1,7 +1,5 @@
 """`python -m mmtransfer` is the command `mmtransfer`."""
 
-import sys
+from mmtransfer.cli import entry
 
-from mmtransfer.cli import main
-
-sys.exit(main())
+entry()

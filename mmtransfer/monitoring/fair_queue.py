@@ -51,6 +51,12 @@ class Job:
     halves: dict[float, Any] = field(default_factory=dict)
     """Of such a job: what became of its halves, by where they start."""
 
+    def is_same(self, other: Job) -> bool:
+        """Whether another is of the same audio."""
+        own, others = self.segment, other.segment
+        is_named_so = (self.camera, self.id, own.end) == (other.camera, other.id, others.end)
+        return is_named_so and len(own.samples) == len(others.samples)
+
 
 class FairQueue:
     """Segments that wait, of all sources; a busy source does not delay the others beyond its share.

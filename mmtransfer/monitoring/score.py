@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ import numpy as np
 
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.events import Transcript
-from mmtransfer.monitoring.monitor import load_monitor
-from mmtransfer.speech.engine import DecodingOptions
+from mmtransfer.monitoring.loading import load_monitor
 from mmtransfer.speech.scores import default_normalizer, get_normalizer, speech_metric
 from mmtransfer.speech.subtitles import read_subtitles
 
@@ -80,9 +79,7 @@ def evaluate_recording(
         evaluate_recording("bundled:whisper-tiny.en", "talk.mp3", "talk.srt").rate
     """
     spoken = read_reference(reference)
-    options = settings.pop("options", None)
-    options = replace(options or DecodingOptions(), words_from_s=0.0)  # lines need exact times
-    monitor = load_monitor(model, options=options, **settings)
+    monitor = load_monitor(model, **settings | {"words": True})  # lines need exact times
     started = time.perf_counter()
     lines = list(monitor.transcribe(recording))
     seconds = time.perf_counter() - started

@@ -40,6 +40,8 @@ class CameraStats:
     """Watch words that were said, and loud sounds."""
     is_connected: bool = False
     """Of a live source, whether audio comes."""
+    failure: str = ""
+    """Why it could not be read to its end; empty if it could, or has not ended."""
     last_text: str = ""
     events: Counter[str] = field(default_factory=Counter)
     """What happened to a live source: connected, gap, lost."""
@@ -134,6 +136,11 @@ class MonitorStats:
     def events(self) -> Counter[str]:
         """What happened to live sources."""
         return sum((camera.events for camera in self.cameras.values()), Counter())
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Sources that could not be read to their end, and why."""
+        return {name: camera.failure for name, camera in self.cameras.items() if camera.failure}
 
     @property
     def real_time_factor(self) -> float:

@@ -82,10 +82,10 @@ def alerts(found: Sequence[Transcript | NoText], watched: WatchList) -> list[Ale
     those in what was rejected.
     """
     lines = [line for line in found if isinstance(line, Transcript)]
-    heard: list[tuple[Transcript | NoText, list[Match]]] = [
+    matched: list[tuple[Transcript | NoText, list[Match]]] = [
         *zip(lines, _matches(lines, watched), strict=True)
     ]
-    heard += [(line, watched.find(line.text)) for line in found if isinstance(line, NoText)]
+    matched += [(line, watched.find(line.text)) for line in found if isinstance(line, NoText)]
     return [
         Alert(
             line.camera,
@@ -98,7 +98,7 @@ def alerts(found: Sequence[Transcript | NoText], watched: WatchList) -> list[Ale
             line.text,
             rejected=line.reason if isinstance(line, NoText) else "",
         )
-        for line, matches in heard
+        for line, matches in matched
         for match in matches
     ]
 

@@ -106,9 +106,9 @@ def test_a_line_that_was_cut_by_a_kill_is_cut_off(tmp_path):
     with path.open("ab") as file:
         file.write(b'{"camera": "a", "id": "a@2.0')
     book = journal(tmp_path)
-    assert book.heard({"a"}, set()).ids == {"a": {"a@1.000"}}
-    assert book.heard(set(), {"a@1.000", "a@3.000"}).ids == {"a": {"a@1.000"}}
-    assert book.heard(set(), set()).ids == {}
+    assert book.known({"a"}, set()).ids == {"a": {"a@1.000"}}
+    assert book.known(set(), {"a@1.000", "a@3.000"}).ids == {"a": {"a@1.000"}}
+    assert book.known(set(), set()).ids == {}
     book.write({"camera": "a", "id": "a@2.000", "text": "two"})
     book.close()
     assert [line["text"] for line in read(tmp_path)] == ["one", "two"]

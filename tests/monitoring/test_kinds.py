@@ -11,8 +11,8 @@ from conftest import tone, write_media
 from support.engines import FakeEngine
 
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring import Camera
-from mmtransfer.monitoring.sources.cameras import load_cameras, named_cameras
+from mmtransfer.monitoring import Camera, load_options
+from mmtransfer.monitoring.sources.cameras import named_cameras
 from mmtransfer.monitoring.sources.kinds import goes_on, settle
 
 
@@ -120,12 +120,12 @@ def test_cameras_say_their_channels_in_their_file(tmp_path):
         "{name: c, url: call.wav, live: false}",
     ]
     file.write_text("cameras:\n" + "".join(f"- {row}\n" for row in rows))
-    found = [(c.name, c.channels, c.live) for c in settle(load_cameras(file))]
+    found = [(c.name, c.channels, c.live) for c in load_options(file, model="m").cameras()]
     assert found == [("a-1", 1, False), ("a-2", 2, False), ("b", 2, False), ("c", "mix", False)]
     for wrong in ("channels: 0", "channels: both", "live: 3"):
         file.write_text(f"cameras:\n- {{name: a, url: call.wav, {wrong}}}\n")
         with pytest.raises(UserError, match=wrong.partition(":")[0]):
-            load_cameras(file)
+            load_options(file, model="m")
 
 
 def test_talkers_on_two_channels_are_told_apart(tmp_path, speech):

@@ -17,9 +17,14 @@ from support.sources import decode, transport_stream
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring import Camera, Journal, Monitor, SourceEvent
+from mmtransfer.monitoring import (
+    Camera,
+    Journal,
+    Monitor,
+    SourceEvent,
+    load_options,
+)
 from mmtransfer.monitoring.journal.spool import Spool
-from mmtransfer.monitoring.sources.cameras import load_cameras
 from mmtransfer.monitoring.sources.kinds import is_live
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.recognition import Recognizer
@@ -210,13 +215,13 @@ def test_cameras_come_from_a_file(tmp_path, capsys):
         "cameras:\n- {name: gate, url: 'rtsp://cam/1', priority: 2}\n- {name: b, url: b.mp4}\n"
     )
     (tmp_path / "b.mp4").touch()
-    cameras = load_cameras(path)
+    cameras = load_options(path, model="m").sources
     assert [(c.name, c.priority) for c in cameras] == [("gate", 2), ("b", 0)]
     assert cameras[1].url == str(tmp_path / "b.mp4")
     for text, message in [
         ("cameras: []", "found an empty list"),
         ("cameras: [3]", "camera 1: expected keys with values .* found 3"),
-        ("cameras:\n- {name: a, url: b}\nother: 1", "found 'other' beside it"),
+        ("cameras:\n- {name: a, url: b}\nother: 1", "found 'other'. Known are model, language"),
         ("cameras:\n- {name: a, url: b, watch: ['']}", "camera 1: watch words"),
         ("cameras:\n- {name: a, url: b, loud_db: .inf}", "camera 1: loud_db"),
         ("cameras:\n- {name: 'a\\x07', url: b}".replace("'", '"'), "no control characters"),
@@ -227,7 +232,7 @@ def test_cameras_come_from_a_file(tmp_path, capsys):
     ]:
         path.write_text(text)
         with pytest.raises(UserError, match=message):
-            load_cameras(path)
+            load_options(path, model="m")
         assert main(["monitor", "bundled:whisper-tiny.en", "--cameras", str(path)]) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert main(["monitor", "bundled:whisper-tiny.en"]) == 2

@@ -88,9 +88,9 @@ def test_damaged_lines_are_counted_once_and_the_rest_is_known(tmp_path, caplog):
     (path,) = tmp_path.glob("*.jsonl")
     path.write_bytes(b"\xff{\n" + b"[" * 100_000 + b"\n" + path.read_bytes())
     book = journal()
-    heard = book.heard({"a"}, set())
-    assert heard.ids == {"a": {"a@1.000", "a@2.000"}}
-    assert heard.ends["a"].size == 5
+    known = book.known({"a"}, set())
+    assert known.ids == {"a": {"a@1.000", "a@2.000"}}
+    assert known.ends["a"].size == 5
     assert book.damaged == 5
     assert [record.id for record, _ in book.records() if isinstance(record, Transcript)] == [
         "a@1.000",

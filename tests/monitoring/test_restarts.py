@@ -295,7 +295,7 @@ def test_alerts_on_their_way_when_the_monitor_dies_are_sent_again(
 
 
 def test_damaged_lines_of_a_journal_are_left_out_and_reported(
-    tmp_path, whisper_tiny, speech, capsys
+    tmp_path, whisper_tiny, speech, capsys, caplog
 ):
     path, folder = write_media(tmp_path / "a.ogg", speech), tmp_path / "j"
     command = ["monitor", str(whisper_tiny), str(path), "--journal", str(folder), "--quiet"]
@@ -304,9 +304,9 @@ def test_damaged_lines_of_a_journal_are_left_out_and_reported(
     whole = journal.read_bytes()
     for damage in (b'{"camera": "a"\n', b"[1]\n", b"\xff\xfe\n", b"{}\n"):
         journal.write_bytes(damage + whole)
-        capsys.readouterr()
+        caplog.clear()
         assert main([*command, "--output", str(tmp_path / "again.jsonl")]) == 0
-        report, _ = capsys.readouterr().err.splitlines()
+        (report,) = (message for message in caplog.messages if "damaged" in message)
         assert "damaged lines left out: 1; the first is line 1 of" in report
         assert journal.read_bytes() == damage + whole  # nothing was recognised again
     journal.write_bytes(whole)

@@ -13,10 +13,10 @@ from support.engines import FakeEngine
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring import Camera, Journal, Monitor
+from mmtransfer.monitoring import Camera, Journal, Monitor, load_options
 from mmtransfer.monitoring.outputs.alerts import Mqtt, Webhook
 from mmtransfer.monitoring.outputs.dashboard import metrics
-from mmtransfer.monitoring.sources.cameras import load_cameras, named_cameras
+from mmtransfer.monitoring.sources.cameras import named_cameras
 from mmtransfer.monitoring.sources.clips import cut_recording
 from mmtransfer.speech.addresses import checked_address, public_address, without_secrets
 from mmtransfer.speech.audio import MediaError, decode_clip, open_media, stream_audio
@@ -81,9 +81,9 @@ def test_nothing_that_is_told_of_an_address_holds_its_secret(address, tmp_path, 
     )
     for rows in ([{"name": "gate", "url": address}], [address], [{"name": address, "url": "x"}]):
         file.write_text(yaml.safe_dump({"cameras": rows}))
-        said.append(told(lambda: [camera.name for camera in load_cameras(file)]))
+        said.append(told(lambda: [c.name for c in load_options(file, model="m").sources]))
     file.write_text(f"cameras:\n- {{name: gate, url: '{address}'\n")
-    said.append(told(load_cameras, file))
+    said.append(told(lambda: load_options(file, model="m")))
     for channel in (Webhook, Mqtt):
         said.append(told(channel, address))
     said.append(told(open_media, address))

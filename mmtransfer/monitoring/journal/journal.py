@@ -20,7 +20,7 @@ from typing import Any
 from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.events import LineKind
-from mmtransfer.monitoring.journal.heard import Heard
+from mmtransfer.monitoring.journal.known import Known
 from mmtransfer.monitoring.journal.records import Record, record_of
 from mmtransfer.monitoring.journal.spool import Spool
 from mmtransfer.monitoring.sources.cameras import printable
@@ -189,12 +189,12 @@ class Journal:
             *(self._folder, self.damaged - known, number, path.name, why),
         )
 
-    def heard(self, recordings: Collection[str], waiting: Collection[str]) -> Heard:
+    def known(self, recordings: Collection[str], waiting: Collection[str]) -> Known:
         """What was dealt with: all segments of these recordings, and of live sources those that
         are still in the spool, where a kill between journal and spool can leave them. Damaged lines
         are left out, counted and reported; what they were about is recognised again.
         """
-        found, known = Heard(recordings, waiting), self.damaged
+        found, damaged = Known(recordings, waiting), self.damaged
         # What a live source left in the spool was journalled last; months of it need not be read.
         for path in self.files if recordings else self.files[-2:]:
             for number, line in self._lines(path):
@@ -202,7 +202,7 @@ class Journal:
                     found.add(line)
                 except ValueError as error:
                     self._damaged[path, number] = str(error)
-        self._report_damage(known)
+        self._report_damage(damaged)
         return found
 
     def spool(self) -> Spool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Lt, MinLen
@@ -49,28 +49,22 @@ class Camera:
     """Whether it goes on for ever; by default as the source itself says."""
 
 
-def load_cameras(path: str | Path) -> list[Camera]:
-    """Cameras listed under `cameras` in a YAML file.
+def cameras_of(content: Mapping[str, Any], path: Path) -> list[Camera]:
+    """Cameras listed under `cameras` in the content of a YAML file.
 
     Raises:
-        UserError: no such file, no cameras, an unknown key, a value that cannot be used, or a name
-            that occurs twice.
+        UserError: no cameras, an unknown key, a value that cannot be used, or a name that occurs
+            twice.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from mmtransfer.config import read_yaml
-
-    path, reader = Path(path), TypeAdapter(Camera)
-    content = read_yaml(path)
-    rows = content.get("cameras")
+    reader, rows = TypeAdapter(Camera), content.get("cameras")
     if not isinstance(rows, list) or not rows:
         kind = "an empty list" if rows == [] else type(rows).__name__
         raise UserError(
             f"{path}: expected a list under 'cameras', each with name and url; found "
             f"{'none' if rows is None else kind}."
         )
-    if others := sorted(str(key) for key in content if key != "cameras"):
-        raise UserError(f"{path}: expected 'cameras' alone, found '{others[0]}' beside it.")
     cameras: list[Camera] = []
     known = ", ".join(field.name for field in fields(Camera))
     for number, row in enumerate(rows, 1):
@@ -110,10 +104,14 @@ def named_cameras(sources: Iterable[str | Path | Camera]) -> list[Camera]:
     without user and password; numbered where a name is taken.
 
     Raises:
-        UserError: an address that is none.
+        UserError: an address that is none, or a name that two cameras have.
     """
     listed = [s if isinstance(s, Camera) else str(s) for s in sources]
-    taken = {source.name for source in listed if isinstance(source, Camera)}
+    given = [source.name for source in listed if isinstance(source, Camera)]
+    taken = set(given)
+    if len(taken) < len(given):
+        twice = next(name for name in given if given.count(name) > 1)
+        raise UserError(f"the camera's name '{twice}' occurs twice. Give each its own.")
     cameras = []
     for source in listed:
         checked_address(source if isinstance(source, str) else source.url)

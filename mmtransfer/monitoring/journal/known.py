@@ -19,7 +19,7 @@ from mmtransfer.monitoring.journal.records import record_of
 _OF_SOURCES = (LineKind.END, LineKind.CUT, LineKind.READING, LineKind.FILE)
 
 
-class Heard:
+class Known:
     """All segments of `recordings` (cameras by name), and of the others those among `waiting`."""
 
     def __init__(self, recordings: Collection[str], waiting: Collection[str]):
@@ -67,7 +67,7 @@ class Heard:
             assert isinstance(sound, Sound)
             self.sounds.setdefault(camera, {}).setdefault(of, []).append(sound.start)
         elif file is not None:
-            # Segments come in order: what lies before the end of one has been heard.
+            # Segments come in order: what lies before the end of one has been decoded.
             begun = (end - file.at, file.size, file.probe)
             self.folders[camera].begun[file.name, file.inode] = begun
         self.ids.setdefault(camera, set()).add(name)

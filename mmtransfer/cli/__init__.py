@@ -1,0 +1,158 @@
+"""The command line: parses, calls one function, prints.
+
+    mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train FOLDER
+    mmtransfer evaluate MODEL --data FOLDER
+    mmtransfer predict MODEL --text TEXT
+    mmtransfer monitor MODEL VIDEO
+    mmtransfer publish RUN USER/NAME
+    mmtransfer backbones
+
+Each verb is a module here with `add_arguments(parser)` and `run(arguments)`, imported when it is
+asked for; nothing heavy is imported before `run`, so that --help is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from importlib import import_module
+from typing import NoReturn
+
+from mmtransfer import __version__
+from mmtransfer.errors import UserError
+from mmtransfer.speech.addresses import without_secrets
+
+VERBS = {
+    "train": "adapt a source model to your data",
+    "evaluate": "score a model on data",
+    "predict": "classify texts",
+    "monitor": "transcribe the speech in video and live streams",
+    "publish": "upload a run to the Hugging Face Hub",
+    "backbones": "list the sources that need no download",
+}
+"""Modules of this package, with a line of help."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (2 for input that cannot be used)."""
+    _prepare_output()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Public())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("mmtransfer").setLevel(logging.INFO)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = _parser(argv)
+        arguments, unknown = parser.parse_known_args(argv)
+        if getattr(arguments, "sources", None) is not None:
+            # What follows an option's values: argparse takes positional arguments once only.
+            arguments.sources += [text for text in unknown if text == "-" or text[:1] != "-"]
+            unknown = [text for text in unknown if text[:1] == "-" and text != "-"]
+        if unknown:
+            _refuse_unknown(unknown, arguments)
+        if arguments.verb is None:
+            parser.print_help()
+            return 0
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        return int(arguments.run(arguments))
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output (head, a closed terminal) went away; that is not an error.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - keeps the exit flush from failing
+        return 0
+    except Exception as error:
+        message = _storage_problem(error)
+        if message is None:
+            raise
+        return _fail(message)
+
+
+class _Public(logging.Formatter):
+    """Messages alone, without what addresses in them hold back."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
+def entry() -> NoReturn:
+    """The program: `main`, and then the end.
+
+    A camera that hangs leaves a thread in FFmpeg; the interpreter could crash while it is taken
+    down around it, so then the process just ends.
+    """
+    code = main()
+    if any(thread.name.startswith("connection ") for thread in threading.enumerate()):
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _prepare_output() -> None:
+    """Text goes out whatever the terminal's alphabet is, and also if nobody takes it."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _fail(message: str) -> int:
+    print(f"mmtransfer: error: {without_secrets(message)}", file=sys.stderr)
+    return 2
+
+
+def _storage_problem(error: Exception) -> str | None:
+    """One line for a disk that is full or a file that may not be written; None for a bug."""
+    is_storage = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+    if not is_storage:
+        return None
+    return f"{' '.join(str(error).split())}. Free space or choose another folder, then run again."
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line like any other unusable input: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See {self.prog} --help.")
+
+
+def _parser(argv: list[str]) -> argparse.ArgumentParser:
+    """The parser of all verbs, with the arguments of the one that is asked for."""
+    parser = _Parser(
+        prog="mmtransfer",
+        description="Transfer pretrained speech and text models to your domain, and run them on "
+        "live video.",
+    )
+    parser.add_argument("--version", action="version", version=f"mmtransfer {__version__}")
+    verbs = parser.add_subparsers(dest="verb", title="commands", metavar="COMMAND")
+    asked = next((text for text in argv if text[:1] != "-"), None)
+    for name, help_text in VERBS.items():
+        verb = verbs.add_parser(name, help=help_text, allow_abbrev=False)
+        if name == asked:
+            module = import_module(f"mmtransfer.cli.{name}")
+            module.add_arguments(verb)
+            verb.set_defaults(run=module.run)
+    return parser
+
+
+def _refuse_unknown(unknown: list[str], arguments: argparse.Namespace) -> None:
+    option = unknown[0].split("=")[0]
+    hint = ""
+    if arguments.verb == "train" and option.startswith("--"):
+        from mmtransfer.config import nearest_field
+
+        hint = nearest_field(option.removeprefix("--")).replace("'", "--", 1).replace("'", "")
+    verb = f" {arguments.verb}" if arguments.verb else ""
+    raise UserError(f"unknown argument {option}.{hint} See mmtransfer{verb} --help.")

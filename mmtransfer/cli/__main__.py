@@ -1,0 +1,5 @@
+"""`python -m mmtransfer.cli` is the command `mmtransfer`."""
+
+from mmtransfer.cli import entry
+
+entry()

@@ -1,0 +1,37 @@
+"""What several verbs have in common."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from typing import Any
+
+MODEL_HELP = "run folder, checkpoint folder, Hub id, or bundled:NAME"
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The argument that names a model."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+
+
+def data_config(arguments: argparse.Namespace, *names: str) -> Any:
+    """A configuration with those of these settings of the data that were given."""
+    from mmtransfer.config import build_config
+
+    given = {name: getattr(arguments, name) for name in names}
+    data = {name: value for name, value in given.items() if value is not None}
+    return build_config({"data": data}, origin="command line")
+
+
+def quiet_libraries() -> None:
+    """No advice from transformers between our own lines."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
+
+
+def count(text: str) -> int:
+    """An argument that is a number of 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, found {text!r}")
+    return int(text)

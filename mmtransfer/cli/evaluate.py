@@ -1,0 +1,100 @@
+"""`mmtransfer evaluate`: scores of a model with their intervals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from mmtransfer.cli.common import add_model, data_config, quiet_libraries
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the data, and what its columns are called."""
+    parser.description = "Score a model with a 95 %% bootstrap interval."
+    add_model(parser)
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="speech: folder with metadata.csv, manifest, subtitled recordings, or one recording "
+        "with --reference; text: CSV, TSV, JSONL or Parquet file, or Hub dataset",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="FILE",
+        help="transcript of the recording, which is transcribed as by monitor: .srt, .vtt, .ass, "
+        ".txt, or .json with text, start and end",
+    )
+    parser.add_argument("--language", help="ISO code, for multilingual models")
+    parser.add_argument("--text-column", help="column with the text or transcript")
+    parser.add_argument("--label-column", help="column with the class (default label)")
+    parser.add_argument(
+        "--target-column", help="column with the target (default target); none for none"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Score a model and print what came out; returns the exit code."""
+    quiet_libraries()
+    if arguments.reference:
+        from mmtransfer.monitoring import score
+
+        found = score.evaluate_recording(
+            arguments.model, arguments.data, arguments.reference, language=arguments.language
+        )
+        print(json.dumps(score.as_dict(found)) if arguments.json else score.table(found))
+        return 0
+    from mmtransfer import runs
+    from mmtransfer.report import shown, silence_note
+
+    config = data_config(arguments, "language", "text_column", "label_column", "target_column")
+    result = runs.evaluate(arguments.model, arguments.data, config=config)
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    metric = result["metric"]
+    if metric == "macro_f1":
+        _print_classes(result)
+        return 0
+    if result[metric] is None:
+        print(f"{metric.upper()} undefined (no reference words), {silence_note(result)}")
+    else:
+        print(
+            f"{metric.upper()} {result[metric]:.4f}  [{result['ci_low']:.4f}, "
+            f"{result['ci_high']:.4f}]  (WER {shown(result['wer'])}, CER {shown(result['cer'])}, "
+            f"normaliser {result['normalizer']})"
+        )
+    for language, found in result["languages"].items():
+        rate = found[found["metric"]]
+        print(f"{language}: {found['metric'].upper()} {shown(rate)}, {found['clips']} clips")
+    print(
+        f"{result['clips']} clips, {result['seconds_audio']:.1f} s of audio recognised in "
+        f"{result['seconds_wall']:.1f} s"
+    )
+    if result["silence_clips"] and result[metric] is not None:
+        print(silence_note(result))
+    return 0
+
+
+def _print_classes(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    print(
+        f"Macro-F1 {result['macro_f1']:.4f}  [{result['ci_low']:.4f}, {result['ci_high']:.4f}]  "
+        f"accuracy {result['accuracy']:.4f}  [{result['accuracy_ci_low']:.4f}, "
+        f"{result['accuracy_ci_high']:.4f}]"
+    )
+    print(
+        f"calibration error {result['ece']:.4f} ({result['ece_uncalibrated']:.4f} before "
+        f"temperature scaling); {result['examples']} texts in {result['seconds_wall']:.1f} s"
+    )
+    table = Table("class", "precision", "recall", "F1", "texts", title="rows: true class")
+    for label in result["labels"]:
+        table.add_column(f"→ {label}", justify="right")
+    for label, row in zip(result["labels"], result["confusion"], strict=True):
+        scores = result["per_class"][label]
+        shares = [f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")]
+        table.add_row(label, *shares, f"{scores['support']:.0f}", *map(str, row))
+    Console().print(table)

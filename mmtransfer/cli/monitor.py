@@ -1,0 +1,283 @@
+"""`mmtransfer monitor`: sources on the command line or in a file, text on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mmtransfer.cli.common import add_model, quiet_libraries
+from mmtransfer.errors import UserError
+
+if TYPE_CHECKING:
+    from mmtransfer.monitoring import MonitorOptions, MonitorStats, Session, Sink
+
+_OTHERS = ("verb", "run", "flags", "sources", "cameras", "dashboard", "quiet")
+"""Arguments that are no options of the monitor."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the sources, and a flag for each of `MonitorOptions`, which checks the values."""
+    parser.description = (
+        "Cut the speech of recordings and live streams into segments and print each one's text."
+    )
+    # What is not given is left to the file of cameras, or to MonitorOptions.
+    parser.argument_default = argparse.SUPPRESS
+    add_model(parser)
+    parser.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="*",
+        default=[],
+        help="video or audio files, folders that such are written to, streams (rtsp://, http://, "
+        "tcp://, ...), audio devices (alsa:hw:0), - for standard input, or pcm:RATE for raw 16-bit "
+        "audio there",
+    )
+    parser.add_argument(
+        "--cameras",
+        metavar="FILE.yaml",
+        default=None,
+        help="sources with names, from a file, which may hold options as well",
+    )
+    parser.add_argument(
+        "--channels",
+        type=_number,
+        metavar="mix|split|N",
+        help="mix: the mean of all channels (default); split: each for itself, as NAME-1, NAME-2, "
+        "...; N: one of them",
+    )
+    parser.add_argument(
+        "--live",
+        action=argparse.BooleanOptionalAction,
+        help="whether the sources go on for ever; by default as each itself says",
+    )
+    _add_recognition(parser)
+    _add_outputs(parser)
+    flags = {a.dest: a.option_strings[0] for a in parser._actions if a.option_strings}
+    parser.set_defaults(flags=flags)
+
+
+def _add_recognition(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--language", help="ISO code, for multilingual models; auto detects it for each segment"
+    )
+    parser.add_argument(
+        "--engine",
+        metavar="auto|ctranslate2|transformers",
+        help="auto: ctranslate2 for Whisper on CPU, else transformers",
+    )
+    parser.add_argument(
+        "--compute",
+        dest="compute_type",
+        metavar="int8|float16|float32",
+        help="precision of ctranslate2 (default: int8 on CPU, float16 on GPU)",
+    )
+    parser.add_argument(
+        "--device",
+        metavar="auto|cpu|cuda|mps",
+        help="where the model computes; auto takes a GPU if there is one",
+    )
+    parser.add_argument(
+        "--beam",
+        dest="beam_size",
+        type=_number,
+        metavar="N",
+        help="hypotheses kept in the search; 1 is greedy (default: 5 with ctranslate2, else 1)",
+    )
+    parser.add_argument("--words", action="store_true", help="times of words, in .jsonl output")
+    parser.add_argument(
+        "--line-seconds",
+        dest="line_s",
+        type=_number,
+        metavar="N",
+        help="longest line of text in seconds (default 7)",
+    )
+    parser.add_argument(
+        "--line-characters",
+        type=_number,
+        metavar="N",
+        help="longest line of text in characters; subtitles put half on each of two rows "
+        "(default 84)",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="names and words to expect in the speech")
+    parser.add_argument(
+        "--context",
+        dest="context_s",
+        type=_number,
+        metavar="SECONDS",
+        help="shortest encoder context, or 'full'; by default what is stored with the model",
+    )
+    parser.add_argument(
+        "--threads", type=_number, metavar="N", help="CPU threads; 0 uses every core (default)"
+    )
+    parser.add_argument(
+        "--sentiment", metavar="MODEL", help="judge every text with this sentiment run"
+    )
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="also write to these files (.jsonl, .srt, .vtt, .ass, .txt; .html is a report)",
+    )
+    parser.add_argument(
+        "--journal",
+        metavar="DIR",
+        help="write everything there first; started again with it, go on where it stopped",
+    )
+    parser.add_argument(
+        "--watch",
+        nargs="+",
+        action="extend",
+        metavar="PHRASE",
+        help="words and phrases that raise an alert, also if they are not recognised quite right",
+    )
+    parser.add_argument(
+        "--webhook",
+        metavar="URL",
+        help="post alerts there as JSON; signed if MMTRANSFER_WEBHOOK_SECRET is set",
+    )
+    parser.add_argument(
+        "--mqtt",
+        metavar="URL",
+        help="publish alerts as JSON to mqtt://HOST/TOPIC (pip install 'mmtransfer[mqtt]')",
+    )
+    parser.add_argument(
+        "--loud",
+        dest="loud_db",
+        type=_number,
+        metavar="DB",
+        help="report sounds so many dB above what is usual at the place",
+    )
+    parser.add_argument(
+        "--clips", metavar="DIR", help="keep a recording of a few seconds around each alert"
+    )
+    parser.add_argument(
+        "--partial",
+        action=argparse.BooleanOptionalAction,
+        help="print provisional text of live sources while somebody speaks; on a terminal by "
+        "default",
+    )
+    parser.add_argument(
+        "--dashboard",
+        action="store_true",
+        default=False,
+        help="show a table of all sources below the text",
+    )
+    parser.add_argument(
+        "--metrics-port",
+        metavar="[HOST:]PORT",
+        help="serve numbers for Prometheus there; on this machine alone unless a host is given",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", default=False, help="print no transcript lines"
+    )
+
+
+def _number(text: str) -> int | float | str:
+    """A value as a number, if it is one; what it may be is checked where the options are."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Monitor until the sources end or a signal comes; returns the exit code."""
+    # Recognition has threads of its own; those of NumPy's matrix products, whose number is read
+    # when it is imported, would stand in their way.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    quiet_libraries()
+    from mmtransfer.monitoring import Session
+    from mmtransfer.monitoring.outputs.dashboard import dashboard
+    from mmtransfer.monitoring.outputs.sinks import StandardOutput
+
+    options = _options(arguments)
+    is_partial = options.partial
+    if is_partial is None:
+        is_partial = sys.stdout.isatty()
+    is_partial = is_partial and not arguments.quiet
+    options = replace(options, partial=is_partial or arguments.dashboard)
+    with Session(options) as session, ExitStack() as opened:
+        terminal = StandardOutput(
+            name_source=len(session.cameras) > 1,
+            # The table shows provisional text, too.
+            partial=is_partial and not arguments.dashboard,
+            quiet=arguments.quiet,
+        )
+        opened.callback(lambda: print(summary(session.stats), file=sys.stderr))
+        if arguments.dashboard:
+            opened.enter_context(dashboard(session.stats))
+        return _follow(session, terminal)
+
+
+def _options(arguments: argparse.Namespace) -> MonitorOptions:
+    """What the command line says, on top of what the file of cameras says."""
+    from mmtransfer.monitoring.options import MonitorOptions, OptionError, load_options
+
+    given = {name: value for name, value in vars(arguments).items() if name not in _OTHERS}
+    if arguments.sources and arguments.cameras:
+        raise UserError("give either SOURCE... or --cameras, not both.")
+    if not arguments.sources and not arguments.cameras:
+        raise UserError("expected SOURCE... or --cameras FILE.yaml. See mmtransfer monitor -h.")
+    try:
+        if arguments.cameras:
+            return load_options(arguments.cameras, **given)
+        return MonitorOptions(**given, sources=arguments.sources)
+    except OptionError as error:
+        flag = arguments.flags.get(error.name, error.name)
+        raise UserError(
+            f"argument {flag}: {error.problem}. See mmtransfer monitor --help."
+        ) from None
+
+
+def _follow(session: Session, terminal: Sink) -> int:
+    from mmtransfer.monitoring import SourceEnd, SourceEvent
+    from mmtransfer.speech.audio import MediaError
+
+    stops: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        """What has been cut is still decoded; a second signal ends it at once."""
+        if stops:
+            raise KeyboardInterrupt
+        stops.append(number)
+        session.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for item in session.items():
+            if isinstance(item, SourceEvent):
+                print(f"{item.camera}: {item.event} {item.detail}".strip(), file=sys.stderr)
+            elif isinstance(item, SourceEnd):
+                if isinstance(item.error, MediaError):
+                    print(f"mmtransfer: error: {item.error}", file=sys.stderr)
+            else:
+                terminal.write(item)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 + stops[0] if stops else 2 if session.stats.failed else 0
+
+
+def summary(stats: MonitorStats) -> str:
+    """The last line of a run."""
+    rejected = ", ".join(f"{count} {reason}" for reason, count in stats.rejected.items())
+    dropped = f"; {stats.dropped} dropped" if stats.dropped else ""
+    if stats.revised or stats.not_revised:
+        late = f" ({stats.not_revised} turns not, for lack of time)" if stats.not_revised else ""
+        dropped = f"; {stats.revised} of {stats.lines} lines revised{late}{dropped}"
+    return (
+        f"{stats.segments} segments from {stats.audio_s:.1f} s of audio in {stats.wall_s:.1f} s "
+        f"(real-time factor {stats.real_time_factor:.3f}); {stats.repeated} decoded again; "
+        f"rejected: {rejected or 'none'}{dropped}"
+    )

@@ -1,0 +1,192 @@
+"""What decoding makes of jobs: text as lines, or what is decoded again, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+from mmtransfer.monitoring.events import NoText, Transcript, line_id
+from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, Job
+from mmtransfer.monitoring.lines import Line, LineSettings, split_lines, split_pieces, text_ends_at
+from mmtransfer.monitoring.sources.source import Source
+from mmtransfer.monitoring.texts import transcripts
+from mmtransfer.speech.engine import Hypothesis
+from mmtransfer.speech.guards import LOOPING, agreed, rejection
+from mmtransfer.speech.recognition import Recognizer
+from mmtransfer.speech.segments import Segment
+
+Judge = Callable[[list[str]], list[tuple[str, float]]]
+"""Texts to their classes, each with its probability."""
+Found = list[Transcript | NoText] | NoText
+"""What became of a segment: lines of text, with a half that gave none behind them; or no text."""
+_MISSED_S = 2.0  # speech at the end of a window without a word is decoded on its own
+_DELAY_S = 0.3  # by which a doubted segment is moved in its window when it is decoded again
+
+
+@dataclass
+class Result:
+    """What a worker made of a job."""
+
+    hypothesis: Hypothesis
+    lines: list[Line]
+    judged: list[tuple[str, float]] = field(default_factory=list)
+    """Class and probability of each line's text."""
+    pieces: list[int] = field(default_factory=list)
+    """Of a turn: how many lines each of its segments has."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A text that stays in doubt after all that can be tried."""
+
+    reason: str
+    likeliest: Hypothesis
+
+
+class Decoder:
+    """Decodes batches with the recognisers of their sources (by number), and says what follows from
+    a result. Segments of the sources `with_turns` are decoded again with the turn that they are of.
+    """
+
+    def __init__(
+        self,
+        recognizers: Sequence[Recognizer],
+        lines: LineSettings,
+        judge: Judge | None = None,
+        with_turns: Collection[int] = (),
+    ):
+        self._recognizers, self._lines, self._judge = recognizers, lines, judge
+        self._with_turns = with_turns
+
+    def kind(self, camera: int, context_s: float) -> tuple[tuple[int, float], int]:
+        """Kind of a source's job, and how many of it make a batch."""
+        recognizer = self._recognizers[camera]
+        most = min(BATCH_SEGMENTS, recognizer.batch_size(context_s))
+        return (id(recognizer), context_s), most
+
+    def recognize(self, batch: Sequence[Job]) -> list[Result]:
+        """Decode and judge a batch; may be called from any thread."""
+        recognizer = self._recognizers[batch[0].camera]
+        found = recognizer.decode([job.segment.samples for job in batch], batch[0].kind[1])
+        return self._results(found, batch)
+
+    def settle(self, job: Job, result: Result) -> Result | Rejected | list[Job]:
+        """What becomes of a segment: its text, a rejection, or what is to be decoded in its place.
+        A doubted text is decoded again in a longer context, and when there is none, in two halves;
+        and once more if it is doubted for its repetitions alone. What a decoder left out at the end
+        of a window is decoded on its own.
+        """
+        segment, hypothesis = job.segment, result.hypothesis
+        seconds = segment.end - segment.start
+        reason = rejection(hypothesis, seconds)
+        if reason is None:
+            cut = missed_from(segment, hypothesis)
+            return result if cut is None else self._parts(job, segment.parts(cut))
+        job.readings = (*job.readings, hypothesis)
+        again = self._longer_or_halves(job)
+        if again:
+            return again
+        if reason == LOOPING:
+            believed = agreed(job.readings, seconds)
+            if believed is not None:
+                return self._results([believed], [job])[0]
+            if not job.is_delayed:
+                return [replace(job, segment=segment.delayed(_DELAY_S), is_delayed=True)]
+        likeliest = max(job.readings, key=lambda found: (bool(found.text), found.avg_logprob))
+        return Rejected(reason, likeliest)
+
+    def longer_turn(self, job: Job, result: Result) -> Job | None:
+        """A turn whose text is doubted, to be decoded in a longer context; None if it is not, or if
+        there is none.
+        """
+        hypothesis, segment = result.hypothesis, job.segment
+        longer = self._recognizers[job.camera].longer_context_s(hypothesis.context_s)
+        if longer is None or rejection(hypothesis, segment.end - segment.start) is None:
+            return None
+        kind, most = self.kind(job.camera, longer)
+        return replace(job, kind=kind, most=most)
+
+    def _results(self, found: Sequence[Hypothesis], jobs: Sequence[Job]) -> list[Result]:
+        """Hypotheses with their lines, and the classes of these."""
+        results = []
+        for job, hypothesis in zip(jobs, found, strict=True):
+            if job.is_turn:
+                pieces = split_pieces(hypothesis, job.segment, self._lines, job.known)
+                lines = [line for piece in pieces for line in piece]
+                results.append(Result(hypothesis, lines, pieces=[len(piece) for piece in pieces]))
+            else:
+                lines = split_lines(hypothesis, job.segment, self._lines)
+                results.append(Result(hypothesis, lines))
+        if self._judge is not None:
+            judged = [result for result in results if result.hypothesis.text.strip()]
+            texts = [line.text for result in judged for line in result.lines]
+            verdicts = iter(self._judge(texts) if texts else [])
+            for result in judged:
+                result.judged = [next(verdicts) for _ in result.lines]
+        return results
+
+    def _longer_or_halves(self, job: Job) -> list[Job]:
+        """What is to be decoded in the place of a segment whose text is doubted; empty if there is
+        no longer context, nor a pause in it.
+        """
+        recognizer = self._recognizers[job.camera]
+        longer = recognizer.longer_context_s(job.readings[-1].context_s)
+        if job.camera in self._with_turns and longer == recognizer.engine.max_context_s:
+            return []  # its turn will be decoded in that
+        if longer is not None:
+            kind, most = self.kind(job.camera, longer)
+            return [replace(job, kind=kind, most=most)]
+        return self._parts(job, job.segment.halves() or ())
+
+    def _parts(self, job: Job, segments: Sequence[Segment]) -> list[Job]:
+        recognizer = self._recognizers[job.camera]
+        parts = []
+        for segment in segments:
+            kind, most = self.kind(job.camera, recognizer.context_s(segment.samples))
+            part = replace(job, segment=segment, kind=kind, most=most, half_of=job, halves={})
+            parts.append(part)
+        return parts
+
+
+def is_trusted(segment: Segment, hypothesis: Hypothesis) -> bool:
+    """Whether no guard objects to a text, and it is that of all that was spoken."""
+    is_doubted = rejection(hypothesis, segment.end - segment.start) is not None
+    return not is_doubted and missed_from(segment, hypothesis) is None
+
+
+def missed_from(segment: Segment, hypothesis: Hypothesis) -> int | None:
+    """The piece behind which a window has no text, if so much is spoken from there on."""
+    cut = text_ends_at(hypothesis, segment)
+    missed = sum(piece.end - piece.start for piece in segment.pieces[cut:])
+    return cut if cut > 0 and missed >= _MISSED_S else None
+
+
+def joined(identity: str, halves: Sequence[Found | None]) -> Found | None:
+    """What became of a window that was decoded in halves: lines, and the half that gave none. None
+    for one that was dropped.
+    """
+    lines = [line for half in halves if isinstance(half, list) for line in half]
+    rejected = [half for half in halves if isinstance(half, NoText)]
+    if not lines and not rejected:
+        return None
+    if not lines:
+        text = " ".join(half.text for half in rejected).strip()
+        return replace(rejected[0], end=rejected[-1].end, text=text)
+    numbered = [replace(line, id=line_id(identity, number)) for number, line in enumerate(lines)]
+    return [*numbered, *rejected]
+
+
+def lines_of(
+    source: Source, identity: str, result: Result, *, with_words: bool
+) -> list[Transcript]:
+    """A result as the lines of a segment or turn of a source."""
+    found = transcripts(
+        *(source.address_of(identity), source.name, identity, result.hypothesis, result.lines),
+        with_words=with_words,
+    )
+    if not result.judged:
+        return found
+    return [
+        replace(line, sentiment=label, sentiment_prob=round(share, 4))
+        for line, (label, share) in zip(found, result.judged, strict=True)
+    ]

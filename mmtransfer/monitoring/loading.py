@@ -1,0 +1,143 @@
+"""A monitor by its model's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import Checkpoint, resolve
+from mmtransfer.monitoring.decoding import Judge
+from mmtransfer.monitoring.events import Transcript
+from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS
+from mmtransfer.monitoring.monitor import Monitor
+from mmtransfer.monitoring.options import RecognitionOptions
+from mmtransfer.monitoring.sources.cameras import Camera
+from mmtransfer.monitoring.sources.kinds import goes_on
+from mmtransfer.monitoring.sources.live import LiveSettings
+from mmtransfer.speech.recognition import Recognizer
+from mmtransfer.speech.recognizers import open_recognizer
+from mmtransfer.speech.segments import SegmenterSettings
+
+_TIMED_FROM_S = 1.5  # the words of a turn this long get times, by which they find their lines
+
+
+def load_monitor(
+    model: str | Path | RecognitionOptions,
+    *,
+    cameras: Sequence[Camera] = (),
+    models: Mapping[str, Checkpoint] | None = None,
+    settings: SegmenterSettings | None = None,
+    live: LiveSettings | None = None,
+    clips: Path | None = None,
+    **options: Any,
+) -> Monitor:
+    """A monitor with a run folder's, checkpoint's, Hub or bundled model; other `options` are fields
+    of `RecognitionOptions`, which may stand in the place of the model.
+
+    `cameras` may name models and languages of their own; if one is live, all memory that
+    recognition needs is taken at once. `models` are those of `resolve_models`, where they are known
+    already. In `clips` a short recording is kept around each alert.
+
+    Raises:
+        UserError: a model or an option that cannot be used.
+
+    Example:
+        load_monitor("runs/site", language="de", words=True).watch(["gate.mp4"])
+    """
+    if isinstance(model, RecognitionOptions):
+        model = replace(model, **options)
+    else:
+        model = RecognitionOptions(str(model), **options)
+    found = resolve_models(model, cameras) if models is None else models
+    decoding = model.decoding
+    # What may have to be split into lines needs the times of its words.
+    words_from_s = min(decoding.words_from_s, model.line_s)
+    has_live = any(goes_on(camera) for camera in cameras)
+    if has_live:
+        words_from_s = min(words_from_s, _TIMED_FROM_S)
+    decoding = replace(decoding, words_from_s=words_from_s)
+    opened: dict[tuple[str, str | None], Recognizer] = {}
+
+    def recognizer_for(name: str, spoken: str | None) -> Recognizer:
+        if (name, spoken) not in opened:
+            opened[name, spoken] = open_recognizer(
+                found[name],
+                language=spoken,
+                engine=model.engine,
+                compute_type=model.compute_type,
+                device=model.device,
+                threads=model.threads,
+                context_s=model.shortest_context_s,
+                options=decoding,
+            )
+        return opened[name, spoken]
+
+    others = {
+        camera.name: recognizer_for(camera.model or model.model, camera.language or model.language)
+        for camera in cameras
+        if camera.model or camera.language
+    }
+    judge = text_judge(found[model.sentiment]) if model.sentiment else None
+    own = recognizer_for(model.model, model.language)
+    if has_live:
+        for recognizer in opened.values():
+            recognizer.warm_up(BATCH_SEGMENTS)
+    return Monitor(
+        own,
+        settings,
+        live=live,
+        others=others,
+        judge=judge,
+        clips=clips,
+        lines=model.lines,
+        with_words=model.words,
+    )
+
+
+def resolve_models(
+    options: RecognitionOptions, cameras: Sequence[Camera] = ()
+) -> dict[str, Checkpoint]:
+    """Every model that options and cameras name, by that name, each found once.
+
+    Raises:
+        UserError: a model that cannot be found.
+    """
+    names = [options.model, *(camera.model for camera in cameras), options.sentiment]
+    return {name: resolve(name) for name in dict.fromkeys(names) if name is not None}
+
+
+def text_judge(checkpoint: Checkpoint) -> Judge:
+    """What gives texts the classes of a sentiment model.
+
+    Raises:
+        UserError: not a text classifier.
+    """
+    from mmtransfer.models import load
+    from mmtransfer.text.classifier import TextModel
+
+    model = load(checkpoint)
+    if not isinstance(model, TextModel):
+        raise UserError(
+            f"{checkpoint.source}: expected a model that classifies texts, found one of speech."
+        )
+
+    def judge(texts: list[str]) -> list[tuple[str, float]]:
+        found = model.predict(texts)
+        return [(verdict.label, verdict.probabilities[verdict.label]) for verdict in found]
+
+    return judge
+
+
+def monitor(
+    model: str | Path | RecognitionOptions, source: str | Path, **options: Any
+) -> Iterator[Transcript]:
+    """Transcripts of a recording, each as soon as it is recognised; options as `load_monitor`.
+
+    Example:
+        for line in monitor("runs/site", "gate.mp4"):
+            print(line.start, line.text)
+    """
+    yield from load_monitor(model, **options).transcribe(source)

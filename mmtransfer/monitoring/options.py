@@ -1,0 +1,277 @@
+"""The options of a monitor: the same names in Python, in `cameras.yaml` and, as flags, on the
+command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mmtransfer.errors import UserError
+from mmtransfer.monitoring.lines import LineSettings
+from mmtransfer.monitoring.sources.cameras import Camera, cameras_of, named_cameras
+from mmtransfer.monitoring.sources.kinds import settle
+from mmtransfer.speech.addresses import without_secrets
+from mmtransfer.speech.audio import is_standard_input
+from mmtransfer.speech.engine import DecodingOptions
+from mmtransfer.speech.recognizers import ENGINES
+
+COMPUTE_TYPES = ("int8", "float16", "float32")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+_SHOWN = 40  # characters of a value that cannot be used
+_FOLDERS = ("journal", "clips")  # of a file, relative to it
+
+
+class OptionError(UserError):
+    """An option's value that cannot be used."""
+
+    def __init__(self, name: str, expected: str, found: Any):
+        shown = without_secrets(repr(found))
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+        self.name = name
+        self.problem = f"expected {expected}, found {shown}"
+        super().__init__(f"{name}: {self.problem}.")
+
+
+@dataclass(frozen=True)
+class RecognitionOptions:
+    """How speech becomes lines of text.
+
+    Raises:
+        UserError: a value that cannot be used.
+    """
+
+    model: str
+    """Run folder, checkpoint folder, Hub id, or bundled:NAME."""
+    _: KW_ONLY
+    language: str | None = None
+    """ISO code, for multilingual models; auto detects it for each segment."""
+    engine: str = "auto"
+    """auto takes ctranslate2 for Whisper on CPU, else transformers."""
+    compute_type: str | None = None
+    """Precision of ctranslate2: int8 (on CPU by default), float16 (on GPU by default), float32."""
+    device: str = "auto"
+    """Where the model computes: cpu, cuda or mps; auto takes a GPU if there is one."""
+    threads: int = 0
+    """CPU threads; 0 takes every core."""
+    context_s: float | Literal["full"] | None = None
+    """Shortest encoder context, full for the model's own; by default what is stored with it."""
+    beam_size: int | None = None
+    """Hypotheses kept in the search; 1 is greedy, None leaves it to the engine."""
+    prompt: str = ""
+    """Names and words to expect in the speech."""
+    words: bool = False
+    """Whether lines carry the times of their words."""
+    line_s: float = LineSettings.longest_s
+    """Longest line of text."""
+    line_characters: int = LineSettings.characters
+    """Longest line of text; subtitles put half on each of two rows."""
+    sentiment: str | None = None
+    """A model that gives every line the class of its text."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name in _EXPECTED:
+                is_usable, expected = _EXPECTED[field.name]
+                value = getattr(self, field.name)
+                if not is_usable(value) and value != field.default:
+                    raise OptionError(field.name, expected, value)
+
+    @property
+    def decoding(self) -> DecodingOptions:
+        """How text is searched for."""
+        words_from_s = 0.0 if self.words else math.inf
+        return DecodingOptions(self.beam_size, words_from_s, self.prompt)
+
+    @property
+    def lines(self) -> LineSettings:
+        """How long a line may be."""
+        return LineSettings(self.line_s, self.line_characters)
+
+    @property
+    def shortest_context_s(self) -> float | None:
+        """`context_s` as a number."""
+        return math.inf if self.context_s == "full" else self.context_s
+
+
+@dataclass(frozen=True)
+class MonitorOptions(RecognitionOptions):
+    """What is monitored, how, and where what is found goes.
+
+    `language`, `watch`, `loud_db`, `channels` and `live` are for all sources; a `Camera` may have
+    its own.
+
+    Example:
+        MonitorOptions("runs/site", sources=["gate.mp4"], journal="journal", watch=["fire"])
+    """
+
+    sources: Sequence[str | Path | Camera] = ()
+    """Recordings, folders, streams, audio devices, `-` or `pcm:RATE` for standard input."""
+    _: KW_ONLY
+    channels: Literal["mix", "split"] | int = "mix"
+    """The mean of all channels; each for itself, as NAME-1, NAME-2, ...; or one by its number."""
+    live: bool | None = None
+    """Whether the sources go on for ever; by default as each itself says."""
+    watch: Sequence[str] = ()
+    """Words and phrases that raise an alert, also if they are not recognised quite right."""
+    loud_db: float | None = None
+    """Report sounds so many dB above what is usual at the place."""
+    partial: bool | None = None
+    """Whether there is provisional text of live sources while somebody speaks; on the command line
+    by default on a terminal."""
+    journal: str | Path | None = None
+    """Folder where everything is written first; started again with it, a monitor goes on where it
+    stopped."""
+    output: Sequence[str | Path] = ()
+    """Files that are written as well: .jsonl, .srt, .vtt, .ass, .txt; .html is a report."""
+    clips: str | Path | None = None
+    """Folder for a recording of a few seconds around each alert."""
+    webhook: str | None = None
+    """Address where alerts are posted as JSON; signed if MMTRANSFER_WEBHOOK_SECRET is set."""
+    mqtt: str | None = None
+    """mqtt://HOST/TOPIC where alerts are published as JSON."""
+    metrics_port: str | int | None = None
+    """[HOST:]PORT of a page for Prometheus; of this machine alone unless a host is given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("sources", "watch", "output"):  # nobody changes them later
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def cameras(self) -> list[Camera]:
+        """The sources with names and with what is for all of them, each known to be live or not.
+
+        Raises:
+            UserError: no source, an address that is none, a name that is taken, an order that does
+                not fit a source.
+        """
+        if not self.sources:
+            raise UserError("sources: expected at least one, found none.")
+        cameras = named_cameras(self.sources)
+        if sum(is_standard_input(camera.url) for camera in cameras) > 1:
+            raise UserError("standard input is named twice; it can be read once only.")
+        return settle(
+            [
+                replace(
+                    camera,
+                    watch=[*camera.watch, *self.watch],
+                    loud_db=camera.loud_db or self.loud_db,
+                    channels=self.channels if camera.channels == "mix" else camera.channels,
+                    live=self.live if camera.live is None else camera.live,
+                )
+                for camera in cameras
+            ]
+        )
+
+
+def load_options(path: str | Path, **given: Any) -> MonitorOptions:
+    """Options from a YAML file: sources under `cameras`, beside it any option by its name; what is
+    `given` goes before. Paths of journal, output and clips in the file are relative to it.
+
+    Raises:
+        UserError: no such file, no cameras or model, an unknown key, a value that cannot be used.
+    """
+    from mmtransfer.config import read_yaml
+
+    path, content = Path(path), read_yaml(path)
+    cameras = cameras_of(content, path)
+    own = {key: value for key, value in content.items() if key != "cameras"}
+    known = [field.name for field in fields(MonitorOptions) if field.name != "sources"]
+    for key in own:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else f" Known are {', '.join(known)}."
+            raise UserError(f"{path}: expected 'cameras' and options, found '{key}'.{hint}")
+    for key in _FOLDERS:
+        if isinstance(own.get(key), str):
+            own[key] = str(path.parent / own[key])
+    if isinstance(own.get("output"), list):
+        own["output"] = [str(path.parent / str(file)) for file in own["output"]]
+    values = own | given
+    if "model" not in values:
+        raise UserError(f"{path}: expected a model, by the key 'model' or given beside the file.")
+    try:
+        options = MonitorOptions(**values, sources=cameras)
+    except OptionError as error:
+        if error.name in given:
+            raise
+        raise UserError(f"{path}: {error}") from None
+    for output in map(Path, options.output):
+        if output.exists() and output.samefile(path):
+            raise UserError(f"{output}: names the cameras. Write to another file.")
+    return options
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, Path) or _is_text(value)
+
+
+def _is_list_of(is_usable: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def check(value: Any) -> bool:
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        return is_list and all(map(is_usable, value))
+
+    return check
+
+
+_FLAG = (lambda value: isinstance(value, bool), "true or false")
+_FOLDER = (_is_path, "a folder")
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (_is_text, "a model's folder, Hub id or bundled name"),
+    "language": (_is_text, "an ISO code or 'auto'"),
+    "engine": (lambda value: value in ENGINES, f"one of {', '.join(ENGINES)}"),
+    "compute_type": (lambda value: value in COMPUTE_TYPES, f"one of {', '.join(COMPUTE_TYPES)}"),
+    "device": (lambda value: value in DEVICES, f"one of {', '.join(DEVICES)}"),
+    "threads": (lambda value: _is_count(value) and value >= 0, "a number of 0 or more"),
+    "context_s": (
+        lambda value: value == "full" or (_is_number(value) and value > 0),
+        "seconds or 'full'",
+    ),
+    "beam_size": (lambda value: _is_count(value) and value >= 1, "a number of 1 or more"),
+    "prompt": (lambda value: isinstance(value, str), "a text"),
+    "words": _FLAG,
+    "line_s": (lambda value: _is_number(value) and 0 < value < math.inf, "seconds above 0"),
+    "line_characters": (lambda value: _is_count(value) and value >= 1, "a number of 1 or more"),
+    "sentiment": (_is_text, "a sentiment run"),
+    "sources": (
+        _is_list_of(lambda value: _is_path(value) or isinstance(value, Camera)),
+        "a list of paths, addresses and cameras",
+    ),
+    "channels": (
+        lambda value: value in ("mix", "split") or (_is_count(value) and value >= 1),
+        "mix, split or a number",
+    ),
+    "live": _FLAG,
+    "watch": (_is_list_of(_is_text), "a list of words and phrases"),
+    "loud_db": (
+        lambda value: _is_number(value) and 0 < value < 100,
+        "decibels above the usual, less than 100",
+    ),
+    "partial": _FLAG,
+    "journal": _FOLDER,
+    "output": (_is_list_of(_is_path), "a list of files"),
+    "clips": _FOLDER,
+    "webhook": (_is_text, "an address http[s]://HOST[:PORT]/PATH"),
+    "mqtt": (_is_text, "an address mqtt[s]://[USER:PASSWORD@]HOST[:PORT]/TOPIC"),
+    "metrics_port": (lambda value: _is_count(value) or _is_text(value), "[HOST:]PORT"),
+}
+"""Of each option, what is usable beside its default, and how that is called."""

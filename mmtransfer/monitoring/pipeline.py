@@ -1,0 +1,339 @@
+"""One run of a monitor: what readers find goes through the recogniser and comes out in order."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmtransfer.monitoring.decoding import Decoder, Found, Rejected, Result, joined, lines_of
+from mmtransfer.monitoring.events import (
+    FileDone,
+    Item,
+    LineKind,
+    NoText,
+    Occurrence,
+    Partial,
+    Recording,
+    Sound,
+    SourceEnd,
+    SourceEvent,
+    segment_id,
+)
+from mmtransfer.monitoring.fair_queue import Job
+from mmtransfer.monitoring.ledger import Ledger
+from mmtransfer.monitoring.memory import give_back
+from mmtransfer.monitoring.moments import Moments
+from mmtransfer.monitoring.ordering import Ordering, Output
+from mmtransfer.monitoring.scheduler import Decoded, Scheduler, Workers
+from mmtransfer.monitoring.sources.readers import Cut, Draft, Turn
+from mmtransfer.monitoring.sources.source import WAITING_SEGMENTS, Source
+from mmtransfer.speech.engine import Hypothesis
+from mmtransfer.speech.guards import rejection
+from mmtransfer.speech.segments import Segment
+
+logger = logging.getLogger(__name__)
+_DRAIN_S = 4.0  # after a request to stop; what is not decoded by then stays in the spool
+
+
+@dataclass
+class _Speaking:
+    """What is being spoken at a live source."""
+
+    draft: tuple[Job, Result] | None = None
+    """The last draft that was decoded."""
+    shown: tuple[str, str] = ("", "")
+    """The segment and the text that were handed out last."""
+    cut_to: float = 0.0
+    """End of the last whole segment."""
+    in_memory: int = 0
+    """Segments that wait, and whose samples are held."""
+
+
+class Pipeline:
+    """The state of one run; everything here happens in the caller's thread, but for decoding.
+
+    What readers find comes as (number of the source, item) into `events`.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        decoder: Decoder,
+        ledger: Ledger,
+        ordering: Ordering,
+        moments: Moments,
+        events: queue.Queue[Any],
+        *,
+        workers: int,
+        with_words: bool,
+    ):
+        self._sources, self._decoder, self._ledger = sources, decoder, ledger
+        self._ordering, self._moments, self._events = ordering, moments, events
+        self._with_words = with_words
+        self._speaking = [_Speaking() for _ in sources]
+        self._priorities = {s.number: s.camera.priority for s in sources if s.is_live}
+        self._is_endless = any(s.is_live or s.is_piped or s.is_folder for s in sources)
+        self._scheduler = Scheduler(workers)
+        self._workers = Workers(workers, self._decode, events)
+
+    def take_up(self) -> None:
+        """Go on where an earlier session stopped, by journal and spool."""
+        known, left = self._ledger.take_up({s.name for s in self._sources if not s.is_live})
+        for source in self._sources:
+            source.take_up(known)
+        named = {source.name: source for source in self._sources}
+        for name, identity, segment in left:
+            if identity in named[name].known:
+                self._ledger.forget(identity)
+            else:
+                self._add(named[name], identity, segment, is_spooled=True)
+
+    def items(self, stopping: threading.Event) -> Iterator[Item]:
+        """What happens, until every source has ended."""
+        deadline: float | None = None
+        while not self._is_over:
+            self._dispatch()
+            yield from self._ordering.items()
+            if self._is_over:
+                return
+            if stopping.is_set() and deadline is None:
+                deadline = time.monotonic() + _DRAIN_S
+            if deadline is not None and time.monotonic() > deadline:
+                if self._ledger.failure is not None:
+                    raise self._ledger.failure
+                return
+            try:
+                event = self._events.get(timeout=0.25)
+            except queue.Empty:
+                continue
+            while True:  # all that has happened, so that batches are as full as they can be
+                self._take_in(event)
+                try:
+                    event = self._events.get_nowait()
+                except queue.Empty:
+                    break
+
+    def close(self) -> None:
+        """Wait for the batches that are being decoded."""
+        self._workers.close()
+        self._moments.close()
+
+    @property
+    def _is_over(self) -> bool:
+        return self._ordering.is_over and not self._moments.is_busy
+
+    def _output(self, source: Source) -> Output:
+        return self._ordering.outputs[source.number]
+
+    # --- what happens -------------------------------------------------------------------------
+
+    def _take_in(self, event: Any) -> None:
+        if isinstance(event, Decoded):
+            self._take_results(event)
+            return
+        number, item = event
+        source, output = self._sources[number], self._ordering.outputs[number]
+        if isinstance(item, SourceEnd):
+            output.end = item
+        elif isinstance(item, SourceEvent):
+            source.stats.events[item.event] += 1
+            if item.event in (Occurrence.CONNECTED, Occurrence.LOST):
+                source.stats.is_connected = item.event == Occurrence.CONNECTED
+            self._ordering.add(item)
+        elif isinstance(item, Sound):
+            if not source.is_known_sound(item):
+                source.stats.alerts += 1
+                self._ordering.add(replace(item, clip=self._moments.keep(source, item)))
+        elif isinstance(item, Recording | FileDone):
+            if isinstance(item, Recording):
+                source.begin(item)
+            output.put(output.place(), item)
+        elif isinstance(item, Draft):
+            self._add_draft(source, item)
+        elif isinstance(item, Turn):
+            self._add_turn(source, item.window)
+        else:
+            cut = Cut(item, source.name) if isinstance(item, Segment) else item
+            identity = segment_id(cut.of, cut.segment.start)
+            if identity in source.known:
+                output.put(output.place(), None)
+                return
+            if source.is_live:
+                self._ledger.keep(source.name, identity, cut.segment)
+            self._add(source, identity, cut.segment)
+
+    def _take_results(self, decoded: Decoded[Result]) -> None:
+        self._scheduler.done(decoded.batch)
+        for job, result in zip(decoded.batch.jobs, decoded.results, strict=True):
+            if job.is_turn:
+                longer = self._decoder.longer_turn(job, result)
+                if longer is None:
+                    self._ordering.outputs[job.camera].put_turn(job, result)
+                else:
+                    self._scheduler.add_turn_again(longer)
+            elif job.is_draft and job.final is None:
+                self._keep_draft(job, result)
+            else:
+                self._settle(job.final or job, result)
+
+    # --- decoding -----------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        def is_ready(turn: Job) -> bool:
+            return turn.after <= self._ordering.outputs[turn.camera].emitted
+
+        while (batch := self._scheduler.next(is_ready)) is not None:
+            for job in batch.jobs:
+                if job.is_turn:
+                    job.known = self._ordering.outputs[job.camera].known_lines(job)
+                elif job.is_spooled:
+                    job.segment = self._ledger.load(job.id)
+            self._workers.start(batch)
+
+    def _decode(self, batch: list[Job]) -> list[Result]:
+        """In a worker's thread."""
+        started = time.perf_counter()
+        results = self._decoder.recognize(batch)
+        each = (time.perf_counter() - started) / len(batch)
+        for job in batch:
+            self._sources[job.camera].stats.decode_s += each
+        if self._is_endless:
+            give_back()
+        return results
+
+    # --- segments that are not over -----------------------------------------------------------
+
+    def _add_draft(self, source: Source, draft: Draft) -> None:
+        segment = draft.segment
+        identity = segment_id(source.name, segment.start)
+        context_s = source.recognizer.context_s(segment.samples, is_first=True)
+        kind = self._decoder.kind(source.number, context_s)
+        job = Job(source.number, -1, identity, segment, *kind)
+        self._scheduler.add_draft(replace(job, is_draft=True, is_whole=draft.is_whole))
+
+    def _keep_draft(self, job: Job, result: Result) -> None:
+        """Hand out the provisional text, unless its segment is over by now."""
+        source, speaking = self._sources[job.camera], self._speaking[job.camera]
+        segment = job.segment
+        if segment.start < speaking.cut_to:
+            return
+        speaking.draft = (job, result)
+        if rejection(result.hypothesis, segment.end - segment.start) is not None:
+            return
+        text = result.hypothesis.text
+        source.stats.last_text = f"{text} …"
+        if (job.id, text) != speaking.shown and self._ledger.failure is None:  # nothing piles up
+            times = (round(segment.start, 3), round(segment.end, 3))
+            self._ordering.add(Partial(source.name, job.id, *times, text))
+        speaking.shown = (job.id, text)
+
+    def _use_draft(self, job: Job) -> bool:
+        """Whether the segment has been decoded, or is being, while it was not known to be over:
+        then that is its text.
+        """
+        draft = self._speaking[job.camera].draft
+        if draft is not None and draft[0].is_same(job):
+            self._settle(job, draft[1])
+            return True
+        running = self._scheduler.running_draft(job)
+        if running is not None:
+            running.final = job
+        return running is not None
+
+    # --- turns that are over ------------------------------------------------------------------
+
+    def _add_turn(self, source: Source, window: Segment) -> None:
+        output, recognizer = self._output(source), source.recognizer
+        context_s = recognizer.context_s(window.samples)
+        identity = segment_id(source.name, window.start)
+        job = Job(
+            *(source.number, -1, identity, window, *self._decoder.kind(source.number, context_s)),
+            is_turn=True,
+            after=output.count,
+        )
+        output.open_turn()
+        first_s = recognizer.context_s(window.samples, is_first=True)
+        if len(window.pieces) == 1 and first_s == context_s:  # there is nothing more to know
+            output.put_turn(job, Result(Hypothesis("", (), 0.0, 0.0, context_s), []))
+            return
+        late = self._scheduler.add_turn(job)
+        if late is not None:
+            self._sources[late.camera].stats.not_revised += 1
+            self._ordering.outputs[late.camera].settle_turn(late)
+
+    # --- segments -----------------------------------------------------------------------------
+
+    def _add(
+        self, source: Source, identity: str, segment: Segment, *, is_spooled: bool = False
+    ) -> None:
+        context_s = source.recognizer.context_s(segment.samples, is_first=source.is_live)
+        kind = self._decoder.kind(source.number, context_s)
+        job = Job(source.number, self._output(source).place(), identity, segment, *kind)
+        source.stats.waiting += 1
+        if source.is_live:
+            speaking = self._speaking[source.number]
+            speaking.cut_to = segment.end
+            self._scheduler.drop_draft(source.number)
+            is_kept = self._ledger.holds(identity)
+            job.is_spooled = is_spooled or (is_kept and speaking.in_memory >= source.most)
+            if not job.is_spooled:
+                speaking.in_memory += 1
+                if self._use_draft(job):
+                    return
+            else:
+                job.segment = replace(segment, samples=segment.samples[:0])
+        self._scheduler.add(job)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Drop the oldest segments of the least important cameras when there is no room to wait."""
+        most = max(WAITING_SEGMENTS, sum(source.most for source in self._sources))
+        while self._ledger.is_full or sum(s.in_memory for s in self._speaking) > most:
+            job = self._scheduler.drop(self._priorities)
+            if job is None:
+                return
+            segment, source = job.segment, self._sources[job.camera]
+            source.stats.dropped += 1
+            logger.warning("%s: no room to wait; dropped a segment", source.name)
+            times = (segment.start, segment.end)
+            dropped = NoText(source.name, job.id, *times, "no room", LineKind.DROPPED)
+            # Now, since only then its audio may go; if the disk is full, as soon as it is not.
+            self._finish(job, None if self._ledger.write(dropped) else dropped)
+            self._ledger.forget(job.id)
+
+    def _settle(self, job: Job, result: Result) -> None:
+        """Take a result as the segment's, or decode it again."""
+        source, verdict = self._sources[job.camera], self._decoder.settle(job, result)
+        if isinstance(verdict, list):
+            source.stats.repeated += not job.is_repeat
+            for part in verdict:
+                part.is_repeat = True
+                self._scheduler.add(part)
+        elif isinstance(verdict, Rejected):
+            times = (round(job.segment.start, 3), round(job.segment.end, 3))
+            text = verdict.likeliest.text
+            self._finish(job, NoText(source.name, job.id, *times, verdict.reason, text=text))
+        else:
+            found = lines_of(source, job.id, verdict, with_words=self._with_words)
+            self._finish(job, [*found])
+
+    def _finish(self, job: Job, found: Found | None) -> None:
+        source = self._sources[job.camera]
+        if job.half_of is not None:
+            whole, halves = job.half_of, job.half_of.halves
+            halves[job.segment.start] = found
+            if len(halves) == 2:
+                self._finish(whole, joined(whole.id, [halves[at] for at in sorted(halves)]))
+            return
+        for item in [found] if isinstance(found, NoText) else found or []:
+            if isinstance(item, NoText) and item.event == LineKind.NO_TEXT:
+                source.stats.rejected[item.reason] += 1
+        self._output(source).put(job.number, found)
+        source.stats.waiting -= 1
+        if source.is_live and not job.is_spooled:
+            self._speaking[job.camera].in_memory -= 1

@@ -1,0 +1,49 @@
+"""The verbs: each a module, its arguments known without what it needs to run."""
+
+import argparse
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+from conftest import child_environment
+
+from mmtransfer.cli import VERBS, main
+
+HEAVY = ("torch", "numpy", "av", "transformers", "datasets")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_arguments_and_help(verb, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: mmtransfer {verb}")
+    parser = argparse.ArgumentParser()
+    import_module(f"mmtransfer.cli.{verb}").add_arguments(parser)
+    assert parser.description.split()[0] in printed
+
+
+def test_help_needs_no_library():
+    program = (
+        "import sys\nfrom mmtransfer.cli import main\n"
+        "for arguments in ([], ['monitor', '--help'], ['evaluate', '--help'], ['predict', '-h']):\n"
+        "    try:\n        main(arguments)\n    except SystemExit:\n        pass\n"
+        f"print([name for name in {HEAVY} + ('pydantic',) if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=child_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_verb_that_is_none_and_an_argument_that_is_none_are_one_line(capsys):
+    assert main(["monitr", "m"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "invalid choice: 'monitr'" in line
+    assert main(["publish", "run", "me/it", "--pubic"]) == 2
+    assert "unknown argument --pubic. See mmtransfer publish --help." in capsys.readouterr().err
+    assert main([]) == 0
+    assert "commands:" in capsys.readouterr().out
