@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_monitoring import FakeEngine
+from support.engines import FakeEngine
 
 from mmtransfer.monitoring.decoding import Decoder, Rejected, Result, is_trusted, joined, lines_of
 from mmtransfer.monitoring.events import NoText, Transcript

@@ -1,7 +1,7 @@
 """What is found comes out in order, written before it is handed out; no thread is needed."""
 
 import pytest
-from test_monitoring import FakeEngine
+from support.engines import FakeEngine
 
 from mmtransfer.monitoring import Alert, Camera, Partial, SourceEnd, SourceEvent, Transcript
 from mmtransfer.monitoring.decoding import Result

@@ -6,8 +6,8 @@ import runpy
 import numpy as np
 import pytest
 from conftest import EXAMPLE, ROOT, write_media
-from test_alerts import receiver, wait_for  # noqa: F401 - a fixture
-from test_monitoring import FakeEngine
+from support.engines import FakeEngine
+from support.web import receiver, wait_for  # noqa: F401 - a fixture
 
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring import (
