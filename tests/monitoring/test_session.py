@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import EXAMPLE, ROOT, write_media
 from support.engines import FakeEngine
-from support.web import receiver, wait_for  # noqa: F401 - a fixture
+from support.sessions import lines_of
 
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring import (
@@ -46,15 +46,7 @@ def model(random_whisper, monkeypatch):
     return str(random_whisper)
 
 
-def lines_of(folder):
-    return [
-        json.loads(line)
-        for path in sorted(folder.glob("*.jsonl"))
-        for line in path.read_text(encoding="utf-8").splitlines()
-    ]
-
-
-def test_sinks_files_and_a_webhook_get_the_same(model, receiver, tmp_path):  # noqa: F811
+def test_sinks_files_and_a_webhook_get_the_same(model, receiver, tmp_path):
     desk, other = Desk(), receiver()
     options = MonitorOptions(
         model,
@@ -101,7 +93,7 @@ def test_each_model_is_found_once(model, text_backbone, monkeypatch, tmp_path):
 
 def test_what_a_session_left_over_is_in_the_files_and_on_its_way_in_the_next(
     model,
-    receiver,  # noqa: F811
+    receiver,
     tmp_path,
 ):
     """A sink of one's own gets what is new; files hold everything."""

@@ -9,10 +9,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import accelerate  # noqa: F401
 import av  # noqa: F401
 import ctranslate2  # noqa: F401
-import mmtransfer.monitoring.command
 import peft  # noqa: F401
 import transformers.models.whisper.modeling_whisper  # noqa: F401
 
 import mmtransfer.cli
 import mmtransfer.models
+import mmtransfer.monitoring
 import mmtransfer.runs  # noqa: F401
