@@ -34,7 +34,7 @@ from support.sessions import (
     said,
     same_segments,
 )
-from support.sources import decode, free_port, write_at, write_pieces
+from support.sources import QUICK_DECODING, decode, free_port, write_at, write_pieces
 from support.web import wait_for
 
 from mmtransfer.monitoring import Camera, Journal, LiveSettings, Monitor, SourceEvent
@@ -415,7 +415,8 @@ class Site:
 
     def __init__(self, model, sources, folder, *more):
         self.folder = folder
-        self.process = Command("monitor", model, *sources, "--journal", folder, "--quiet", *more)
+        command = ["monitor", model, *sources, "--journal", folder, "--quiet", *more]
+        self.process = Command(*command, *QUICK_DECODING)
 
     def wait_for(self, count):
         """Until the journal holds so many texts."""

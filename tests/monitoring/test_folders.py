@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.engines import FakeEngine
 from support.sessions import broken_off, happened, lines_of, said, same_segments
 from support.sources import write_at, write_pieces
+from support.web import wait_for
 
 from mmtransfer.monitoring import Alert, Camera, Journal, Monitor, Transcript
 from mmtransfer.monitoring.events import FileDone
@@ -365,13 +366,15 @@ def test_clips_are_cut_from_the_recording_in_the_folder(speech, spoken, tmp_path
     monitor = Monitor(
         Recognizer(FakeEngine(lambda context_s: "open the gate")), clips=tmp_path / "clips"
     )
-    items, timer = [], threading.Timer(120, monitor.stop)
-    timer.start()
+    items = []
+
+    def stop_when_cut():
+        wait_for(lambda: len(list((tmp_path / "clips").rglob("*.mkv"))) == len(spoken))
+        monitor.stop()
+
+    threading.Thread(target=stop_when_cut, daemon=True).start()
     for item in monitor.watch([Camera("site", str(folder), watch=["gate"])]):
         items.append(item)
-        if len(list((tmp_path / "clips").rglob("*.mkv"))) == len(spoken):
-            monitor.stop()
-    timer.cancel()
     raised = [item for item in items if isinstance(item, Alert)]
     assert len(raised) == len(spoken)
     for alert, (start, end) in zip(raised, spoken, strict=True):

@@ -13,7 +13,7 @@ from conftest import EXAMPLE, child_environment
 from support.children import Command, run_command
 from support.engines import FakeEngine
 from support.sessions import QUICK, collect, happened, live_monitor, said
-from support.sources import decode, transport_stream
+from support.sources import QUICK_DECODING, decode, transport_stream
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
@@ -245,7 +245,8 @@ def test_the_command_watches_a_camera_and_stops_on_request(
     """A real process and a real model; SIGTERM ends it within seconds, with all that was said."""
     server = camera([camera_stream, 600])
     journal = tmp_path / "journal"
-    with Command("monitor", whisper_tiny, server.url, "--journal", journal) as process:
+    command = ["monitor", whisper_tiny, server.url, "--journal", journal, *QUICK_DECODING]
+    with Command(*command) as process:
         lines = [process.stdout.readline() for _ in range(2)]
         assert all(line.startswith("[20") for line in lines), lines  # the date
         process.send_signal(signal.SIGTERM)

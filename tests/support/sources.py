@@ -17,6 +17,9 @@ from support.rtsp import RtspCamera
 
 from mmtransfer.speech.audio import SAMPLE_RATE, stream_audio
 
+QUICK_DECODING = ("--threads", "1", "--beam", "1")
+"""Options with which a monitor of cameras, that decodes once before it begins, begins sooner."""
+
 
 def decode(path):
     return np.concatenate(list(stream_audio(path)))
