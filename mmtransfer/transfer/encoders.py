@@ -26,6 +26,7 @@ from mmtransfer.transfer.stages import rest_of
 FRAMES_PER_SECOND = 50
 """Hidden states of a Whisper's encoder."""
 _RATE = 16_000
+_SHORTEST = 480  # samples; of fewer than two frames there is no variance
 
 
 class _Given(nn.Module):
@@ -474,11 +475,97 @@ class WavLmEncoder(WaveEncoder):
             yield self._finished(hidden, index)
 
 
+class FastConformerEncoder(SpeechEncoder):
+    """Parakeet's FastConformer (Rekesh et al. 2023). Input is `{"features": log-mel, "shown": which
+    frames hold the clip [clip, frame]}`; eight frames become one state, 12.5 a second. What pads a
+    clip is masked on the way.
+    """
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        self.width = int(model.config.hidden_size)
+        self.depth = int(model.config.num_hidden_layers)
+
+    @classmethod
+    def take_apart(cls, model: Any) -> tuple[Any, dict[str, torch.Tensor], float]:
+        """Its output layer is a convolution over single states."""
+        head = model.ctc_head
+        output = {"weight": head.weight.detach()[:, :, 0], "bias": head.bias.detach()}
+        return model.encoder, output, 0.0
+
+    @classmethod
+    def symbols(cls, folder: Path) -> list[str]:
+        """Pieces of words; SentencePiece's mark of a word's beginning is the space before it."""
+        from tokenizers import Tokenizer
+
+        vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+        return [piece.replace("▁", "|") for piece in sorted(vocabulary, key=vocabulary.__getitem__)]
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The conformer blocks."""
+        found: nn.ModuleList = self.model.layers
+        return found
+
+    @property
+    def front(self) -> list[nn.Module]:
+        """Subsampling and positions."""
+        return [self.model.subsampling, self.model.encode_positions]
+
+    def inputs(
+        self, extractor: Any, clips: Sequence[np.ndarray], samples: int
+    ) -> dict[str, torch.Tensor]:
+        """Log-mels, normalised over the clip alone."""
+        long_enough = [np.pad(c[:samples], (0, max(0, _SHORTEST - len(c)))) for c in clips]
+        found = extractor(
+            long_enough,
+            sampling_rate=_RATE,
+            max_length=samples,
+            padding="max_length",
+            return_tensors="pt",
+        )
+        frames = samples // 160  # beyond, there is one that holds no clip
+        return {
+            "features": found.input_features[:, :frames].transpose(1, 2),
+            "shown": found.attention_mask[:, :frames],
+        }
+
+    def enter(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """[clip, mel, frame] -> [clip, frame / 8, width]."""
+        model = self.model
+        hidden = model.subsampling(inputs["features"].transpose(1, 2), inputs["shown"])
+        training = model.subsampling.training
+        return functional.dropout(hidden * model.input_scale, model.dropout, training=training)
+
+    def run(
+        self, hidden: torch.Tensor, start: int, stop: int, inputs: dict[str, torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """States block by block."""
+        model, frames = self.model, hidden.shape[1]
+        positions = model.encode_positions(hidden)
+        positions = functional.dropout(positions, model.dropout_positions, training=model.training)
+        if "shown" in inputs:
+            shown = model._get_output_attention_mask(inputs["shown"], target_length=frames)
+        else:
+            shown = inputs["mask"].bool()
+        rows = shown[:, None].expand(-1, frames, -1)
+        mask = (rows & rows.transpose(1, 2))[:, None]
+        for index in range(start, stop):
+            hidden = self.layers[index](hidden, attention_mask=mask, position_embeddings=positions)
+            yield hidden
+
+    def frames(self, samples: int) -> int:
+        """As the subsampling gives."""
+        mels = torch.tensor(max(samples, _SHORTEST) // 160)
+        return int(self.model._get_subsampling_output_length(mels))
+
+
 ENCODERS: dict[str, type[SpeechEncoder]] = {
     "whisper": WhisperEncoder,
     "wav2vec2": WaveEncoder,
     "hubert": WaveEncoder,
     "wavlm": WavLmEncoder,
+    "parakeet": FastConformerEncoder,
 }
 """By model type, or by its first word where a family has several (`_` between words)."""
 
