@@ -352,6 +352,9 @@ class TrainConfig(_Section):
     """Steps between checkpoints for --resume; 0 writes one at every evaluation."""
     workers: int = Field(0, ge=0)
     """Threads of the training process that prepare batches ahead; 0 takes one."""
+    report_to: Literal["none", "trackio", "tensorboard", "wandb"] = "none"
+    """Tracker that gets what `metrics.jsonl` does, as its own package does it; tensorboard's files
+    lie in `trackers` of the run folder."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

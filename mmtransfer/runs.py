@@ -18,7 +18,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.models import TASKS, task_for, task_of
 from mmtransfer.report import finite, make_report, write_report
-from mmtransfer.runtime import choose_device, make_accelerator, use_runtime
+from mmtransfer.runtime import choose_device, make_accelerator, tracked, use_runtime
 from mmtransfer.transfer.stages import SourcePath
 from mmtransfer.transfer.task import Task
 from mmtransfer.transfer.trainer import go_back, train_stages
@@ -41,7 +41,7 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
 
 def _train(config: Config, resume: bool) -> dict[str, Any]:
     run_dir = Path(config.run_dir)
-    accelerator = make_accelerator(config.train, config.runtime)
+    accelerator = make_accelerator(config.train, config.runtime, run_dir)
     if accelerator.is_main_process:
         _claim(run_dir, resume)
     accelerator.wait_for_everyone()
@@ -62,7 +62,8 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
         before = _scores_before(task, run_dir, accelerator.device)
     accelerator.wait_for_everyone()
     path = source_path(config, task)
-    results = train_stages(task, task.stages, config, accelerator, run_dir, resume=resume)
+    with tracked(accelerator, config):
+        results = train_stages(task, task.stages, config, accelerator, run_dir, resume=resume)
     share = 1.0
     if path is not None:
         wanted, best = config.transfer.interpolate, results[-1].best

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtransfer.errors import UserError
@@ -13,7 +15,7 @@ if TYPE_CHECKING:  # neither is needed to watch a camera, and both take long to 
     import torch
     from accelerate import Accelerator
 
-    from mmtransfer.config import RuntimeConfig, TrainConfig
+    from mmtransfer.config import Config, RuntimeConfig, TrainConfig
 
 
 def cores() -> int:
@@ -71,17 +73,23 @@ def choose_device(runtime: RuntimeConfig) -> torch.device:
     return PartialState().device
 
 
-def make_accelerator(train: TrainConfig, runtime: RuntimeConfig) -> Accelerator:
-    """An Accelerator from the configuration; `ACCELERATE_*` settings fill in what is `auto`.
+def make_accelerator(
+    train: TrainConfig, runtime: RuntimeConfig, run_dir: Path | None = None
+) -> Accelerator:
+    """An Accelerator from the configuration; `ACCELERATE_*` settings fill in what is `auto`. A
+    tracker's files, if it keeps any, go to the run folder.
 
     Raises:
-        UserError: a device or precision this machine does not have, or a distributed type that
-            this loop does not run.
+        UserError: a device or precision this machine does not have, a tracker that is not
+            installed, or a distributed type that this loop does not run.
     """
     import torch
     from accelerate import Accelerator, DistributedType
 
     _check_device(runtime)
+    tracker = None if train.report_to == "none" else train.report_to
+    if tracker is not None and find_spec(tracker) is None:
+        raise UserError(f"train.report_to: {tracker} is not installed. pip install {tracker}")
     precision: str | None = train.mixed_precision
     if precision == "auto":
         precision = None  # ACCELERATE_MIXED_PRECISION, if set
@@ -89,7 +97,12 @@ def make_accelerator(train: TrainConfig, runtime: RuntimeConfig) -> Accelerator:
         if "ACCELERATE_MIXED_PRECISION" not in os.environ and gpu:
             precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     try:
-        accelerator = Accelerator(mixed_precision=precision, cpu=runtime.device == "cpu")
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=runtime.device == "cpu",
+            log_with=tracker,
+            project_dir=run_dir,
+        )
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -102,3 +115,33 @@ def make_accelerator(train: TrainConfig, runtime: RuntimeConfig) -> Accelerator:
             "on one device or data-parallel (MULTI_GPU, MULTI_CPU)."
         )
     return accelerator
+
+
+@contextmanager
+def tracked(accelerator: Accelerator, config: Config) -> Iterator[None]:
+    """The configured tracker, if any, from now until the block ends, however it ends.
+
+    Raises:
+        UserError: the tracker cannot be started.
+    """
+    if config.train.report_to == "none":
+        yield
+        return
+    values = {
+        f"{section}.{name}": value if isinstance(value, (int, float, str, bool)) else str(value)
+        for section, fields in config.model_dump(mode="json").items()
+        if isinstance(fields, dict)
+        for name, value in fields.items()
+    }
+    try:
+        accelerator.init_trackers("trackers", config=values)
+    except Exception as error:  # whatever it raises: no account, no network, ...
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"train.report_to: {config.train.report_to} cannot be started ({reason})."
+        ) from None
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()

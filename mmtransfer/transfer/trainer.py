@@ -231,6 +231,7 @@ class Trainer:
             name: getattr(config, name).model_dump(mode="json")
             for name in ("train", "transfer", "head", "augment")
         }
+        del self._fixed["train"]["report_to"]  # changes nothing that is trained
         self._seed = (config.runtime.seed, stage.number)
         task.model.to(accelerator.device)
         with accelerator.main_process_first():  # the others find its cached activations
@@ -472,6 +473,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
+        step = values["step"]  # trackers take the rest, beside it, as far as it is defined
+        shown = {k: v for k, v in values.items() if k != "step" and v is not None}
+        self.accelerator.log(shown, step=step)
 
     def _forget_metrics_after(self, step: int) -> None:
         """Drop what a killed run logged after its last checkpoint; resuming logs it again."""

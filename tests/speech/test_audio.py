@@ -39,6 +39,18 @@ def test_any_container_rate_and_channel_count(tmp_path, name, rate, channels, vi
         assert np.sqrt((samples[4000:-4000] ** 2).mean()) == pytest.approx(0.3 / 2**0.5, rel=0.1)
 
 
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize(("name", "channels"), [("a.wav", 2), ("a.flac", 1), ("a.mkv", 2)])
+def test_clips_and_monitored_audio_are_the_same_samples(tmp_path, name, channels, rate):
+    noise = np.random.default_rng(0).normal(0, 0.1, 4 * rate).astype(np.float32)
+    path = write_media(tmp_path / name, noise, rate=rate, channels=channels)
+    monitored = np.concatenate(list(stream_audio(path)))
+    np.testing.assert_array_equal(decode_clip(path), monitored)
+    start, end = 12_000, 40_000
+    part = decode_clip(path, start / SAMPLE_RATE, end / SAMPLE_RATE)
+    np.testing.assert_array_equal(part, monitored[start:end])
+
+
 def test_a_part_is_the_part_of_the_whole(tmp_path):
     noise = np.random.default_rng(0).normal(0, 0.1, 6 * SAMPLE_RATE).astype(np.float32)
     path = write_media(tmp_path / "a.flac", noise)

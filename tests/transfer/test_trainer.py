@@ -23,11 +23,12 @@ from safetensors.torch import load_file
 from support.children import Command, run_command, start_training
 from support.sources import free_port
 from support.web import wait_for
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from mmtransfer import runs
 from mmtransfer.config import build_config
 from mmtransfer.errors import UserError
-from mmtransfer.runtime import make_accelerator
+from mmtransfer.runtime import make_accelerator, tracked
 from mmtransfer.speech.clips import Clip, load_clips
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.splits import load_clip_splits
@@ -466,6 +467,47 @@ def test_mixed_precision_trains_to_nearly_the_same_losses(data, random_whisper, 
     assert list(a) == list(b)
     assert list(a.values()) != list(b.values())
     np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=0.02)
+
+
+@pytest.mark.parametrize("tracker", ["none", "tensorboard"])
+def test_a_tracker_gets_what_is_logged(data, random_whisper, tmp_path, tracker):
+    config = build_config(values(data, random_whisper, tmp_path / "run", steps=3))
+    train = config.train.model_copy(update={"report_to": tracker})
+    runs.train(config.model_copy(update={"train": train}))
+    files = [str(path) for path in tmp_path.rglob("*tfevents*")]
+    if tracker == "none":
+        assert files == []
+        return
+    found = {}
+    for file in files:
+        for event in EventFileLoader(file).Load():
+            for value in event.summary.value:
+                if value.HasField("tensor") and value.tensor.float_val:
+                    found[value.tag, event.step] = value.tensor.float_val[0]
+    expected = losses(tmp_path / "run")
+    assert len(expected) == 3
+    for step, loss in expected.items():
+        assert found["loss", step] == pytest.approx(loss, rel=1e-6)
+    assert ("validation_wer", 3) in found
+
+
+def test_a_tracker_that_is_not_there_or_does_not_start_is_one_line(monkeypatch):
+    config = build_config({"train": {"report_to": "wandb"}, "runtime": {"device": "cpu"}})
+    monkeypatch.setattr("mmtransfer.runtime.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"report_to: wandb is not installed\. pip install wandb"):
+        make_accelerator(config.train, config.runtime)
+
+    class Offline:
+        trackers = ()
+
+        def init_trackers(self, *arguments, **options):
+            raise ConnectionError("no network")
+
+    with (
+        pytest.raises(UserError, match=r"wandb cannot be started \(no network\)"),
+        tracked(Offline(), config),
+    ):
+        pass
 
 
 def test_a_device_this_machine_lacks():
