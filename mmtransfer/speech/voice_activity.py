@@ -14,6 +14,7 @@ from importlib.metadata import version
 from importlib.resources import files
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.speech.audio import SAMPLE_RATE
@@ -88,6 +89,9 @@ def _network() -> _SileroNetwork:
     if not path.exists():
         with atomic_path(path) as part, part.open("wb") as file:
             np.savez(file, allow_pickle=False, **_package_weights())
+    # Threads of products as small as these wait for each other ten times as long as they multiply.
+    # NumPy has one setting for the whole process, and nothing here gains from more than one.
+    ThreadpoolController().select(internal_api="openblas").limit(limits=1)
     with np.load(path) as weights:
         return _SileroNetwork(dict(weights))
 
