@@ -51,6 +51,8 @@ def _context() -> Any:
         before = dict(os.environ)
         # The server does not take over the paths of modules; what it fails to import it leaves.
         os.environ.update(child_environment() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
+        # As the command line has them when it imports these libraries.
+        os.environ.update({"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"})
         try:
             forkserver.ensure_running()
         finally:
@@ -75,7 +77,8 @@ def _main(
     os.environ.update(environment)
     os.chdir(ROOT)
     if "support.preloaded" not in sys.modules:
-        raise ImportError("the server of processes could not import support.preloaded")
+        importlib.import_module("support.preloaded")  # says what the server could not import
+        raise ImportError("support.preloaded is not imported before processes are forked")
     _reload_hub()
     sys.argv = [str(program or "mmtransfer"), *arguments]
     if program is None:
