@@ -496,12 +496,14 @@ def _picture_goes_on(source: str | Path, start: float, end: float) -> bool:
     """Whether a file's picture shows that time went by: one in each of its minutes at least."""
     if "://" in str(source) or is_piped(str(source)):
         return False
-    left = set(range(ceil((end - start) / 60)))
+    minutes, seen = ceil((end - start) / 60), set()
     with suppress(MediaError, av.error.FFmpegError, OSError), open_media(source) as container:
         for packet in container.demux(container.streams.video[:1]):
             if packet.pts is not None:
-                left.discard(int((float(packet.pts * packet.time_base) - start) // 60))
-                if not left:
+                minute = int((float(packet.pts * packet.time_base) - start) // 60)
+                if 0 <= minute < minutes:
+                    seen.add(minute)
+                if len(seen) == minutes:
                     return True
     return False
 
