@@ -28,7 +28,9 @@ SHARED = ROOT.parent / "shared" / "data"
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """The whole suite on the cores there are; what is named in this process: it starts sooner."""
-    return min(os.cpu_count() or 1, 4) if config.args == config.getini("testpaths") else 0
+    if config.args != config.getini("testpaths"):
+        return 0
+    return min((os.cpu_count() or 1) + 1, 4)  # one more, since many tests wait
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -106,7 +106,7 @@ def _clips() -> list[np.ndarray]:
     from mmtransfer.speech.audio import decode_clip
 
     folder = EXAMPLE / "source"
-    paths = sorted(p for p in folder.iterdir() if p.suffix in (".ogg", ".m4a", ".mp4"))[:4]
+    paths = sorted(p for p in folder.iterdir() if p.suffix in (".ogg", ".m4a", ".mp4"))[:2]
     assert paths
     return [decode_clip(path) for path in paths]
 

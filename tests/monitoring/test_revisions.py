@@ -2,10 +2,12 @@
 
 import json
 import threading
+import time
 from dataclasses import replace
 
 import pytest
 from support.engines import ContextEngine, LoudIsSpeech, utterances
+from support.web import wait_for
 
 from mmtransfer.monitoring import Alert, Camera, Journal, LiveSettings, Monitor, Transcript
 from mmtransfer.monitoring.outputs.sinks import FileSink, StandardOutput
@@ -28,7 +30,7 @@ def watch(monkeypatch):
     """Plays audio to a monitor as a live source, and gives what it hands out."""
     monkeypatch.setattr(segments, "SpeechProbability", LoudIsSpeech)
 
-    def run(engine, samples, *, watch=(), journal=None, until=lambda items: False):
+    def run(engine, samples, *, watch=(), journal=None, until=lambda items: False, over=None):
         def play(name, source, stopping, **options):
             at = 1e9
             for start in range(0, len(samples), 1600):
@@ -40,8 +42,16 @@ def watch(monkeypatch):
         monkeypatch.setattr(readers, "read_live", play)
         monitor = Monitor(Recognizer(engine), live=LiveSettings(partial_s=float("inf")))
         camera, items = Camera(name="door", url=URL, watch=list(watch)), []
-        timer = threading.Timer(10, monitor.stop)
+        timer = threading.Timer(120, monitor.stop)
         timer.start()
+
+        def stop_when_over():
+            wait_for(over)
+            time.sleep(0.5)  # what would come now is late
+            monitor.stop()
+
+        if over is not None:
+            threading.Thread(target=stop_when_over, daemon=True).start()
         for item in monitor.watch([camera], journal=journal):
             items.append(item)
             if until(items):
@@ -74,7 +84,8 @@ def test_a_line_that_reads_differently_in_its_turn_comes_again_with_its_id(watch
 
 def test_case_and_punctuation_alone_revise_nothing(watch):
     engine = ContextEngine(["open", "the gate", "now"], ["Open,", "the gate", "Now."])
-    items, monitor = watch(engine, utterances([0.6, 0.6, 4.0]), until=lambda found: False)
+    heard = utterances([0.6, 0.6, 4.0])
+    items, monitor = watch(engine, heard, over=lambda: engine.turns)
     assert len(lines(items)) == 3
     assert monitor.stats.revised == 0
 

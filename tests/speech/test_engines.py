@@ -103,9 +103,9 @@ def test_beams_words_and_prompts(engine, whisper_tiny, clips):
 
 
 def test_a_wide_beam_finds_nothing_less_probable(whisper_tiny, clips):
-    greedy = recognizer(whisper_tiny, "transformers").transcribe(clips)
+    greedy = recognizer(whisper_tiny, "transformers").transcribe(clips[:2])
     options = DecodingOptions(beam_size=4)
-    beams = recognizer(whisper_tiny, "transformers", options=options).transcribe(clips)
+    beams = recognizer(whisper_tiny, "transformers", options=options).transcribe(clips[:2])
     for one, other in zip(greedy, beams, strict=True):
         assert other.avg_logprob >= one.avg_logprob - 1e-3
 
@@ -175,9 +175,9 @@ def test_a_multilingual_source_is_told_its_language_or_finds_it(clips):
     with pytest.raises(UserError, match="multilingual; name the language"):
         CTranslate2Whisper(resolve("bundled:whisper-base"))
     for engine in ("ctranslate2", "transformers"):
-        found = recognizer("bundled:whisper-base", engine, language="auto").transcribe(clips[:2])
-        assert [h.language for h in found] == ["en", "en"]
-        named = recognizer("bundled:whisper-base", engine, language="en").transcribe(clips[:2])
+        found = recognizer("bundled:whisper-base", engine, language="auto").transcribe(clips[:1])
+        assert [h.language for h in found] == ["en"]
+        named = recognizer("bundled:whisper-base", engine, language="en").transcribe(clips[:1])
         assert [h.text for h in named] == [h.text for h in found]
 
 

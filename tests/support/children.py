@@ -41,8 +41,8 @@ def _received(sent: Any) -> _Descriptor:
     return _Descriptor(sent.detach())
 
 
-def _context() -> Any:
-    """The server's context; it starts with the environment that children of the tests have."""
+def forking_context() -> Any:
+    """The context of `multiprocessing` that forks from the server, which is started if need be."""
     context = multiprocessing.get_context("forkserver")
     with _started:
         from multiprocessing import forkserver
@@ -116,7 +116,7 @@ class Command:
         ends = [os.pipe() for _ in range(3)]
         theirs = [ends[0][0], ends[1][1], ends[2][1]]
         ours = [ends[0][1], ends[1][0], ends[2][0]]
-        process = _context().Process(
+        process = forking_context().Process(
             target=_main,
             args=(
                 program,

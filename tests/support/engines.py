@@ -64,6 +64,7 @@ class ContextEngine:
 
     def __init__(self, alone, together, hold=None):
         self.alone, self.together, self.hold = alone, together, hold
+        self.turns = 0  # decoded so far
 
     def decode(self, clips, context_s):
         return [self._decode(clip, context_s) for clip in clips]
@@ -74,6 +75,7 @@ class ContextEngine:
         found = [(level, at) for level, at in found if len(at) > 3]
         if len(found) > 1 and self.hold is not None:
             self.hold.wait(10)
+        self.turns += len(found) > 1
         known = self.alone if len(found) == 1 else self.together
         words = []
         for level, at in found:

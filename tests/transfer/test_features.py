@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import shutil
 from collections import namedtuple
@@ -12,6 +11,7 @@ from datasets import Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.children import forking_context
 
 from mmtransfer.cache import cache_path
 from mmtransfer.config import build_config
@@ -148,13 +148,13 @@ def _in_a_process(cache, log):
 
 
 def test_two_processes_compute_an_entry_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = forking_context()
     arguments = (str(tmp_path / "shared"), str(tmp_path / "log"))
     processes = [context.Process(target=_in_a_process, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join()
     rows = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert sorted(row[0] for row in rows) == [0, 20]
     assert rows[0][1] == rows[1][1]
