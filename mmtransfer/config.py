@@ -530,7 +530,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 def text_columns(config: DataConfig, *, labelled: bool = True) -> dict[str, str | None]:
     """The column of each role for texts: text, label, target, group; None for one that is not used.
 
-    A column has one role: a default name gives way to a name that was chosen, which is said.
+    A column has one role: a default name gives way to a name that was chosen, which is logged.
 
     Raises:
         UserError: one column in two roles.

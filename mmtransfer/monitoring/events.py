@@ -86,14 +86,14 @@ class Transcript:
 
 @dataclass(frozen=True)
 class Partial:
-    """What is being said at a live source, before it ends: provisional, never in the journal."""
+    """What is being spoken at a live source: provisional, never in the journal."""
 
     camera: str
     id: str
     """The id that the segment will have."""
     start: float
     end: float
-    """How far it was heard."""
+    """How far it was transcribed."""
     text: str
 
 
@@ -213,7 +213,7 @@ class Recording:
     path: Path
 
     def line(self, camera: str) -> dict[str, Any]:
-        """The journal's line: by it, what was heard of a file is found again."""
+        """The journal's line: by it, what was transcribed of a file is found again."""
         line = {"camera": camera, "event": LineKind.READING, **asdict(self)}
         del line["path"]
         return line
@@ -251,7 +251,7 @@ class FolderState:
     done: dict[tuple[str, int], FileDone] = field(default_factory=dict)
     """Files that are done with, by name and inode."""
     begun: dict[tuple[str, int], tuple[float, int, str]] = field(default_factory=dict)
-    """Of the others, seconds that were heard, and size and probe."""
+    """Of the others, seconds that were transcribed, and size and probe."""
     into: dict[str, float] = field(default_factory=dict)
     """Seconds of a file into which a segment of the one before it reaches."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 _LARGE_BLOCK_BYTES = 32 << 20
-_KEPT_BYTES = 128 << 20  # given back and taken again, pages cost a third of the decoding time
+_KEPT_BYTES = 128 << 20  # given back and taken again, pages cost half of the system time
 _PAUSE_S = 10.0
 
 _given_back_at = 0.0

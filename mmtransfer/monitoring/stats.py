@@ -37,7 +37,7 @@ class CameraStats:
     waiting: int = 0
     """Segments cut, and not read yet."""
     alerts: int = 0
-    """Watch words that were said, and loud sounds."""
+    """Keywords that were transcribed, and loud sounds."""
     is_connected: bool = False
     """Of a live source, whether audio comes."""
     failure: str = ""

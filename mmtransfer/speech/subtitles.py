@@ -1,4 +1,4 @@
-"""Subtitles as people have them: SRT, WebVTT and ASS into cues of what is said.
+"""Subtitles as people have them: SRT, WebVTT and ASS into cues of what is spoken.
 
 SRT and WebVTT are parsed here: pysubs2, which parses ASS, loses cues without a blank line between
 them, and times that it cannot parse. A cue's text is everything up to the next time line, whatever
@@ -74,7 +74,7 @@ class Cue(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What is said, on one line."""
+        """What is spoken, on one line."""
         return self.shown.replace("\n", " ")
 
 

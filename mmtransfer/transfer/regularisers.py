@@ -6,6 +6,7 @@ with the loss. A new one is a class and its line in `REGULARISERS`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,13 +27,13 @@ class Outputs:
     """Which places the loss counts [example, place], or [example]."""
 
 
-class Regulariser:
+class Regulariser(ABC):
     """One term; a subclass is a penalty or a loss term."""
 
     @classmethod
+    @abstractmethod
     def of(cls, layout: Layout, config: TransferConfig) -> Regulariser | None:
         """The term that a configuration asks for; None if it does not."""
-        raise NotImplementedError
 
     def loss(self, outputs: Outputs, again: Callable[[], Outputs]) -> torch.Tensor | None:
         """A loss term: summed over what the task's loss is summed over. `again` runs the model once
@@ -44,7 +45,7 @@ class Regulariser:
         """A penalty: its value over what is being trained."""
         return None
 
-    def add_gradient(self) -> None:
+    def add_gradient(self) -> None:  # noqa: B027 - a loss term has none
         """A penalty: add its gradient to that of the loss."""
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -427,6 +428,18 @@ class Site:
 
         wait_for(is_there)
 
+    def wait_for_each(self, count, cameras, before=()):
+        """Until so many segments of each of so many cameras have texts, beside those `before`."""
+
+        def is_there():
+            assert self.process.poll() is None, self.process.stderr.read()
+            new = [line for line in lines_of(self.folder)[len(before) :] if "text" in line]
+            segments = {(line["camera"], line["id"].partition("#")[0]) for line in new}
+            found = Counter(camera for camera, _ in segments)
+            return len(found) == cameras and min(found.values()) >= count
+
+        wait_for(is_there)
+
     def stop(self, number):
         """Its exit code."""
         self.process.send_signal(number)
@@ -442,12 +455,12 @@ def test_killed_and_started_again_with_cameras_that_go_on(
     servers = [rtsp(np.tile(speech, 4)) for _ in range(2)]
     sources = [server.url for server in servers]
     site = Site(whisper_tiny, sources, tmp_path / "j")
-    site.wait_for(3)
+    site.wait_for_each(2, len(sources))
     assert site.stop(signal.SIGKILL) == -signal.SIGKILL
     cut = {path.name for path in (tmp_path / "j" / "spool").glob("*.segment")}
     before = lines_of(tmp_path / "j")
     site = Site(whisper_tiny, sources, tmp_path / "j")
-    site.wait_for(len([line for line in before if "text" in line]) + len(cut) + 2)
+    site.wait_for_each(len(cut) + 2, len(sources), before)
     assert site.stop(signal.SIGTERM) == 143
     after = lines_of(tmp_path / "j")
     assert after[: len(before)] == before
@@ -461,8 +474,8 @@ def test_killed_and_started_again_with_cameras_that_go_on(
         found = by_connection(line for line in after if line["camera"] == camera)
         assert len(found) == 2
         for segments in found:
-            if len(segments) > 1:
-                same_segments(segments[:-1], wanted[: len(segments) - 1], tolerance=0.3)
+            assert len(segments) > 1
+            same_segments(segments[:-1], wanted[: len(segments) - 1], tolerance=0.3)
 
 
 @pytest.mark.slow  # for its clock
