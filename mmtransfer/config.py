@@ -374,6 +374,15 @@ class EvaluationConfig(_Section):
     """Audio seconds, padding included, per forward pass."""
     batch_tokens: int = Field(8192, ge=1)
     """Text tokens, padding included, per forward pass."""
+    engine: Literal["auto", "ctranslate2", "transformers"] | None = None
+    """What speech is decoded by in `evaluate`, as for `monitor`; without it as in training: by
+    transformers in float32, greedy, without guards."""
+    compute_type: Literal["int8", "float16", "float32"] | None = None
+    """Precision of ctranslate2, as for `monitor`."""
+    beam_size: int | None = Field(None, ge=1)
+    """Hypotheses kept in the search, as for `monitor`; needs `engine`."""
+    guards: bool = True
+    """Whether texts in doubt are decoded again and rejected, as `monitor` does; needs `engine`."""
 
 
 class RuntimeConfig(_Section):

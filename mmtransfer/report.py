@@ -155,6 +155,8 @@ def metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         is_known = before and before[metric] is not None and after[metric] is not None
         change = f"{after[metric] - before[metric]:+.4f}" if is_known else "–"
         rows.append((label, shown(before), shown(after), change))
+    if "monitored" in report["target"]:
+        rows.insert(1, ("target, as monitored", "–", shown(report["target"]["monitored"]), "–"))
     return rows
 
 
@@ -273,6 +275,11 @@ model gained or lost on the domain it came from.
 |---|---|---|---|
 {rows}
 """
+    if "monitored" in report["target"]:
+        text += f"""
+As monitored: by {decoding_note(report["target"]["monitored"]["decoding"])}, as `mmtransfer monitor`
+decodes on CPU. All other figures: by transformers in float32, greedy, no guards.
+"""
     if after.get("silence_clips"):
         text += f"\nWithout speech: {silence_note(after)} of the target.\n"
     if "per_class" in after:
@@ -361,6 +368,13 @@ More than {judged["limit"]:g} is lost on: {", ".join(judged["over"])}. Use the s
 def metric_name(metric: str) -> str:
     """A metric for people."""
     return "Macro-F1" if metric == "macro_f1" else metric.upper()
+
+
+def decoding_note(decoding: Mapping[str, Any]) -> str:
+    """What clips were decoded by, in words."""
+    beams = "greedy" if decoding["beams"] == 1 else f"{decoding['beams']} beams"
+    guards = "guards" if decoding["guards"] else "no guards"
+    return f"{decoding['engine']} in {decoding['precision']}, {beams}, {guards}"
 
 
 def shown(value: float | None, form: str = ".4f") -> str:

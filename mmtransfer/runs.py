@@ -78,8 +78,12 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
             folder.mkdir(parents=True)
             task.save(folder)
         after = _scores(task, device)
+        saved, target = resolve(str(run_dir / "model")), splits.evaluated["target"]
+        monitored = task.score_monitored(saved, target, device)
         report = make_report(config, task, before, after, results, accelerator)
         report["share_of_way"] = share
+        if monitored is not None:
+            report["target"]["monitored"] = monitored
         write_report(run_dir, config, report)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()

@@ -15,13 +15,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
 
 
-def data_config(arguments: argparse.Namespace, *names: str) -> Any:
-    """A configuration with those of these settings of the data that were given."""
+def data_config(arguments: argparse.Namespace, *names: str, **sections: dict[str, Any]) -> Any:
+    """A configuration with those of these settings of the data that were given, and others."""
     from mmtransfer.config import build_config
 
     given = {name: getattr(arguments, name) for name in names}
     data = {name: value for name, value in given.items() if value is not None}
-    return build_config({"data": data}, origin="command line")
+    return build_config({"data": data, **sections}, origin="command line")
 
 
 def quiet_libraries() -> None:

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from mmtransfer.cli.common import add_model, data_config, quiet_libraries
+from mmtransfer.cli.common import add_model, count, data_config, quiet_libraries
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target-column", help="column with the target (default target); none for none"
     )
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "ctranslate2", "transformers"),
+        default="auto",
+        help="what decodes speech; auto, as for monitor: ctranslate2 for Whisper on CPU, else "
+        "transformers",
+    )
+    parser.add_argument(
+        "--compute",
+        choices=("int8", "float16", "float32"),
+        help="precision of ctranslate2 (default: int8 on CPU, float16 on GPU)",
+    )
+    parser.add_argument(
+        "--beam",
+        type=count,
+        metavar="N",
+        help="hypotheses kept in the search; 1 is greedy (default: 5 with ctranslate2, else 1)",
+    )
+    parser.add_argument(
+        "--guards",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="decode text in doubt again, and reject what stays so (default, as monitor does)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="where the model computes; auto takes a GPU if there is one",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -41,14 +71,34 @@ def run(arguments: argparse.Namespace) -> int:
         from mmtransfer.monitoring import score
 
         found = score.evaluate_recording(
-            arguments.model, arguments.data, arguments.reference, language=arguments.language
+            arguments.model,
+            arguments.data,
+            arguments.reference,
+            language=arguments.language,
+            engine=arguments.engine,
+            compute_type=arguments.compute,
+            beam_size=arguments.beam,
+            device=arguments.device,
         )
         print(json.dumps(score.as_dict(found)) if arguments.json else score.table(found))
         return 0
     from mmtransfer import runs
-    from mmtransfer.report import shown, silence_note
+    from mmtransfer.report import decoding_note, shown, silence_note
 
-    config = data_config(arguments, "language", "text_column", "label_column", "target_column")
+    config = data_config(
+        arguments,
+        "language",
+        "text_column",
+        "label_column",
+        "target_column",
+        evaluation={
+            "engine": arguments.engine,
+            "compute_type": arguments.compute,
+            "beam_size": arguments.beam,
+            "guards": arguments.guards,
+        },
+        runtime={"device": arguments.device},
+    )
     result = runs.evaluate(arguments.model, arguments.data, config=config)
     if arguments.json:
         print(json.dumps(result))
@@ -74,6 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if result["silence_clips"] and result[metric] is not None:
         print(silence_note(result))
+    print(f"decoded by {decoding_note(result['decoding'])}")
     return 0
 
 

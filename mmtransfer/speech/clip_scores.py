@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from mmtransfer.config import Config
+from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.speech.clips import Clip, ClipSet
 from mmtransfer.speech.ctc import CtcModel
-from mmtransfer.speech.engine import Hypothesis
+from mmtransfer.speech.engine import DecodingOptions, Hypothesis
 from mmtransfer.speech.recognition import Recognizer
+from mmtransfer.speech.recognizers import engine_for, open_recognizer
 from mmtransfer.speech.scores import (
     ClipScore,
     SpeechScore,
@@ -88,6 +90,10 @@ def clips_by_language(clips: Sequence[Clip], language: str | None) -> dict[str |
     return dict(rows)
 
 
+Opener = Callable[[str | None], Recognizer]
+"""Gives what decodes clips of a language."""
+
+
 def decode_waves(
     speech: SpeechModel | CtcModel,
     waves: Sequence[np.ndarray],
@@ -97,23 +103,77 @@ def decode_waves(
     *,
     shortest_context_s: float | None = None,
     progress: str | None = None,
+    opened: Opener | None = None,
+    guards: bool = False,
 ) -> list[Hypothesis]:
-    """What a model recognises in samples, each in the language of its clip."""
+    """What a model recognises in samples, each in the language of its clip; by what `opened` gives,
+    or else by the model itself.
+    """
     found: dict[int, Hypothesis] = {}
     for language, rows in clips_by_language(clips, speech.language).items():
-        spoken = speech
-        # A model of one language has no prompt for it, and one of characters none at all.
-        if isinstance(speech, SpeechModel) and speech.language is not None:
-            spoken = replace(speech, language=language)
-        recognizer = Recognizer(
-            spoken,
-            device=device,
-            batch_seconds=batch_seconds,
-            shortest_context_s=shortest_context_s,
+        if opened is not None:
+            recognizer = opened(language)
+        else:
+            recognizer = Recognizer(
+                speaking(speech, language),
+                device=device,
+                batch_seconds=batch_seconds,
+                shortest_context_s=shortest_context_s,
+            )
+        decoded = recognizer.transcribe(
+            [waves[row] for row in rows], guarded=guards, reject=guards, progress=progress
         )
-        decoded = recognizer.transcribe([waves[row] for row in rows], progress=progress)
         found |= zip(rows, decoded, strict=True)
     return [found[row] for row in range(len(clips))]
+
+
+def speaking(speech: SpeechModel | CtcModel, language: str | None) -> SpeechModel | CtcModel:
+    """The model with the prompt of a language; a model of one has none for it, and one of
+    characters none at all.
+    """
+    if isinstance(speech, SpeechModel) and speech.language is not None:
+        return replace(speech, language=language)
+    return speech
+
+
+def as_monitored(
+    checkpoint: Checkpoint, speech: SpeechModel | CtcModel, config: Config, device: torch.device
+) -> tuple[Opener, dict[str, Any]]:
+    """What `monitor` would decode clips of a language by, with the settings of `evaluation`, and
+    what that is: engine, precision, beams, guards.
+    """
+    wanted = config.evaluation
+    engine = engine_for(checkpoint, wanted.engine or "auto", device.type)
+    options = DecodingOptions(wanted.beam_size)
+    known: dict[str | None, Recognizer] = {}
+    used = {"engine": engine, "precision": "float32", "beams": wanted.beam_size or 1}
+    used["guards"] = wanted.guards
+
+    def opened(language: str | None) -> Recognizer:
+        if language not in known and engine == "transformers":
+            speech.model.to(device)
+            known[language] = Recognizer(
+                speaking(speech, language),
+                device=device,
+                options=options,
+                batch_seconds=wanted.batch_seconds,
+            )
+        elif language not in known:
+            found = open_recognizer(
+                checkpoint,
+                language=None if speech.language is None else language,
+                engine=engine,
+                compute_type=wanted.compute_type,
+                device=device.type,
+                threads=config.runtime.threads,
+                options=options,
+            )
+            loaded: Any = found.engine
+            used.update(precision=loaded.precision, beams=loaded.beams)
+            known[language] = found
+        return known[language]
+
+    return opened, used
 
 
 def decode_clips(
@@ -129,15 +189,20 @@ def decode_clips(
 
 
 def evaluate_clips(
-    speech: SpeechModel | CtcModel, clips: ClipSet, config: Config, device: torch.device
+    speech: SpeechModel | CtcModel,
+    clips: ClipSet,
+    config: Config,
+    device: torch.device,
+    **options: Any,
 ) -> SpeechScore:
-    """Score a model on clips as it is used: at its shortest safe context."""
+    """Score a model on clips at its shortest safe context; options as for `decode_waves`."""
     hypotheses = decode_clips(
         speech,
         clips.clips,
         device,
         config.evaluation.batch_seconds,
         progress=f"evaluating {clips.name}",
+        **options,
     )
     scoring = ClipScoring(clips.clips, speech.language, config)
     records = [

@@ -15,7 +15,7 @@ from mmtransfer.config import Config
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.speech.augmentation import Augmenter
-from mmtransfer.speech.clip_scores import ClipScoring, evaluate_clips
+from mmtransfer.speech.clip_scores import ClipScoring, as_monitored, evaluate_clips
 from mmtransfer.speech.clips import Clip, ClipSet, load_clips, read_clips, usual_language
 from mmtransfer.speech.ctc import CtcModel
 from mmtransfer.speech.scores import ClipScore, SpeechScore
@@ -146,11 +146,18 @@ class ClipTask(Task):
             languages=model.languages if isinstance(model, SpeechModel) else None,
             clips=read,
         )
-        model.model.to(device)
+        opened, decoding = None, dict[str, Any]()
+        if config.evaluation.engine is None:
+            model.model.to(device)
+        else:
+            opened, decoding = as_monitored(checkpoint, model, config, device)
+            opened(model.language)  # loaded before the time is taken
         started = time.perf_counter()
-        score = evaluate_clips(model, clips, config, device)
+        guards = opened is not None and config.evaluation.guards
+        score = evaluate_clips(model, clips, config, device, opened=opened, guards=guards)
         return {
             **score.as_dict(),
+            **({"decoding": decoding} if decoding else {}),
             "metric": ClipScoring(clips.clips, model.language, config).metric,
             "skipped": len(clips.skipped),
             "seconds_audio": round(clips.seconds, 3),

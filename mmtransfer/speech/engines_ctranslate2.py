@@ -244,11 +244,12 @@ class CTranslate2Whisper:
         threads: int = 1,
         device: str = "cpu",
     ):
-        self.device, compute_type = place_and_precision(device, compute_type)
-        """`cpu` or `cuda`."""
-        self._folder = converted(checkpoint, compute_type=compute_type)
+        self.device, self.precision = place_and_precision(device, compute_type)
+        """`cpu` or `cuda`, and one of `PRECISIONS`."""
+        self._folder = converted(checkpoint, compute_type=self.precision)
         self._settings = json.loads((self._folder / _SETTINGS).read_text(encoding="utf-8"))
         self.options = options or DecodingOptions()
+        self.beams = self.options.beam_size or _BEAMS
         generation = self._settings["generation"]
         self.language = choose_language(checkpoint.source, generation, language)
         self.max_context_s = float(self._settings["max_context_s"])
@@ -265,7 +266,7 @@ class CTranslate2Whisper:
         self.workers = max(1, min(threads, _WORKERS))
         self._model_options = {
             "device": self.device,
-            "compute_type": compute_type,
+            "compute_type": self.precision,
             # One more than there are cores' worth of batches: a turn that is decoded as a whole
             # takes seconds, and a short segment is not to wait behind it.
             "inter_threads": self.workers + 1,
@@ -338,7 +339,7 @@ class CTranslate2Whisper:
         results = model.generate(
             encoded,
             prompts,
-            beam_size=self.options.beam_size or _BEAMS,
+            beam_size=self.beams,
             # CTranslate2 takes half of it, or what the prompt leaves of it where that is less.
             max_length=limit + max(limit, len(prompts[0]) - 1),
             return_scores=True,

@@ -10,6 +10,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.contexts import clip_context_s, longer_context_s
 from mmtransfer.speech.end_of_turn import EndOfTurn
 from mmtransfer.speech.engine import DecodingOptions, Engine, Hypothesis
-from mmtransfer.speech.guards import rejection
+from mmtransfer.speech.guards import LOOPING, agreed, rejection
 
 
 class Recognizer:
@@ -99,14 +100,17 @@ class Recognizer:
         *,
         context_s: float | None = None,
         guarded: bool = False,
+        reject: bool = False,
         progress: str | None = None,
     ) -> list[Hypothesis]:
         """Hypotheses of 16-kHz float32 clips, in their order; `progress` labels a bar.
 
         A clip's context depends on its own length only (or is `context_s` for all), and a batch
         holds clips of one context, so results do not depend on what else is in the batch. With
-        `guarded`, clips whose text the guards object to are read again in longer contexts.
+        `guarded`, clips whose text the guards object to are decoded again in longer contexts; with
+        `reject`, text that stays in doubt is left out, as `monitor` does.
         """
+        readings: dict[int, list[Hypothesis]] = defaultdict(list)
         contexts = {i: context_s or self.context_s(clip) for i, clip in enumerate(clips)}
         results: dict[int, Hypothesis] = {}
         while contexts:
@@ -120,8 +124,16 @@ class Recognizer:
             for index, hypothesis in found.items() if guarded else ():
                 longer = self.longer_context_s(hypothesis.context_s)
                 seconds = len(clips[index]) / SAMPLE_RATE
-                if longer is not None and rejection(hypothesis, seconds) is not None:
+                reason = rejection(hypothesis, seconds)
+                if reason is None:
+                    continue
+                readings[index].append(hypothesis)
+                if longer is not None:
                     contexts[index] = longer
+                elif reject:
+                    looping = reason == LOOPING
+                    believed = agreed(readings[index], seconds) if looping else None
+                    results[index] = believed or replace(hypothesis, text="", tokens=(), words=())
         return [results[index] for index in range(len(clips))]
 
     def _batches(self, contexts: dict[int, float]) -> list[tuple[float, list[int]]]:

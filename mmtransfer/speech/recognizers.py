@@ -45,11 +45,8 @@ def open_recognizer(
         UserError: a model that cannot be used, or not by this engine; a device that this machine
             does not have, or a precision that the device does not compute in.
     """
-    if engine not in ENGINES:
-        raise UserError(f"engine '{engine}': expected one of {', '.join(ENGINES)}.")
     found = source if isinstance(source, Checkpoint) else resolve(source, revision)
-    if engine == "auto":
-        engine = "ctranslate2" if _suits_ctranslate2(found, device) else "transformers"
+    engine = engine_for(found, engine, device)
     threads = threads or cores()
     model: Any
     place: Any
@@ -87,6 +84,19 @@ def open_recognizer(
         batch_seconds=batch_seconds,
         end_of_turn=end_of_turn,
     )
+
+
+def engine_for(checkpoint: Checkpoint, engine: str = "auto", device: str = "auto") -> str:
+    """The engine that a model is decoded by, where it is left open.
+
+    Raises:
+        UserError: no such engine.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"engine '{engine}': expected one of {', '.join(ENGINES)}.")
+    if engine != "auto":
+        return engine
+    return "ctranslate2" if _suits_ctranslate2(checkpoint, device) else "transformers"
 
 
 def _load(checkpoint: Checkpoint, language: str | None) -> SpeechModel | CtcModel:

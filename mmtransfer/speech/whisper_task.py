@@ -21,10 +21,17 @@ from transformers.modeling_outputs import BaseModelOutput
 from mmtransfer.config import Config
 from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.speech.audio import SAMPLE_RATE
-from mmtransfer.speech.clip_scores import ClipScoring, decode_clips, decode_waves, evaluate_clips
+from mmtransfer.speech.clip_scores import (
+    ClipScoring,
+    as_monitored,
+    decode_clips,
+    decode_waves,
+    evaluate_clips,
+)
 from mmtransfer.speech.clip_task import ClipTask, check_views, skip_long
 from mmtransfer.speech.clips import Clip, ClipSet, read_clips, usual_language
 from mmtransfer.speech.contexts import WINDOW_S
+from mmtransfer.speech.recognizers import engine_for
 from mmtransfer.speech.scores import ClipScore
 from mmtransfer.speech.splits import add_rehearsal, load_clip_splits
 from mmtransfer.speech.voice_activity import speech_bounds
@@ -129,6 +136,18 @@ class SpeechTask(ClipTask):
 
     def _fitting(self, clips: ClipSet) -> ClipSet:
         return fitting_clips(self.speech, clips)
+
+    def score_monitored(
+        self, checkpoint: Checkpoint, examples: ClipSet, device: torch.device
+    ) -> dict[str, Any] | None:
+        """Scores of the saved model on clips, by another engine, with its beams and guards."""
+        if engine_for(checkpoint, "auto", device.type) == "transformers":
+            return None
+        opened, decoding = as_monitored(checkpoint, self.speech, self.config, device)
+        score = evaluate_clips(
+            self.speech, examples, self.config, device, opened=opened, guards=True
+        )
+        return {**score.as_dict(), "decoding": decoding}
 
     # --- training ---------------------------------------------------------------------------
 

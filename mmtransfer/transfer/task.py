@@ -161,6 +161,12 @@ class Task(ABC):
         """The same before training, where `evaluate` uses more of the source than training does."""
         return self.score(examples, device)
 
+    def score_monitored(
+        self, checkpoint: Checkpoint, examples: Any, device: torch.device
+    ) -> dict[str, Any] | None:
+        """The same of the saved result, by what `monitor` decodes with; None if by nothing else."""
+        return None
+
     @property
     def is_scored_before(self) -> bool:
         """False where the source has no output for the target yet."""
