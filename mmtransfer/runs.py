@@ -78,8 +78,7 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
             folder.mkdir(parents=True)
             task.save(folder)
         after = _scores(task, device)
-        saved, target = resolve(str(run_dir / "model")), splits.evaluated["target"]
-        monitored = task.score_monitored(saved, target, device)
+        monitored = task.score_monitored(run_dir / "model", splits.evaluated["target"], device)
         report = make_report(config, task, before, after, results, accelerator)
         report["share_of_way"] = share
         if monitored is not None:

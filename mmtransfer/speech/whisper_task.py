@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
 from mmtransfer.config import Config
-from mmtransfer.hub.checkpoint import Checkpoint
+from mmtransfer.hub.checkpoint import Checkpoint, resolve
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.clip_scores import (
     ClipScoring,
@@ -138,11 +139,12 @@ class SpeechTask(ClipTask):
         return fitting_clips(self.speech, clips)
 
     def score_monitored(
-        self, checkpoint: Checkpoint, examples: ClipSet, device: torch.device
+        self, folder: Path, examples: ClipSet, device: torch.device
     ) -> dict[str, Any] | None:
         """Scores of the saved model on clips, by another engine, with its beams and guards."""
-        if engine_for(checkpoint, "auto", device.type) == "transformers":
+        if engine_for(self._source, "auto", device.type) == "transformers":
             return None
+        checkpoint = resolve(str(folder))
         opened, decoding = as_monitored(checkpoint, self.speech, self.config, device)
         score = evaluate_clips(
             self.speech, examples, self.config, device, opened=opened, guards=True

@@ -162,7 +162,7 @@ class Task(ABC):
         return self.score(examples, device)
 
     def score_monitored(
-        self, checkpoint: Checkpoint, examples: Any, device: torch.device
+        self, folder: Path, examples: Any, device: torch.device
     ) -> dict[str, Any] | None:
         """The same of the saved result, by what `monitor` decodes with; None if by nothing else."""
         return None
