@@ -33,7 +33,8 @@ class DataConfig(_Section):
     train: str | None = None
     """Training data. Speech: a folder with metadata.csv, a manifest (CSV, TSV, JSONL, Parquet), or
     a folder of recordings with .srt, .vtt or .ass files beside them. Text: a CSV, TSV, JSONL or
-    Parquet file, or a Hub dataset as NAME, NAME:SPLIT or NAME:CONFIGURATION:SPLIT."""
+    Parquet file, or a Hub dataset as NAME, NAME:SPLIT or NAME:CONFIGURATION:SPLIT. Sounds: as for
+    speech with a column of labels, or a folder of recordings for each class."""
     validation: str | None = None
     """Validation data, in the same forms. Without it a tenth of the training data is held out."""
     sources: dict[str, str] = Field(default_factory=dict)
@@ -51,7 +52,8 @@ class DataConfig(_Section):
     """Column with the transcript (by default `transcription`; an empty cell means that nothing is
     said) or the text to classify (by default `text`)."""
     label_column: str = "label"
-    """Column with the class of a text."""
+    """Column with the class of a text or a clip. If any clip has several, separated by `;`, each
+    class is learnt for itself, and an empty cell means none of them."""
     label_texts: dict[str, list[str]] = Field(default_factory=dict)
     """Texts that say what a label means, e.g. {positive: [This sentence is positive.]}: learnt as
     examples of it, never validated on. With a handful of examples per class they gain most."""
@@ -81,6 +83,9 @@ class DataConfig(_Section):
     """Tokens that neighbouring windows share."""
     max_windows: int = Field(16, ge=1)
     """Windows read of one text; what lies behind them is not read."""
+    window_seconds: float = Field(5.0, ge=0.5, le=30)
+    """Sounds: longer clips are classified in windows of this length, which overlap by half and
+    whose probabilities are averaged."""
 
     @field_validator("target_column", "group_column", "language_column", mode="before")
     @classmethod
@@ -267,7 +272,7 @@ class HeadConfig(_Section):
     type: Literal["auto", "classifier", "native", "ctc", "decoder"] = "auto"
     """classifier: pooled features to classes. native: the backbone's own classification head, for
     plain `transformers` pipelines. ctc: characters from frames. decoder: Whisper's own. auto:
-    classifier for text, decoder for Whisper, ctc for other speech encoders."""
+    classifier for text and sounds, decoder for Whisper, ctc for other speech encoders."""
     layers: Literal["last", "all"] | list[int] = "last"
     """Backbone layers that the head reads (0: below the first layer). Several are summed with
     learned weights (Peters et al. 2018)."""
@@ -399,10 +404,10 @@ class RuntimeConfig(_Section):
 class Config(_Section):
     """One transfer, from source to run folder."""
 
-    task: Literal["speech", "short_context", "sentiment"] = "speech"
+    task: Literal["speech", "short_context", "sentiment", "sound"] = "speech"
     """What is transferred: speech (speech recognition), short_context (a Whisper learns to decode
-    clips without padding as it decodes them in its full window; needs no transcripts) or sentiment
-    (text classification)."""
+    clips without padding as it decodes them in its full window; needs no transcripts), sentiment
+    (text classification) or sound (classes of sounds on a speech encoder)."""
     source: str = "bundled:whisper-tiny.en"
     """Source model: a Hub id, a local folder, or bundled:NAME (see `mmtransfer backbones`)."""
     revision: str | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from mmtransfer.config import Config
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint, resolve
+from mmtransfer.sound.classifier import SoundModel
+from mmtransfer.sound.classifier_task import SoundTask
 from mmtransfer.speech.ctc import CtcModel
 from mmtransfer.speech.ctc_task import CtcTask
 from mmtransfer.speech.short_context_task import ShortContextTask
@@ -14,13 +16,14 @@ from mmtransfer.text.classifier import TextModel
 from mmtransfer.text.classifier_task import SentimentTask
 from mmtransfer.transfer.task import Task
 
-Model = SpeechModel | CtcModel | TextModel
+Model = SpeechModel | CtcModel | TextModel | SoundModel
 
 TASKS: dict[str, type[Task]] = {
     "speech": SpeechTask,
     "ctc": CtcTask,
     "short_context": ShortContextTask,
     "sentiment": SentimentTask,
+    "sound": SoundTask,
 }
 """By `task` of a configuration, and by the kind of a checkpoint."""
 
@@ -54,8 +57,8 @@ def load(
 ) -> Model:
     """Load a finished transfer in any form, or a pretrained model, ready for use.
 
-    A `TextModel` has `predict(texts)`; a `SpeechModel` or `CtcModel` is what `Recognizer` takes.
-    `revision` reaches every part of a Hub model.
+    A `TextModel` has `predict(texts)`, a `SoundModel` `predict(recordings)`; a `SpeechModel` or
+    `CtcModel` is what `Recognizer` takes. `revision` reaches every part of a Hub model.
 
     Raises:
         UserError: not found, or nothing that this toolkit runs.

@@ -253,8 +253,13 @@ def _metadata(config: Config, report: dict[str, Any]) -> str:
 
 def _amount(data: dict[str, Any]) -> str:
     if "clips" in data:
-        return f"{data['clips']} clips ({data['seconds'] / 60:.1f} min) of target speech"
+        kind = "sounds" if "labels" in data else "speech"
+        return f"{data['clips']} clips ({data['seconds'] / 60:.1f} min) of target {kind}"
     return f"{data['examples']} target texts"
+
+
+def _counted(report: dict[str, Any]) -> str:
+    return "clips" if "clips" in report["data"]["train"] else "texts"
 
 
 def _results(report: dict[str, Any]) -> str:
@@ -282,6 +287,12 @@ decodes on CPU. All other figures: by transformers in float32, greedy, no guards
 """
     if after.get("silence_clips"):
         text += f"\nWithout speech: {silence_note(after)} of the target.\n"
+    if "accuracy" in after:
+        text += f"""
+Accuracy {after["accuracy"]:.4f} [{after["accuracy_ci_low"]:.4f}, {after["accuracy_ci_high"]:.4f}],
+expected calibration error {after["ece"]:.4f} (before temperature scaling
+{after["ece_uncalibrated"]:.4f}).
+"""
     if "per_class" in after:
         classes = "\n".join(
             f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} "
@@ -289,11 +300,7 @@ decodes on CPU. All other figures: by transformers in float32, greedy, no guards
             for label, row in after["per_class"].items()
         )
         text += f"""
-Accuracy {after["accuracy"]:.4f} [{after["accuracy_ci_low"]:.4f}, {after["accuracy_ci_high"]:.4f}],
-expected calibration error {after["ece"]:.4f} (before temperature scaling
-{after["ece_uncalibrated"]:.4f}).
-
-| class | precision | recall | F1 | texts |
+| class | precision | recall | F1 | {_counted(report)} |
 |---|---|---|---|---|
 {classes}
 """
@@ -351,7 +358,7 @@ def _rehearsed(report: dict[str, Any]) -> str:
 
 def _limits(report: dict[str, Any]) -> str:
     after = report["target"]["after"]
-    count = f"{after['clips']} clips" if "clips" in after else f"{after['examples']} texts"
+    count = f"{after['clips' if 'clips' in after else 'examples']} {_counted(report)}"
     text = f"""## Limits
 
 The target validation set holds {count}; the interval says how far to trust the figure. Where the

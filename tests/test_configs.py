@@ -4,7 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLE, ROOT, write_dataset, write_text_backbone, write_texts
+from conftest import (
+    EXAMPLE,
+    ROOT,
+    tone,
+    write_dataset,
+    write_media,
+    write_text_backbone,
+    write_texts,
+)
 
 from mmtransfer import load, runs
 from mmtransfer.config import build_config, merge, read_yaml
@@ -24,6 +32,11 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
     write_dataset(folder / "clips", ["gate one", "all clear", "", "stop", "go", "crane two"])
     write_texts(folder / "texts.csv", 48, targets=True)
+    for label, base in (("low", 200), ("high", 2000)):
+        (folder / "sounds" / label).mkdir(parents=True)
+        for index in range(4):
+            sound = tone(1.0, hertz=base + 30 * index)
+            write_media(folder / "sounds" / label / f"{index}.wav", sound)
     (folder / "spoken").mkdir()
     for path in sorted((EXAMPLE / "source").glob("*.ogg"))[:2]:
         shutil.copyfile(path, folder / "spoken" / path.name)
@@ -42,7 +55,10 @@ def test_a_configuration_runs_a_few_steps(path: Path, data, random_whisper, tmp_
         "runtime": {"threads": 1, "device": "cpu"},
         "train": {**short, "evaluate_every": 2, "full_context": 0.0},
     }
-    if values["task"] != "sentiment":
+    if values["task"] == "sound":
+        overrides["source"] = str(random_whisper)
+        overrides["data"] = {"train": str(data / "sounds"), "validation_fraction": 0.2}
+    elif values["task"] != "sentiment":
         clips = str(data / "clips")
         overrides["source"] = str(random_whisper)
         overrides["data"] = {"train": clips, "validation": None, "validation_fraction": 0.2}

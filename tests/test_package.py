@@ -22,6 +22,7 @@ LAYERS = [
     "transfer",
     "speech",
     "text",
+    "sound",
     "models",
     "report",
     "runs",

@@ -30,7 +30,7 @@ from mmtransfer.speech.addresses import without_secrets
 VERBS = {
     "train": "adapt a source model to your data",
     "evaluate": "score a model on data",
-    "predict": "classify texts",
+    "predict": "classify texts or sounds",
     "monitor": "transcribe the speech in video and live streams",
     "publish": "upload a run to the Hugging Face Hub",
     "backbones": "list the sources that need no download",

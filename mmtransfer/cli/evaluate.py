@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         help="speech: folder with metadata.csv, manifest, subtitled recordings, or one recording "
-        "with --reference; text: CSV, TSV, JSONL or Parquet file, or Hub dataset",
+        "with --reference; text: CSV, TSV, JSONL or Parquet file, or Hub dataset; "
+        "sounds: folder or manifest",
     )
     parser.add_argument(
         "--reference",
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(result))
         return 0
     metric = result["metric"]
-    if metric == "macro_f1":
+    if "per_class" in result:
         _print_classes(result)
         return 0
     if result[metric] is None:
@@ -132,20 +133,37 @@ def _print_classes(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    print(
-        f"Macro-F1 {result['macro_f1']:.4f}  [{result['ci_low']:.4f}, {result['ci_high']:.4f}]  "
-        f"accuracy {result['accuracy']:.4f}  [{result['accuracy_ci_low']:.4f}, "
-        f"{result['accuracy_ci_high']:.4f}]"
-    )
-    print(
-        f"calibration error {result['ece']:.4f} ({result['ece_uncalibrated']:.4f} before "
-        f"temperature scaling); {result['examples']} texts in {result['seconds_wall']:.1f} s"
-    )
-    table = Table("class", "precision", "recall", "F1", "texts", title="rows: true class")
-    for label in result["labels"]:
-        table.add_column(f"→ {label}", justify="right")
-    for label, row in zip(result["labels"], result["confusion"], strict=True):
+    from mmtransfer.report import metric_name
+
+    metric, is_sound = result["metric"], "seconds_audio" in result
+    main = f"{metric_name(metric)} {result[metric]:.4f}"
+    main += f"  [{result['ci_low']:.4f}, {result['ci_high']:.4f}]  "
+    if "accuracy" in result:
+        main += f"accuracy {result['accuracy']:.4f}  [{result['accuracy_ci_low']:.4f}, "
+        main += f"{result['accuracy_ci_high']:.4f}]"
+    else:
+        main += f"macro-F1 {result['macro_f1']:.4f} at a threshold of 0.5"
+    print(main)
+    counted = f"{result['examples']} {'clips' if is_sound else 'texts'} in "
+    counted += f"{result['seconds_wall']:.1f} s"
+    if "ece" in result:
+        print(
+            f"calibration error {result['ece']:.4f} ({result['ece_uncalibrated']:.4f} before "
+            f"temperature scaling); {counted}"
+        )
+    else:
+        print(counted)
+    names = ["precision", "recall", "f1"]
+    names += [] if "confusion" in result else ["average_precision"]
+    titles = ["F1" if name == "f1" else name.replace("_", " ") for name in names]
+    table = Table("class", *titles, "clips" if is_sound else "texts")
+    if "confusion" in result:
+        table.title = "rows: true class"
+        for label in result["labels"]:
+            table.add_column(f"→ {label}", justify="right")
+    confusion = result.get("confusion") or [[]] * len(result["labels"])
+    for label, row in zip(result["labels"], confusion, strict=True):
         scores = result["per_class"][label]
-        shares = [f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")]
+        shares = [f"{scores[name]:.3f}" for name in names]
         table.add_row(label, *shares, f"{scores['support']:.0f}", *map(str, row))
     Console().print(table)

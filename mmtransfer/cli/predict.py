@@ -1,23 +1,29 @@
-"""`mmtransfer predict`: classes of texts."""
+"""`mmtransfer predict`: classes of texts or sounds."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from typing import Any
 
 from mmtransfer.cli.common import add_model, count, data_config, quiet_libraries
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model and the texts."""
+    """The model, and the texts or recordings."""
     parser.description = (
-        "Print or write the class of each text with the probability of every class."
+        "Print or write the class of each text or clip with the probability of every class."
     )
     add_model(parser)
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--text", nargs="+", metavar="TEXT", help="texts to classify")
-    given.add_argument("--data", metavar="FILE", help="CSV, TSV, JSONL or Parquet file of texts")
+    given.add_argument("--audio", nargs="+", metavar="FILE", help="recordings to classify")
+    given.add_argument(
+        "--data",
+        metavar="FILE",
+        help="CSV, TSV, JSONL or Parquet file of texts or clips, or a folder of recordings",
+    )
     parser.add_argument("--target", help="what the texts given by --text are about")
     parser.add_argument(
         "--output", metavar="FILE", help="CSV or JSONL file to write; by default JSON lines"
@@ -31,25 +37,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Classify texts; returns the exit code."""
+    """Classify texts or sounds; returns the exit code."""
     quiet_libraries()
     from mmtransfer.config import RuntimeConfig
-    from mmtransfer.text.prediction import predict_file, predict_texts
+    from mmtransfer.hub.checkpoint import resolve
 
     runtime = RuntimeConfig(threads=arguments.threads)
+    checkpoint = resolve(arguments.model)
+    if arguments.audio or (arguments.data and checkpoint.kind == "sound"):
+        return _run_sounds(arguments, checkpoint, runtime)
+    from mmtransfer.text.prediction import predict_file, predict_texts
+
     if arguments.text:
-        for row in predict_texts(
-            arguments.model, arguments.text, arguments.target, runtime=runtime
-        ):
+        for row in predict_texts(checkpoint, arguments.text, arguments.target, runtime=runtime):
             print(json.dumps(row, ensure_ascii=False))
         return 0
     counts = predict_file(
-        arguments.model,
+        checkpoint,
         arguments.data,
         arguments.output,
         config=data_config(arguments, "text_column", "target_column").data,
         resume=arguments.resume,
         runtime=runtime,
     )
-    print(", ".join(f"{count} {label}" for label, count in counts.items()), file=sys.stderr)
+    _print_counts(counts)
     return 0
+
+
+def _run_sounds(arguments: argparse.Namespace, checkpoint: Any, runtime: Any) -> int:
+    from mmtransfer.sound.prediction import predict_clips, predict_recordings
+
+    if arguments.audio:
+        for row in predict_recordings(checkpoint, arguments.audio, runtime=runtime):
+            print(json.dumps(row, ensure_ascii=False))
+        return 0
+    counts = predict_clips(
+        checkpoint,
+        arguments.data,
+        arguments.output,
+        config=data_config(arguments).data,
+        resume=arguments.resume,
+        runtime=runtime,
+    )
+    _print_counts(counts)
+    return 0
+
+
+def _print_counts(counts: dict[str, int]) -> None:
+    print(", ".join(f"{count} {label}" for label, count in counts.items()), file=sys.stderr)

@@ -60,7 +60,7 @@ class Checkpoint:
     commit: str | None
     """Of its own files on the Hub."""
     kind: str
-    """What it is loaded as: `speech` (a Whisper), `ctc` or `sentiment`."""
+    """What it is loaded as: `speech` (a Whisper), `ctc`, `sentiment` or `sound`."""
     architecture: str
     """Model type of its weights: whisper, wav2vec2, bert, ..."""
     classes: tuple[str, ...]
@@ -204,6 +204,9 @@ def _short_adapter(found: Checkpoint) -> ShortAdapter | None:
         raise damaged(folder) from None
 
 
+_KINDS = {"sentiment": "a text classifier", "sound": "a sound classifier"}
+
+
 def other_kind(found: Checkpoint, expected: str) -> UserError:
     """That a model is of another kind than is expected."""
     if found.asks_for_code:
@@ -211,7 +214,7 @@ def other_kind(found: Checkpoint, expected: str) -> UserError:
             f"{found.folder}: it asks for code of its own (auto_map), which is never run. Expected "
             f"{expected} of an architecture of transformers."
         )
-    what = "a text classifier" if found.kind == "sentiment" else "a speech recogniser"
+    what = _KINDS.get(found.kind, "a speech recogniser")
     return UserError(f"{found.source}: expected {expected}, found {what} ({found.architecture}).")
 
 

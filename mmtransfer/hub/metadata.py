@@ -38,7 +38,7 @@ class Metadata:
     """What a finished transfer says of itself."""
 
     task: str
-    """What it is loaded as: speech, ctc, sentiment."""
+    """What it is loaded as: speech, ctc, sentiment, sound."""
     form: str
     """full, adapter or head; see `networks`."""
     base: Base | None
@@ -56,6 +56,7 @@ class Metadata:
     """Divides the logits of classes."""
     shortest_context_s: float | None = None
     window_s: float | None = None
+    """Longest stretch of audio taken in at a time."""
     short_reader: dict[str, Any] | None = None
     """Of an adapter that decodes short contexts: `margin_s`, `languages`, `longest_s`."""
     own: Mapping[str, Any] = field(default_factory=dict)

@@ -188,8 +188,8 @@ def _manifest_clips(path: Path, config: DataConfig, labelled: bool) -> list[Clip
                 f"{where}: '{text}' is missing; expected the transcript, or an empty one for "
                 'silence ("").'
             )
-        begins = _seconds(row.get(start), where, "start") or 0.0 if start is not None else 0.0
-        ends = _seconds(row.get(end), where, "end") if end is not None else None
+        begins = seconds_cell(row.get(start), where, "start") or 0.0 if start is not None else 0.0
+        ends = seconds_cell(row.get(end), where, "end") if end is not None else None
         if ends is not None and ends <= begins:
             raise UserError(f"{where}: end ({ends:g} s) is not after start ({begins:g} s).")
         spoken = row.get(language, "") if language is not None else ""
@@ -199,7 +199,7 @@ def _manifest_clips(path: Path, config: DataConfig, labelled: bool) -> list[Clip
                 languages[spoken] = read_language(spoken, f"{where}: column '{language}'")
         clips.append(
             Clip(
-                path=folder / _file_name(row.get(file), where, file),
+                path=folder / file_name_cell(row.get(file), where, file),
                 text=_cell(row, text, where),
                 start=begins,
                 end=ends,
@@ -221,7 +221,12 @@ def _cell(row: dict[str, Any], column: str | None, where: str) -> str:
     return "" if value is None or value == "" else plain(value, where, column)
 
 
-def _file_name(value: Any, where: str, column: str) -> str:
+def file_name_cell(value: Any, where: str, column: str) -> str:
+    """A cell with the name of a file.
+
+    Raises:
+        UserError: it is empty.
+    """
     # As it is: a name may hold several spaces.
     name = value.strip() if isinstance(value, str) else plain(value, where, column)
     if not name:
@@ -229,7 +234,12 @@ def _file_name(value: Any, where: str, column: str) -> str:
     return name
 
 
-def _seconds(value: Any, where: str, column: str) -> float | None:
+def seconds_cell(value: Any, where: str, column: str) -> float | None:
+    """A cell with seconds; None where it is empty.
+
+    Raises:
+        UserError: no number of seconds.
+    """
     if value is None or value == "":
         return None
     text = value if isinstance(value, str) else plain(value, where, column)

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from mmtransfer.config import DataConfig, RuntimeConfig, text_columns
 from mmtransfer.data.tables import numbered_rows, plain, with_columns
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import other_kind, resolve
+from mmtransfer.hub.checkpoint import Checkpoint, other_kind, resolve
 from mmtransfer.progress import track
 from mmtransfer.runtime import choose_device, use_runtime
 from mmtransfer.text.classifier import Prediction, TextModel, cut_note, load_text_model
@@ -47,7 +47,7 @@ def predict(
 
 
 def predict_texts(
-    model: str, texts: Sequence[str], target: str | None, *, runtime: RuntimeConfig
+    model: str | Checkpoint, texts: Sequence[str], target: str | None, *, runtime: RuntimeConfig
 ) -> list[dict[str, Any]]:
     """Rows `text`, `label`, `probabilities` of a few texts about one target."""
     targets = [target] * len(texts) if target else None
@@ -65,9 +65,9 @@ def predict_texts(
     ]
 
 
-def _classifier(model: str | TextModel, runtime: RuntimeConfig) -> TextModel:
-    if isinstance(model, str):
-        checkpoint = resolve(model)
+def _classifier(model: str | Checkpoint | TextModel, runtime: RuntimeConfig) -> TextModel:
+    if not isinstance(model, TextModel):
+        checkpoint = resolve(model) if isinstance(model, str) else model
         if checkpoint.kind != "sentiment":
             raise other_kind(checkpoint, "a text classifier")
         model = load_text_model(checkpoint)
@@ -76,7 +76,7 @@ def _classifier(model: str | TextModel, runtime: RuntimeConfig) -> TextModel:
 
 
 def predict_file(
-    model: str,
+    model: str | Checkpoint,
     data: str,
     output: str | None,
     *,
@@ -108,17 +108,17 @@ def predict_file(
         raise UserError(f"{data}: expected rows of texts, found none.")
     with use_runtime(runtime):
         text_model = _classifier(model, runtime)
-        done = _written(part, kind) if part is not None and resume else 0
+        done = written(part, kind) if part is not None and resume else 0
         counts: Counter[str] = Counter()
-        with _opened(part, done) as file:
-            writer = _Writer(file, kind, list(first.row), text_model.labels, header=not done)
+        with opened(part, done) as file:
+            writer = RowWriter(file, kind, list(first.row), text_model.labels, header=not done)
             everything = islice(chain([first], rows), done, None)
             cut = empty = total = with_target = 0
             for chunk in _chunks(track(everything, "classifying")):
                 targets = [given.target or None for given in chunk]
                 found = text_model.predict([given.text for given in chunk], targets)
                 for given, one in zip(chunk, found, strict=True):
-                    writer.write(given.row, one)
+                    writer.write(given.row, one.label, one.probabilities)
                     counts[one.label] += 1
                 file.flush()
                 total += len(chunk)
@@ -168,7 +168,8 @@ def _chunks(rows: Iterator[_Given]) -> Iterator[list[_Given]]:
 
 
 @contextmanager
-def _opened(part: Path | None, done: int) -> Iterator[TextIO]:
+def opened(part: Path | None, done: int) -> Iterator[TextIO]:
+    """An output to write, behind the rows that are `done`; standard output without a file."""
     if part is None:
         yield sys.stdout
         return
@@ -177,7 +178,7 @@ def _opened(part: Path | None, done: int) -> Iterator[TextIO]:
         yield file
 
 
-def _written(part: Path, kind: str) -> int:
+def written(part: Path, kind: str) -> int:
     """Whole rows of an interrupted output; what follows them is cut off."""
     if not part.exists():
         return 0
@@ -196,7 +197,7 @@ def _written(part: Path, kind: str) -> int:
     return max(0, rows)
 
 
-class _Writer:
+class RowWriter:
     """Rows with their predictions, as CSV or JSON lines. A label that a row came with is kept as
     `given_label`.
     """
@@ -211,13 +212,13 @@ class _Writer:
         if kind == ".csv" and header:
             self._csv.writeheader()
 
-    def write(self, row: dict[str, Any], found: Prediction) -> None:
+    def write(self, row: dict[str, Any], label: str, probabilities: dict[str, float]) -> None:
         """Write one row."""
         own = {_GIVEN if name == "label" else name: value for name, value in row.items()}
-        shares = {name: round(p, 6) for name, p in found.probabilities.items()}
+        shares = {name: round(p, 6) for name, p in probabilities.items()}
         if self._kind == ".csv":
             columns = {_PREFIX + name: p for name, p in shares.items()}
-            self._csv.writerow({**own, "label": found.label, **columns})
+            self._csv.writerow({**own, "label": label, **columns})
             return
-        out = {**own, "label": found.label, "probabilities": shares}
+        out = {**own, "label": label, "probabilities": shares}
         self._file.write(json.dumps(out, ensure_ascii=False, default=str) + "\n")
