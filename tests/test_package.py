@@ -24,7 +24,6 @@ LAYERS = [
     "text",
     "sound",
     "models",
-    "report",
     "runs",
     "monitoring",
     "cli",

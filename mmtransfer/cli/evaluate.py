@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(score.as_dict(found)) if arguments.json else score.table(found))
         return 0
     from mmtransfer import runs
-    from mmtransfer.report import decoding_note, shown, silence_note
+    from mmtransfer.runs.report import decoding_note, shown, silence_note
 
     config = data_config(
         arguments,
@@ -133,7 +133,7 @@ def _print_classes(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mmtransfer.report import metric_name
+    from mmtransfer.runs.report import metric_name
 
     metric, is_sound = result["metric"], "seconds_audio" in result
     main = f"{metric_name(metric)} {result[metric]:.4f}"

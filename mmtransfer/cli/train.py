@@ -91,7 +91,7 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mmtransfer.report import forgetting_note, metric_name, metric_rows
+    from mmtransfer.runs.report import forgetting_note, metric_name, metric_rows
 
     better = "higher" if report["higher_is_better"] else "lower"
     table = Table(title=f"{metric_name(report['metric'])} with 95 % interval; {better} is better")

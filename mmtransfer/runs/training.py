@@ -17,7 +17,7 @@ from mmtransfer.config import Config, build_config, merge, resolved
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.models import TASKS, task_for, task_of
-from mmtransfer.report import finite, make_report, write_report
+from mmtransfer.runs.report import finite, make_report, write_report
 from mmtransfer.runtime import choose_device, make_accelerator, tracked, use_runtime
 from mmtransfer.transfer.stages import SourcePath
 from mmtransfer.transfer.task import Task
