@@ -16,7 +16,7 @@ from mmtransfer import runs
 from mmtransfer.cli import main
 from mmtransfer.config import build_config, read_yaml
 from mmtransfer.errors import UserError
-from mmtransfer.runs import training
+from mmtransfer.runs import training as run_training
 from mmtransfer.runs.report import forgetting_note, judge_forgetting, model_card
 from mmtransfer.speech.audio import decode_clip
 from mmtransfer.speech.clips import bundled_speech, load_clips
@@ -233,8 +233,8 @@ def test_the_last_line_says_what_is_forgotten_and_what_helps(
 
         return scores
 
-    monkeypatch.setattr(training, "_scores_before", rated(training._scores_before, 0.05))
-    monkeypatch.setattr(training, "_scores", rated(training._scores, 0.08))
+    monkeypatch.setattr(run_training, "_scores_before", rated(run_training._scores_before, 0.05))
+    monkeypatch.setattr(run_training, "_scores", rated(run_training._scores, 0.08))
     assert main(["train", str(tmp_path / "config.yaml")]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last == (
