@@ -262,7 +262,7 @@ def tuned(data, source, stages, **transfer):
     transfer = {"interpolate": "auto", "stages": stages, **transfer}
     config = build_config(values(data, source, "unused", transfer=transfer))
     task = runs.set_up(config, CPU)
-    path = runs.source_path(config, task)
+    path = run_training.source_path(config, task)
     task.begin(task.stages[-1], CPU)
     torch.manual_seed(1)
     with torch.no_grad():
