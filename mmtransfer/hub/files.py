@@ -50,7 +50,7 @@ def fetch(source: str, revision: str | None = None) -> tuple[Path, str | None]:
 
 def _download(source: str, revision: str | None) -> tuple[Path, str | None]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     try:
         # Everything comes from one commit.

@@ -25,8 +25,8 @@ def publish(run: str | Path, repo_id: str, *, private: bool = True, dry_run: boo
             refuses or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
-    from huggingface_hub.errors import HFValidationError, HTTPError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     folder = Path(run) / "model"
     if not (Path(run) / "report.json").is_file() or not folder.is_dir():

@@ -85,7 +85,7 @@ def _convert(checkpoint: Checkpoint, compute_type: str, folder: Path) -> None:
 
     from mmtransfer.speech.whisper import load_speech_model
 
-    class Loaded(TransformersConverter):
+    class Loaded(TransformersConverter):  # type: ignore[misc]
         """Takes the model that is in memory; writing and loading it again would take longest."""
 
         def load_model(self, *arguments: Any, **options: Any) -> Any:

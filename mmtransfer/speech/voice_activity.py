@@ -102,7 +102,8 @@ def _package_weights() -> dict[str, np.ndarray]:
     import torch
 
     # The scripted model carries the current weights (the package's safetensors file holds others).
-    scripted = torch.jit.load(str(files("silero_vad") / "data" / "silero_vad.jit"))
+    path = files("silero_vad") / "data" / "silero_vad.jit"
+    scripted = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
     weights = {}
     for name, value in scripted.state_dict().items():
         if not name.startswith("_model."):  # a second network, for 8 kHz

@@ -209,11 +209,12 @@ class Mqtt(_Queued):
             )
         try:
             from paho.mqtt import client as paho
+            from paho.mqtt.enums import CallbackAPIVersion
         except ImportError:
             raise UserError("mqtt: needs paho-mqtt. pip install 'mmtransfer[mqtt]'") from None
         super().__init__(settled)
         self._answered = threading.Event()  # the broker has the one alert that is on its way
-        self._client = paho.Client(paho.CallbackAPIVersion.VERSION2)
+        self._client = paho.Client(CallbackAPIVersion.VERSION2)
         if parts.username:
             password = unquote(parts.password) if parts.password else None
             self._client.username_pw_set(unquote(parts.username), password)
