@@ -110,7 +110,7 @@ def case_C03(folder: Path) -> Verdict:
 
 def case_C06(folder: Path) -> Verdict:
     """Training with language: auto."""
-    data = ("--data.train", folder / "C06/input", "--source", "bundled:whisper-base")
+    data = ("--data.train", folder / "C06/input", "--source_model", "bundled:whisper-base")
     started = time.perf_counter()
     config = "video_monitoring/end_to_end.yaml"
     code, output, _ = train(folder, config, *data, "--data.language", "auto")
@@ -152,7 +152,7 @@ def case_C18(folder: Path) -> Verdict:
     code, output, report = train(
         folder,
         "video_monitoring/end_to_end.yaml",
-        *("--source", cases / "input-upper-case-source", "--train.steps", 1),
+        *("--source_model", cases / "input-upper-case-source", "--train.steps", 1),
         *("--data.train", cases / "input-lower", "--data.validation", cases / "input-val"),
     )
     before = report["target"]["before"] if report else None

@@ -39,7 +39,9 @@ def _scores(*arguments: object) -> dict:
 def case_C05(folder: Path) -> Verdict:
     """A word that somebody repeats."""
     clips = folder / "C05"
-    _, between, _ = _run("monitor", TINY, clips / "input_control_between.mp3", "--watch", "control")
+    _, between, _ = _run(
+        "monitor", TINY, clips / "input_control_between.mp3", "--keywords", "control"
+    )
     _, six, messages = _run("monitor", TINY, clips / "input_control6.mp3")
     has_both = "lower the hook" in between and "eight pallets" in between
     repeated = min(text.lower().count("control") for text in (between, six))

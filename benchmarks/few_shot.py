@@ -134,7 +134,7 @@ def ours(
     stopwatch = Stopwatch(runs.train_stages)
     with tempfile.TemporaryDirectory() as folder, patch.object(runs, "train_stages", stopwatch):
         given = {
-            "source": SOURCE,
+            "source_model": SOURCE,
             "run_dir": str(Path(folder, "run")),
             "data": {"train": train, "validation": train, "label_texts": extra},
             "runtime": {"seed": seed, "threads": threads},

@@ -124,7 +124,7 @@ class Bench:
         """
         common = {
             "task": "sentiment",
-            "source": SOURCE,
+            "source_model": SOURCE,
             "run_dir": str(self.folder / name),
             "data": {
                 "train": self._csv("train", self.train),

@@ -78,7 +78,7 @@ def correct(
             csv.writer(file).writerows([("file_name", "label"), *rows])
         values = {
             "task": "sound",
-            "source": options.source,
+            "source_model": options.source_model,
             "run_dir": str(Path(folder, "run")),
             "data": {
                 "train": str(table),
@@ -117,7 +117,7 @@ def interval(right: dict[Path, bool], samples: int, seed: int) -> tuple[float, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--source", default="bundled:whisper-tiny.en")
+    parser.add_argument("--source_model", default="bundled:whisper-tiny.en")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--learning-rate", type=float, default=5e-3)

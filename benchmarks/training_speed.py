@@ -30,7 +30,7 @@ BATCH = 16
 def ours(data: str, steps: int, folder: str) -> float:
     """Seconds for that many steps of our loop, the padded clips it mixes in included."""
     config = build_config({"train": {"steps": steps, "learning_rate": 1e-4, "warmup_steps": 0}})
-    speech = load_speech_model(config.source)
+    speech = load_speech_model(config.source_model)
     clips = load_clips(data, config.data, name="train")
     task = SpeechTask(speech, clips, ClipSet("none", clips.clips[:1]), config)
     # 16 clips a batch, like the other recipe: the budget is the audio of 16 of the longest.
@@ -49,7 +49,7 @@ def ours(data: str, steps: int, folder: str) -> float:
 def usual(data: str, steps: int, folder: str) -> float:
     """Seconds for that many steps of Seq2SeqTrainer with 30-s padding."""
     config = build_config({})
-    speech = load_speech_model(config.source)
+    speech = load_speech_model(config.source_model)
     clips = load_clips(data, config.data, name="train")
     tokenizer = speech.processor.tokenizer
 

@@ -20,7 +20,7 @@ class Desk:
     def write(self, item: Shown) -> None:
         """Print it."""
         if isinstance(item, Alert):
-            print(f"{item.camera}: {item.phrase.upper()} at {item.start:.1f} s", flush=True)
+            print(f"{item.camera}: {item.keyword.upper()} at {item.start:.1f} s", flush=True)
         elif isinstance(item, Transcript):
             print(f"{item.camera} {item.start:.1f} s: {item.text}", flush=True)
 
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     options = MonitorOptions(
         "bundled:whisper-tiny.en",
         sources=[source],
-        watch=["fire", "open the gate"],
+        keywords=["fire", "open the gate"],
         journal=journal,
         webhook=webhook[0] if webhook else None,
     )

@@ -28,7 +28,7 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
-    """Target data, and the source-domain sets on which forgetting is measured."""
+    """Target data, and the source-domain sets that measure forgetting."""
 
     train: str | None = None
     """Training data. Speech: a folder with metadata.csv, a manifest (CSV, TSV, JSONL, Parquet), or
@@ -37,29 +37,29 @@ class DataConfig(_Section):
     speech with a column of labels, or a folder of recordings for each class."""
     validation: str | None = None
     """Validation data, in the same forms. Without it a tenth of the training data is held out."""
-    sources: dict[str, str] = Field(default_factory=dict)
-    """Source-domain sets, name to path: evaluated before and after, to measure forgetting."""
+    source_domain: dict[str, str] = Field(default_factory=dict)
+    """Source-domain sets, name to path: scored before and after training, to measure forgetting."""
     rehearsal: str = "auto"
-    """General training data that is rehearsed beside the target's, so that the source domain is not
-    forgotten (see `transfer.rehearsal`): a path, in the same forms as `train`; `bundled`, English
-    speech in this package; or `none`. Speech without any transcript is transcribed by the source.
-    auto: `bundled` where a source that transcribes English is adapted, else `none`."""
+    """Source-domain data for rehearsal, against forgetting (see `transfer.rehearsal`): a path, in
+    the same forms as `train`; `bundled`, English speech in this package; or `none`. Speech without
+    any transcript is transcribed by the source model. auto: `bundled` where a source model that
+    transcribes English is adapted, else `none`."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the training clips held out when no validation data is named."""
     file_column: str = "file_name"
     """Column with the path of the recording, relative to the manifest."""
     text_column: str | None = None
-    """Column with the transcript (by default `transcription`; an empty cell means that nothing is
-    said) or the text to classify (by default `text`)."""
+    """Column with the transcript (by default `transcription`; an empty cell means that the
+    clip has no speech) or the text to classify (by default `text`)."""
     label_column: str = "label"
-    """Column with the class of a text or a clip. If any clip has several, separated by `;`, each
-    class is learnt for itself, and an empty cell means none of them."""
+    """Column with the class of a text or a clip. If any clip has several, separated by `;`, the
+    task is multi-label, and an empty cell means none of the classes."""
     label_texts: dict[str, list[str]] = Field(default_factory=dict)
-    """Texts that say what a label means, e.g. {positive: [This sentence is positive.]}: learnt as
-    examples of it, never validated on. With a handful of examples per class they gain most."""
+    """Texts that describe a label, e.g. {positive: [This sentence is positive.]}: trained on as
+    examples of it, never validated on. They gain most with a handful of examples per class."""
     target_column: str | None = USUAL_COLUMNS["target_column"]
-    """Column with what the sentiment is about (a person, a body); without it, or with `none`, texts
-    stand alone."""
+    """Column with the entity or aspect that the sentiment is about; without it, or with `none`, the
+    whole text is classified."""
     group_column: str | None = USUAL_COLUMNS["group_column"]
     """Column that keeps examples together when validation data is held out (speaker, camera, file,
     article); `none` for none."""
@@ -73,16 +73,16 @@ class DataConfig(_Section):
     max_undecodable: float = Field(0.05, ge=0, le=1)
     """Largest share of files that may fail to decode before the run stops."""
     language: str | None = None
-    """Language of the speech, by code or name (en, zh, English, ...); multilingual sources need it
-    where clips do not name theirs. Of several subtitles beside a recording those in it are read."""
+    """Language of the speech, by code or name (en, zh, English, ...); multilingual models need it
+    where clips do not name theirs. Of several subtitles beside a recording it chooses one."""
     max_tokens: int | None = Field(None, ge=16)
     """Longest piece of text in tokens; by default what the backbone takes, at most 512."""
     long_texts: Literal["truncate", "windows"] = "truncate"
-    """Texts over `max_tokens`: cut, or read in overlapping windows whose logits are averaged."""
+    """Texts over `max_tokens`: truncate, or average the logits of overlapping windows."""
     window_overlap: int = Field(64, ge=0)
     """Tokens that neighbouring windows share."""
     max_windows: int = Field(16, ge=1)
-    """Windows read of one text; what lies behind them is not read."""
+    """Most windows of one text; the rest of it is ignored."""
     window_seconds: float = Field(5.0, ge=0.5, le=30)
     """Sounds: longer clips are classified in windows of this length, which overlap by half and
     whose probabilities are averaged."""
@@ -190,7 +190,7 @@ class StageConfig(_Section):
     steps: int | None = Field(None, gt=0)
     """Optimiser steps, instead of epochs."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of weights that come from the source (and of adapters)."""
+    """Peak learning rate of pretrained weights (and of adapters)."""
     head_learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of new layers."""
     layer_decay: float | None = Field(None, gt=0, le=1)
@@ -223,7 +223,7 @@ class StageConfig(_Section):
 
 
 class TransferConfig(_Section):
-    """How the source becomes the target: stages and regularisers."""
+    """How the source model is adapted: stages and regularisers."""
 
     preset: Literal["end_to_end", "feature", "combined", "lora"] = "end_to_end"
     """end_to_end: fine-tune everything. feature: freeze the backbone, train what stands on it.
@@ -238,14 +238,14 @@ class TransferConfig(_Section):
     cached_views: int = Field(0, ge=0)
     """Augmented versions of each clip to cache; needed when augmentation meets a cached prefix."""
     l2sp: float = Field(0.0, ge=0)
-    """Strength of the L2 pull of source weights towards their source values (Li et al. 2018)."""
+    """Strength of L2-SP, the pull of pretrained weights to their start values (Li et al. 2018)."""
     l2sp_new: float = Field(0.0, ge=0)
     """Strength of the L2 pull of new layers towards zero, beside `l2sp`."""
     r_drop: float = Field(0.0, ge=0)
     """Strength with which two passes with different dropout are to give the same distribution
     (R-Drop, Liang et al. 2021). It takes dropout: a Whisper has none unless `dropout` sets it."""
     dropout: float | None = Field(None, ge=0, lt=1)
-    """Dropout in the unfrozen part of the backbone, instead of the source's own."""
+    """Dropout in the unfrozen part of the backbone, instead of the source model's."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of each target spread evenly over all classes."""
     class_weights: Literal["none", "inverse", "effective"] = "none"
@@ -256,12 +256,13 @@ class TransferConfig(_Section):
     """Share of `data.rehearsal` in each batch of speech (by seconds; by default 0.4), or in each
     epoch of texts (by number)."""
     interpolate: Literal["auto", "none"] | Annotated[float, Field(gt=0, lt=1)] = "auto"
-    """Share of the way from the source's weights to the tuned ones that the result goes (WiSE-FT,
+    """Interpolation between the source model's weights (0) and the tuned ones (1) (WiSE-FT,
     Wortsman et al. 2022), for a Whisper trained whole or with LoRA. auto: the smallest from 0.4 to
-    0.9 at which the validation score is as good; none: all the way."""
+    0.9 at which the validation score is as good; none: the tuned
+    weights."""
     max_forgetting: float = Field(0.02, ge=0)
-    """How much worse the metric may get on a source-domain set; beyond, the run says so and what to
-    do."""
+    """How much worse the metric may get on a source-domain set before the run reports forgetting
+    and a remedy."""
     merge_adapter: bool = False
     """Save the backbone with the adapter merged into it, instead of the adapter alone."""
 
@@ -274,8 +275,8 @@ class HeadConfig(_Section):
     plain `transformers` pipelines. ctc: characters from frames. decoder: Whisper's own. auto:
     classifier for text and sounds, decoder for Whisper, ctc for other speech encoders."""
     layers: Literal["last", "all"] | list[int] = "last"
-    """Backbone layers that the head reads (0: below the first layer). Several are summed with
-    learned weights (Peters et al. 2018)."""
+    """Backbone layers that feed the head (0: the input of the first layer). Several are summed
+    with learned weights (Peters et al. 2018)."""
     conv_layers: int = Field(0, ge=0)
     """1-D convolutions between the features and the pooling or the output."""
     conv_width: int | None = Field(None, ge=1)
@@ -322,7 +323,7 @@ class TrainConfig(_Section):
     steps: int | None = Field(None, gt=0)
     """Optimiser steps; give this or `epochs`."""
     learning_rate: float = Field(1e-4, gt=0)
-    """Peak learning rate of weights that come from the source (and of adapters)."""
+    """Peak learning rate of pretrained weights (and of adapters)."""
     head_learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of new layers."""
     layer_decay: float = Field(1.0, gt=0, le=1)
@@ -380,14 +381,14 @@ class EvaluationConfig(_Section):
     batch_tokens: int = Field(8192, ge=1)
     """Text tokens, padding included, per forward pass."""
     engine: Literal["auto", "ctranslate2", "transformers"] | None = None
-    """What speech is decoded by in `evaluate`, as for `monitor`; without it as in training: by
+    """Engine that decodes speech in `evaluate`, as for `monitor`; without it as in training:
     transformers in float32, greedy, without guards."""
     compute_type: Literal["int8", "float16", "float32"] | None = None
     """Precision of ctranslate2, as for `monitor`."""
     beam_size: int | None = Field(None, ge=1)
-    """Hypotheses kept in the search, as for `monitor`; needs `engine`."""
+    """Beam size, as for `monitor`; needs `engine`."""
     guards: bool = True
-    """Whether texts in doubt are decoded again and rejected, as `monitor` does; needs `engine`."""
+    """Whether flagged texts are decoded again and rejected, as `monitor` does; needs `engine`."""
 
 
 class RuntimeConfig(_Section):
@@ -402,16 +403,16 @@ class RuntimeConfig(_Section):
 
 
 class Config(_Section):
-    """One transfer, from source to run folder."""
+    """One transfer, from source model to run folder."""
 
     task: Literal["speech", "short_context", "sentiment", "sound"] = "speech"
     """What is transferred: speech (speech recognition), short_context (a Whisper learns to decode
-    clips without padding as it decodes them in its full window; needs no transcripts), sentiment
-    (text classification) or sound (classes of sounds on a speech encoder)."""
-    source: str = "bundled:whisper-tiny.en"
+    clips without padding, by self-distillation from its full window; needs no transcripts),
+    sentiment (text classification) or sound (classes of sounds on a speech encoder)."""
+    source_model: str = "bundled:whisper-tiny.en"
     """Source model: a Hub id, a local folder, or bundled:NAME (see `mmtransfer backbones`)."""
     revision: str | None = None
-    """Revision of a Hub source, for every part of it."""
+    """Revision of a Hub model, for every part of it."""
     run_dir: str = "runs/latest"
     """Run folder to write."""
     data: DataConfig = DataConfig()
@@ -446,7 +447,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file. See configs/ for examples.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a UTF-8 YAML file: {error}") from None
+        raise UserError(f"{path}: not a readable UTF-8 YAML file: {error}") from None
     except yaml.YAMLError as error:
         # Without the line itself, which may hold the password of a camera.
         mark = getattr(error, "problem_mark", None)
@@ -470,8 +471,14 @@ def field_names(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     return names
 
 
+RENAMED = {"source": "source_model", "data.sources": "data.source_domain"}
+"""Fields by the names that version 0.1 had for them, which are refused with the new one."""
+
+
 def nearest_field(name: str) -> str:
-    """The valid field name nearest to an unknown one, as a hint; empty if none is near."""
+    """The valid field name for an unknown one, its new or the nearest, as a hint; empty if none."""
+    if name in RENAMED:
+        return f" It is called '{RENAMED[name]}' now."
     close = difflib.get_close_matches(name, field_names(), n=1, cutoff=0.5)
     if not close:  # right name under the wrong section
         leaf = name.rsplit(".", 1)[-1]
@@ -506,7 +513,8 @@ def resolved(config: Config) -> dict[str, Any]:
         (augment, "reverb_dir"),
     ):
         section[key] = absolute(section[key])
-    data["sources"] = {name: absolute(path) for name, path in data["sources"].items()}
+    sets = data["source_domain"].items()
+    data["source_domain"] = {name: absolute(path) for name, path in sets}
     return values
 
 

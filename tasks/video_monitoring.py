@@ -34,7 +34,7 @@ def main() -> None:
     run_dir = Path(config.run_dir)
     if not (run_dir / "report.json").exists():
         report = mmtransfer.train(config, resume=True)  # continues where it was interrupted
-        for name, scores in {"target": report["target"], **report["sources"]}.items():
+        for name, scores in {"target": report["target"], **report["source_domain"]}.items():
             before, after = scores["before"], scores["after"]
             print(f"{name:10} WER {before['wer']:.3f} -> {after['wer']:.3f}")
         if report["forgetting"]["over"]:

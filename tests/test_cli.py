@@ -47,3 +47,20 @@ def test_a_verb_that_is_none_and_an_argument_that_is_none_are_one_line(capsys):
     assert "unknown argument --pubic. See mmtransfer publish --help." in capsys.readouterr().err
     assert main([]) == 0
     assert "commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "c.yaml", "--source", "x"], "--source. It is called --source_model now."),
+        (
+            ["train", "c.yaml", "--data.sources", "{}"],
+            "--data.sources. It is called --data.source_domain now.",
+        ),
+        (["monitor", "m", "a.mp4", "--watch", "fire"], "--watch. It is called --keywords now."),
+        (["monitor", "m", "a.mp4", "--clips", "c"], "--clips. It is called --alert-clips now."),
+    ],
+)
+def test_an_option_by_its_former_name_is_refused_with_its_new_one(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err

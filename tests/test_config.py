@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -57,12 +58,12 @@ def test_missing_file_and_wrong_encoding(tmp_path):
 
 def test_overrides_reach_nested_fields(tmp_path):
     config = load_config(
-        write(tmp_path, "train: {steps: 7, learning_rate: 1e-3}\ndata: {sources: {a: x}}"),
-        {"train": {"learning_rate": "1e-4"}, "data": {"sources": {"b": "y"}}},
+        write(tmp_path, "train: {steps: 7, learning_rate: 1e-3}\ndata: {source_domain: {a: x}}"),
+        {"train": {"learning_rate": "1e-4"}, "data": {"source_domain": {"b": "y"}}},
     )
     assert config.train.steps == 7
     assert config.train.learning_rate == 1e-4
-    assert config.data.sources == {"a": "x", "b": "y"}
+    assert config.data.source_domain == {"a": "x", "b": "y"}
 
 
 def test_every_field_has_help_and_a_command_line_option():
@@ -98,7 +99,7 @@ def test_command_line_names_the_nearest_option(tmp_path, capsys):
     ("option", "value"),
     [
         ("--data", "foo"),
-        ("--data.sources", "foo"),
+        ("--data.source_domain", "foo"),
         ("--data.label_texts", "{positive: [good]}"),
         ("--head.layers", "[1"),
     ],
@@ -124,3 +125,18 @@ def test_every_shipped_configuration_is_valid_and_names_its_command():
 def test_defaults_survive_a_round_trip():
     config = build_config({})
     assert build_config(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"source": "x"}, "unknown key 'source'. It is called 'source_model' now."),
+        (
+            {"data": {"sources": {"a": "x"}}},
+            "'data.sources'. It is called 'data.source_domain' now.",
+        ),
+    ],
+)
+def test_a_field_by_its_former_name_is_refused_with_its_new_one(values, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_config(values)

@@ -56,20 +56,20 @@ def test_a_configuration_runs_a_few_steps(path: Path, data, random_whisper, tmp_
         "train": {**short, "evaluate_every": 2, "full_context": 0.0},
     }
     if values["task"] == "sound":
-        overrides["source"] = str(random_whisper)
+        overrides["source_model"] = str(random_whisper)
         overrides["data"] = {"train": str(data / "sounds"), "validation_fraction": 0.2}
     elif values["task"] != "sentiment":
         clips = str(data / "clips")
-        overrides["source"] = str(random_whisper)
+        overrides["source_model"] = str(random_whisper)
         overrides["data"] = {"train": clips, "validation": None, "validation_fraction": 0.2}
         overrides["data"]["rehearsal"] = "none"
         overrides["transfer"] = {"interpolate": "none"}
-        values.get("data", {}).pop("sources", None)
+        values.get("data", {}).pop("source_domain", None)
         if path.stem == "short_context":  # what is learnt is what a model that can read reads
-            overrides["source"] = "bundled:whisper-tiny.en"
+            overrides["source_model"] = "bundled:whisper-tiny.en"
             overrides["data"] |= {"train": str(data / "spoken")}
     else:
-        overrides["source"] = str(data / "backbone")
+        overrides["source_model"] = str(data / "backbone")
         overrides["data"] = {"train": str(data / "texts.csv"), "validation_fraction": 0.2}
     values = merge(values, overrides)
     if stages:

@@ -28,12 +28,12 @@ from mmtransfer.errors import UserError
 from mmtransfer.speech.addresses import without_secrets
 
 VERBS = {
-    "train": "adapt a source model to your data",
+    "train": "adapt a pretrained model to your data",
     "evaluate": "score a model on data",
     "predict": "classify texts or sounds",
     "monitor": "transcribe the speech in video and live streams",
     "publish": "upload a run to the Hugging Face Hub",
-    "backbones": "list the sources that need no download",
+    "backbones": "list the pretrained models that need no download",
 }
 """Modules of this package, with a line of help."""
 
@@ -154,5 +154,10 @@ def _refuse_unknown(unknown: list[str], arguments: argparse.Namespace) -> None:
         from mmtransfer.config import nearest_field
 
         hint = nearest_field(option.removeprefix("--")).replace("'", "--", 1).replace("'", "")
+    elif arguments.verb == "monitor":
+        from mmtransfer.monitoring.sources.cameras import RENAMED
+
+        name = RENAMED.get(option.removeprefix("--"), "").replace("_", "-")
+        hint = f" It is called --{name} now." if name else ""
     verb = f" {arguments.verb}" if arguments.verb else ""
     raise UserError(f"unknown argument {option}.{hint} See mmtransfer{verb} --help.")

@@ -1,4 +1,4 @@
-"""`mmtransfer backbones`: the sources that ship in Python packages."""
+"""`mmtransfer backbones`: the pretrained models that ship in Python packages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """There are none."""
-    parser.description = "List the sources that need no download."
+    parser.description = "List the pretrained models that need no download."
 
 
 def run(arguments: argparse.Namespace) -> int:

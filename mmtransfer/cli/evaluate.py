@@ -23,21 +23,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         metavar="FILE",
-        help="transcript of the recording, which is transcribed as by monitor: .srt, .vtt, .ass, "
-        ".txt, or .json with text, start and end",
+        help="reference transcript of one recording, which is transcribed as monitor does: .srt, "
+        ".vtt, .ass, .txt, or .json with text, start and end",
     )
     parser.add_argument("--language", help="ISO code, for multilingual models")
     parser.add_argument("--text-column", help="column with the text or transcript")
     parser.add_argument("--label-column", help="column with the class (default label)")
     parser.add_argument(
-        "--target-column", help="column with the target (default target); none for none"
+        "--target-column",
+        help="column with the entity or aspect of the "
+        "sentiment (default target); none: classify the whole text",
     )
     parser.add_argument(
         "--engine",
         choices=("auto", "ctranslate2", "transformers"),
         default="auto",
-        help="what decodes speech; auto, as for monitor: ctranslate2 for Whisper on CPU, else "
-        "transformers",
+        help="engine that decodes speech; auto: ctranslate2 for Whisper on CPU, else transformers",
     )
     parser.add_argument(
         "--compute",
@@ -48,13 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beam",
         type=count,
         metavar="N",
-        help="hypotheses kept in the search; 1 is greedy (default: 5 with ctranslate2, else 1)",
+        help="beam size; 1 is greedy (default: 5 with ctranslate2, else 1)",
     )
     parser.add_argument(
         "--guards",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="decode text in doubt again, and reject what stays so (default, as monitor does)",
+        help="decode segments flagged as no-speech, low-confidence or repetitive again, and reject "
+        "them if they stay flagged (default)",
     )
     parser.add_argument(
         "--device",

@@ -17,14 +17,12 @@ if TYPE_CHECKING:
     from mmtransfer.monitoring import MonitorOptions, MonitorStats, Session, Sink
 
 _OTHERS = ("verb", "run", "flags", "sources", "cameras", "dashboard", "quiet")
-"""Arguments that are no options of the monitor."""
+"""Arguments that are not fields of `MonitorOptions`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the sources, and a flag for each of `MonitorOptions`, which checks the values."""
-    parser.description = (
-        "Cut the speech of recordings and live streams into segments and print each one's text."
-    )
+    parser.description = "Transcribe the speech of recordings and live streams, segment by segment."
     # What is not given is left to the file of cameras, or to MonitorOptions.
     parser.argument_default = argparse.SUPPRESS
     add_model(parser)
@@ -33,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         nargs="*",
         default=[],
-        help="video or audio files, folders that such are written to, streams (rtsp://, http://, "
+        help="video or audio files, folders that receive recordings, streams (rtsp://, http://, "
         "tcp://, ...), audio devices (alsa:hw:0), - for standard input, or pcm:RATE for raw 16-bit "
         "audio there",
     )
@@ -41,19 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cameras",
         metavar="FILE.yaml",
         default=None,
-        help="sources with names, from a file, which may hold options as well",
+        help="named sources with their own settings, and options, from a YAML file",
     )
     parser.add_argument(
         "--channels",
         type=_number,
         metavar="mix|split|N",
-        help="mix: the mean of all channels (default); split: each for itself, as NAME-1, NAME-2, "
-        "...; N: one of them",
+        help="mix: average all channels (default); split: transcribe each channel separately, as "
+        "NAME-1, NAME-2, ...; N: channel N alone",
     )
     parser.add_argument(
         "--live",
         action=argparse.BooleanOptionalAction,
-        help="whether the sources go on for ever; by default as each itself says",
+        help="treat the sources as live (reconnect when they end), or as recordings; by default "
+        "detected for each source",
     )
     _add_recognition(parser)
     _add_outputs(parser)
@@ -86,9 +85,11 @@ def _add_recognition(parser: argparse.ArgumentParser) -> None:
         dest="beam_size",
         type=_number,
         metavar="N",
-        help="hypotheses kept in the search; 1 is greedy (default: 5 with ctranslate2, else 1)",
+        help="beam size; 1 is greedy (default: 5 with ctranslate2, else 1)",
     )
-    parser.add_argument("--words", action="store_true", help="times of words, in .jsonl output")
+    parser.add_argument(
+        "--words", action="store_true", help="write word timestamps to .jsonl output"
+    )
     parser.add_argument(
         "--line-seconds",
         dest="line_s",
@@ -103,19 +104,22 @@ def _add_recognition(parser: argparse.ArgumentParser) -> None:
         help="longest line of text in characters; subtitles put half on each of two rows "
         "(default 84)",
     )
-    parser.add_argument("--prompt", metavar="TEXT", help="names and words to expect in the speech")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="names and words to expect, as prompt of the decoder"
+    )
     parser.add_argument(
         "--context",
         dest="context_s",
         type=_number,
         metavar="SECONDS",
-        help="shortest encoder context, or 'full'; by default what is stored with the model",
+        help="shortest encoder context, or 'full' for the full window (30 s for Whisper); by "
+        "default the one stored with the model",
     )
     parser.add_argument(
         "--threads", type=_number, metavar="N", help="CPU threads; 0 uses every core (default)"
     )
     parser.add_argument(
-        "--sentiment", metavar="MODEL", help="judge every text with this sentiment run"
+        "--sentiment", metavar="MODEL", help="classify each transcript with this model"
     )
 
 
@@ -125,24 +129,24 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="also write to these files (.jsonl, .srt, .vtt, .ass, .txt; .html is a report)",
+        help="also write to these files: .jsonl, .srt, .vtt, .ass, .txt, or .html for a report",
     )
     parser.add_argument(
         "--journal",
         metavar="DIR",
-        help="write everything there first; started again with it, go on where it stopped",
+        help="write-ahead journal; restart with the same folder to resume",
     )
     parser.add_argument(
-        "--watch",
+        "--keywords",
         nargs="+",
         action="extend",
         metavar="PHRASE",
-        help="words and phrases that raise an alert, also if they are not recognised quite right",
+        help="words and phrases that raise an alert; matched by spelling and by sound",
     )
     parser.add_argument(
         "--webhook",
         metavar="URL",
-        help="post alerts there as JSON; signed if MMTRANSFER_WEBHOOK_SECRET is set",
+        help="send alerts by HTTP POST as JSON; signed if MMTRANSFER_WEBHOOK_SECRET is set",
     )
     parser.add_argument(
         "--mqtt",
@@ -154,16 +158,15 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         dest="loud_db",
         type=_number,
         metavar="DB",
-        help="report sounds so many dB above what is usual at the place",
+        help="alert on sounds DB above the background level (median of the last minute)",
     )
     parser.add_argument(
-        "--clips", metavar="DIR", help="keep a recording of a few seconds around each alert"
+        "--alert-clips", metavar="DIR", help="save a short recording around each alert"
     )
     parser.add_argument(
         "--partial",
         action=argparse.BooleanOptionalAction,
-        help="print provisional text of live sources while somebody speaks; on a terminal by "
-        "default",
+        help="print provisional text while speech goes on (live sources); on a terminal by default",
     )
     parser.add_argument(
         "--dashboard",
@@ -174,7 +177,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics-port",
         metavar="[HOST:]PORT",
-        help="serve numbers for Prometheus there; on this machine alone unless a host is given",
+        help="serve Prometheus metrics; on localhost unless HOST is given",
     )
     parser.add_argument(
         "--quiet", action="store_true", default=False, help="print no transcript lines"
@@ -278,6 +281,6 @@ def summary(stats: MonitorStats) -> str:
         dropped = f"; {stats.revised} of {stats.lines} lines revised{late}{dropped}"
     return (
         f"{stats.segments} segments from {stats.audio_s:.1f} s of audio in {stats.wall_s:.1f} s "
-        f"(real-time factor {stats.real_time_factor:.3f}); {stats.repeated} decoded again; "
+        f"(real-time factor {stats.real_time_factor:.3f}); {stats.decoded_again} decoded again; "
         f"rejected: {rejected or 'none'}{dropped}"
     )

@@ -24,14 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="CSV, TSV, JSONL or Parquet file of texts or clips, or a folder of recordings",
     )
-    parser.add_argument("--target", help="what the texts given by --text are about")
+    parser.add_argument(
+        "--target",
+        help="entity or aspect of the sentiment of --text; without it the whole text is classified",
+    )
     parser.add_argument(
         "--output", metavar="FILE", help="CSV or JSONL file to write; by default JSON lines"
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted --output")
     parser.add_argument("--text-column", help="column with the text (default text)")
     parser.add_argument(
-        "--target-column", help="column with the target (default target); none for none"
+        "--target-column", help="column with that entity or aspect (default target); none for none"
     )
     parser.add_argument("--threads", type=count, default=0, help="CPU threads; 0 uses every core")
 

@@ -15,7 +15,7 @@ from mmtransfer.speech.guards import LOOPING, agreed, rejection
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.segments import Segment
 
-Judge = Callable[[list[str]], list[tuple[str, float]]]
+TextClasses = Callable[[list[str]], list[tuple[str, float]]]
 """Texts to their classes, each with its probability."""
 Found = list[Transcript | NoText] | NoText
 """What became of a segment: lines of text, with a half that gave none behind them; or no text."""
@@ -29,7 +29,7 @@ class Result:
 
     hypothesis: Hypothesis
     lines: list[Line]
-    judged: list[tuple[str, float]] = field(default_factory=list)
+    classified: list[tuple[str, float]] = field(default_factory=list)
     """Class and probability of each line's text."""
     pieces: list[int] = field(default_factory=list)
     """Of a turn: how many lines each of its segments has."""
@@ -52,10 +52,10 @@ class Decoder:
         self,
         recognizers: Sequence[Recognizer],
         lines: LineSettings,
-        judge: Judge | None = None,
+        classifier: TextClasses | None = None,
         with_turns: Collection[int] = (),
     ):
-        self._recognizers, self._lines, self._judge = recognizers, lines, judge
+        self._recognizers, self._lines, self._classifier = recognizers, lines, classifier
         self._with_turns = with_turns
 
     def kind(self, camera: int, context_s: float) -> tuple[tuple[int, float], int]:
@@ -65,7 +65,7 @@ class Decoder:
         return (id(recognizer), context_s), most
 
     def recognize(self, batch: Sequence[Job]) -> list[Result]:
-        """Decode and judge a batch; may be called from any thread."""
+        """Decode and classify a batch; may be called from any thread."""
         recognizer = self._recognizers[batch[0].camera]
         found = recognizer.decode([job.segment.samples for job in batch], batch[0].kind[1])
         return self._results(found, batch)
@@ -117,12 +117,12 @@ class Decoder:
             else:
                 lines = split_lines(hypothesis, job.segment, self._lines)
                 results.append(Result(hypothesis, lines))
-        if self._judge is not None:
-            judged = [result for result in results if result.hypothesis.text.strip()]
-            texts = [line.text for result in judged for line in result.lines]
-            verdicts = iter(self._judge(texts) if texts else [])
-            for result in judged:
-                result.judged = [next(verdicts) for _ in result.lines]
+        if self._classifier is not None:
+            classified = [result for result in results if result.hypothesis.text.strip()]
+            texts = [line.text for result in classified for line in result.lines]
+            classes = iter(self._classifier(texts) if texts else [])
+            for result in classified:
+                result.classified = [next(classes) for _ in result.lines]
         return results
 
     def _longer_or_halves(self, job: Job) -> list[Job]:
@@ -184,9 +184,9 @@ def lines_of(
         *(source.address_of(identity), source.name, identity, result.hypothesis, result.lines),
         with_words=with_words,
     )
-    if not result.judged:
+    if not result.classified:
         return found
     return [
         replace(line, sentiment=label, sentiment_prob=round(share, 4))
-        for line, (label, share) in zip(found, result.judged, strict=True)
+        for line, (label, share) in zip(found, result.classified, strict=True)
     ]

@@ -47,9 +47,9 @@ def _journalled(journal: Journal | None, channel: str) -> Settled:
     def write(alert: Mapping[str, Any], failure: str) -> None:
         if journal is None:
             return
-        segment, phrase = alert.get("segment", alert.get("id", "")), alert.get("phrase", "")
+        segment, keyword = alert.get("segment", alert.get("id", "")), alert.get("keyword", "")
         try:
-            journal.write(Delivery(alert["camera"], channel, segment, phrase, failure).line())
+            journal.write(Delivery(alert["camera"], channel, segment, keyword, failure).line())
         except OSError as error:  # the channel's thread goes on
             logger.warning("the journal cannot be written (%s)", error.strerror)
 
@@ -67,7 +67,7 @@ def take_up(
     waiting: dict[tuple[str, ...], Alert | Sound] = {}
     for record, to in journal.records():
         if isinstance(record, Delivery) and record.failure != STOPPED:
-            waiting.pop((record.to, record.camera, record.segment, record.phrase), None)
+            waiting.pop((record.to, record.camera, record.segment, record.keyword), None)
         if isinstance(record, Alert | Sound):
             waiting |= {(name, record.camera, *record.key): record for name in to}
         if isinstance(record, Transcript | Alert | Sound):

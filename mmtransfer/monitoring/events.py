@@ -20,7 +20,7 @@ class Occurrence(StrEnum):
     """Nothing but zeros for a minute."""
     UNREADABLE = "unreadable"
     """A file of a folder."""
-    NOT_TAKEN = "not taken"
+    SKIPPED = "skipped"
     """Files of a folder that are no recordings by their endings."""
     NO_CLIP = "no clip"
     """What was around an alert could not be kept."""
@@ -29,7 +29,7 @@ class Occurrence(StrEnum):
 class LineKind(StrEnum):
     """What else a line of the journal with an `event` is about."""
 
-    NO_TEXT = "no text"
+    REJECTED = "rejected"
     """A guard rejected what was recognised."""
     DROPPED = "dropped"
     """There was no room for a segment to wait."""
@@ -106,7 +106,7 @@ class NoText:
     start: float
     end: float
     reason: str
-    event: LineKind = LineKind.NO_TEXT
+    event: LineKind = LineKind.REJECTED
     """That, or DROPPED."""
     text: str = ""
     """What was rejected: of several decodings the likeliest."""
@@ -114,13 +114,13 @@ class NoText:
 
 @dataclass(frozen=True)
 class Alert:
-    """Something that a watcher wants to know."""
+    """A keyword in a transcript."""
 
     camera: str
-    phrase: str
-    """The watch word or phrase."""
-    said: str
-    """The words that were taken for it."""
+    keyword: str
+    """The keyword, as it was given."""
+    matched: str
+    """The words of the transcript that matched it."""
     score: float
     """Similarity of the two, 1 for equal."""
     segment: str
@@ -136,8 +136,8 @@ class Alert:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells it from other alerts and sounds of its camera: segment and phrase."""
-        return self.segment, self.phrase
+        """What distinguishes it from other alerts and sounds of its camera: segment and keyword."""
+        return self.segment, self.keyword
 
 
 @dataclass(frozen=True)
@@ -151,15 +151,15 @@ class Sound:
     end: float
     level_db: float
     """Of a quarter of a second, in dB of full scale."""
-    usual_db: float
-    """Median of the minute before."""
+    background_db: float
+    """Background level: median of the minute before, in dB of full scale."""
     clip: str | None = None
     """As for alerts."""
     event: LineKind = LineKind.SOUND
 
     @property
     def key(self) -> tuple[str, str]:
-        """As for alerts: its id, and no phrase."""
+        """As for alerts: its id, and no keyword."""
         return self.id, ""
 
 
@@ -183,7 +183,7 @@ class Delivery:
     """The name of the channel."""
     segment: str
     """Of the alert; of a loud sound its own id."""
-    phrase: str = ""
+    keyword: str = ""
     """Of the alert; empty for a sound."""
     failure: str = ""
     """Why it has not arrived."""
@@ -192,7 +192,7 @@ class Delivery:
         """The journal's line."""
         event = LineKind.NOT_DELIVERED if self.failure else LineKind.DELIVERED
         line = {"camera": self.camera, "event": event, "to": self.to, "segment": self.segment}
-        line |= {"phrase": self.phrase} if self.phrase else {}
+        line |= {"keyword": self.keyword} if self.keyword else {}
         return line | ({"detail": self.failure} if self.failure else {})
 
 

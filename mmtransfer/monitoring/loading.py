@@ -9,7 +9,7 @@ from typing import Any
 
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint, resolve
-from mmtransfer.monitoring.decoding import Judge
+from mmtransfer.monitoring.decoding import TextClasses
 from mmtransfer.monitoring.events import Transcript
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS
 from mmtransfer.monitoring.monitor import Monitor
@@ -31,7 +31,7 @@ def load_monitor(
     models: Mapping[str, Checkpoint] | None = None,
     settings: SegmenterSettings | None = None,
     live: LiveSettings | None = None,
-    clips: Path | None = None,
+    alert_clips: Path | None = None,
     **options: Any,
 ) -> Monitor:
     """A monitor with a run folder's, checkpoint's, Hub or bundled model; other `options` are fields
@@ -39,7 +39,7 @@ def load_monitor(
 
     `cameras` may name models and languages of their own; if one is live, all memory that
     recognition needs is taken at once. `models` are those of `resolve_models`, where they are known
-    already. In `clips` a short recording is kept around each alert.
+    already. In `alert_clips` a short recording is kept around each alert.
 
     Raises:
         UserError: a model or an option that cannot be used.
@@ -80,7 +80,7 @@ def load_monitor(
         for camera in cameras
         if camera.model or camera.language
     }
-    judge = text_judge(found[model.sentiment]) if model.sentiment else None
+    classifier = text_classifier(found[model.sentiment]) if model.sentiment else None
     own = recognizer_for(model.model, model.language)
     if has_live:
         for recognizer in opened.values():
@@ -90,8 +90,8 @@ def load_monitor(
         settings,
         live=live,
         others=others,
-        judge=judge,
-        clips=clips,
+        classifier=classifier,
+        alert_clips=alert_clips,
         lines=model.lines,
         with_words=model.words,
     )
@@ -109,7 +109,7 @@ def resolve_models(
     return {name: resolve(name) for name in dict.fromkeys(names) if name is not None}
 
 
-def text_judge(checkpoint: Checkpoint) -> Judge:
+def text_classifier(checkpoint: Checkpoint) -> TextClasses:
     """What gives texts the classes of a sentiment model.
 
     Raises:
@@ -124,11 +124,11 @@ def text_judge(checkpoint: Checkpoint) -> Judge:
             f"{checkpoint.source}: expected a model that classifies texts, found one of speech."
         )
 
-    def judge(texts: list[str]) -> list[tuple[str, float]]:
+    def classifier(texts: list[str]) -> list[tuple[str, float]]:
         found = model.predict(texts)
         return [(verdict.label, verdict.probabilities[verdict.label]) for verdict in found]
 
-    return judge
+    return classifier
 
 
 def monitor(

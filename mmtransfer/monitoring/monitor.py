@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.monitoring.decoding import Decoder, Judge
+from mmtransfer.monitoring.decoding import Decoder, TextClasses
 from mmtransfer.monitoring.events import Item, SourceEnd, SourceEvent, Transcript
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.ledger import SPOOL_BYTES, Ledger
@@ -43,8 +43,9 @@ class Monitor:
     decoded as a whole, and lines that read differently then come again, with the same id and a
     `revision`. Where there is no time for that the lines stay as they are.
 
-    `others` are recognisers of cameras, by name, that have their own. With `judge`, transcripts
-    carry the class of their text. In `clips` a short recording is kept around each alert.
+    `others` are recognisers of cameras, by name, that have their own. With `classifier`,
+    transcripts carry the class of their text. In `alert_clips` a short recording is kept around
+    each alert.
     """
 
     def __init__(
@@ -55,8 +56,8 @@ class Monitor:
         live: LiveSettings | None = None,
         spool_bytes: int = SPOOL_BYTES,
         others: Mapping[str, Recognizer] | None = None,
-        judge: Judge | None = None,
-        clips: Path | None = None,
+        classifier: TextClasses | None = None,
+        alert_clips: Path | None = None,
         lines: LineSettings | None = None,
         with_words: bool = False,
     ):
@@ -64,7 +65,7 @@ class Monitor:
         self._settings = settings or SegmenterSettings()
         self._lines, self._with_words = lines or LineSettings(), with_words
         self._live = live or LiveSettings()
-        self._spool_bytes, self._judge, self._clips = spool_bytes, judge, clips
+        self._spool_bytes, self._classifier, self._clips = spool_bytes, classifier, alert_clips
         self._stopping = threading.Event()
         self.stats = MonitorStats()
 
@@ -166,7 +167,7 @@ class Monitor:
         moments = Moments(self._clips, failed)
         return Pipeline(
             sources,
-            Decoder(recognizers, self._lines, self._judge, with_turns),
+            Decoder(recognizers, self._lines, self._classifier, with_turns),
             ledger,
             Ordering(sources, ledger, moments, clock, with_words=self._with_words),
             moments,

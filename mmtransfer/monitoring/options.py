@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.lines import LineSettings
-from mmtransfer.monitoring.sources.cameras import Camera, cameras_of, named_cameras
+from mmtransfer.monitoring.sources.cameras import RENAMED, Camera, cameras_of, named_cameras
 from mmtransfer.monitoring.sources.kinds import settle
 from mmtransfer.speech.addresses import without_secrets
 from mmtransfer.speech.audio import is_standard_input
@@ -23,7 +23,7 @@ from mmtransfer.speech.recognizers import ENGINES
 COMPUTE_TYPES = ("int8", "float16", "float32")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 _SHOWN = 40  # characters of a value that cannot be used
-_FOLDERS = ("journal", "clips")  # of a file, relative to it
+_FOLDERS = ("journal", "alert_clips")  # of a file, relative to it
 
 
 class OptionError(UserError):
@@ -55,23 +55,23 @@ class RecognitionOptions:
     compute_type: str | None = None
     """Precision of ctranslate2: int8 (on CPU by default), float16 (on GPU by default), float32."""
     device: str = "auto"
-    """Where the model computes: cpu, cuda or mps; auto takes a GPU if there is one."""
+    """cpu, cuda or mps; auto takes a GPU if there is one."""
     threads: int = 0
     """CPU threads; 0 takes every core."""
     context_s: float | Literal["full"] | None = None
-    """Shortest encoder context, full for the model's own; by default what is stored with it."""
+    """Shortest encoder context; full for the full window; by default the model's own."""
     beam_size: int | None = None
-    """Hypotheses kept in the search; 1 is greedy, None leaves it to the engine."""
+    """Beam size; 1 is greedy, None leaves it to the engine."""
     prompt: str = ""
-    """Names and words to expect in the speech."""
+    """Names and words to expect, as prompt of the decoder."""
     words: bool = False
-    """Whether lines carry the times of their words."""
+    """Whether lines carry word timestamps."""
     line_s: float = LineSettings.longest_s
-    """Longest line of text."""
+    """Longest line of text, in seconds."""
     line_characters: int = LineSettings.characters
-    """Longest line of text; subtitles put half on each of two rows."""
+    """Longest line of text, in characters; subtitles put half on each of two rows."""
     sentiment: str | None = None
-    """A model that gives every line the class of its text."""
+    """Model that classifies each transcript."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -100,65 +100,64 @@ class RecognitionOptions:
 
 @dataclass(frozen=True)
 class MonitorOptions(RecognitionOptions):
-    """What is monitored, how, and where what is found goes.
+    """What is monitored, how, and where transcripts and alerts go.
 
-    `language`, `watch`, `loud_db`, `channels` and `live` are for all sources; a `Camera` may have
-    its own.
+    `language`, `keywords`, `loud_db`, `channels` and `live` are for all sources; a `Camera` may
+    have its own.
 
     Example:
-        MonitorOptions("runs/site", sources=["gate.mp4"], journal="journal", watch=["fire"])
+        MonitorOptions("runs/site", sources=["gate.mp4"], journal="journal", keywords=["fire"])
     """
 
     sources: Sequence[str | Path | Camera] = ()
     """Recordings, folders, streams, audio devices, `-` or `pcm:RATE` for standard input."""
     _: KW_ONLY
     channels: Literal["mix", "split"] | int = "mix"
-    """The mean of all channels; each for itself, as NAME-1, NAME-2, ...; or one by its number."""
+    """mix: average all channels; split: each separately, as NAME-1, NAME-2, ...; or a number."""
     live: bool | None = None
-    """Whether the sources go on for ever; by default as each itself says."""
-    watch: Sequence[str] = ()
-    """Words and phrases that raise an alert, also if they are not recognised quite right."""
+    """Whether the sources are live streams or recordings; by default detected for each."""
+    keywords: Sequence[str] = ()
+    """Words and phrases that raise an alert; matched by spelling and by sound."""
     loud_db: float | None = None
-    """Report sounds so many dB above what is usual at the place."""
+    """Alert on sounds this many dB above the background level (median of the last minute)."""
     partial: bool | None = None
-    """Whether there is provisional text of live sources while somebody speaks; on the command line
-    by default on a terminal."""
+    """Whether live sources give provisional text while speech goes on; on the command line by
+    default on a terminal."""
     journal: str | Path | None = None
-    """Folder where everything is written first; started again with it, a monitor goes on where it
-    stopped."""
+    """Folder of the write-ahead journal; restart with the same folder to resume."""
     output: Sequence[str | Path] = ()
-    """Files that are written as well: .jsonl, .srt, .vtt, .ass, .txt; .html is a report."""
-    clips: str | Path | None = None
-    """Folder for a recording of a few seconds around each alert."""
+    """Files to write: .jsonl, .srt, .vtt, .ass, .txt, or .html for a report."""
+    alert_clips: str | Path | None = None
+    """Folder for a short recording around each alert."""
     webhook: str | None = None
-    """Address where alerts are posted as JSON; signed if MMTRANSFER_WEBHOOK_SECRET is set."""
+    """URL that gets alerts by HTTP POST as JSON; signed if MMTRANSFER_WEBHOOK_SECRET is set."""
     mqtt: str | None = None
     """mqtt://HOST/TOPIC where alerts are published as JSON."""
     metrics_port: str | int | None = None
-    """[HOST:]PORT of a page for Prometheus; of this machine alone unless a host is given."""
+    """[HOST:]PORT that serves Prometheus metrics; localhost unless HOST is given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("sources", "watch", "output"):  # nobody changes them later
+        for name in ("sources", "keywords", "output"):  # nobody changes them later
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def cameras(self) -> list[Camera]:
         """The sources with names and with what is for all of them, each known to be live or not.
 
         Raises:
-            UserError: no source, an address that is none, a name that is taken, an order that does
+            UserError: no source, an invalid address, a name that is taken, or an option that does
                 not fit a source.
         """
         if not self.sources:
-            raise UserError("sources: expected at least one, found none.")
+            raise UserError("sources: expected at least one source, found none.")
         cameras = named_cameras(self.sources)
         if sum(is_standard_input(camera.url) for camera in cameras) > 1:
-            raise UserError("standard input is named twice; it can be read once only.")
+            raise UserError("standard input is given twice; give it once.")
         return settle(
             [
                 replace(
                     camera,
-                    watch=[*camera.watch, *self.watch],
+                    keywords=[*camera.keywords, *self.keywords],
                     loud_db=camera.loud_db or self.loud_db,
                     channels=self.channels if camera.channels == "mix" else camera.channels,
                     live=self.live if camera.live is None else camera.live,
@@ -185,6 +184,7 @@ def load_options(path: str | Path, **given: Any) -> MonitorOptions:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else f" Known are {', '.join(known)}."
+            hint = f" It is called '{RENAMED[key]}' now." if key in RENAMED else hint
             raise UserError(f"{path}: expected 'cameras' and options, found '{key}'.{hint}")
     for key in _FOLDERS:
         if isinstance(own.get(key), str):
@@ -251,7 +251,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "words": _FLAG,
     "line_s": (lambda value: _is_number(value) and 0 < value < math.inf, "seconds above 0"),
     "line_characters": (lambda value: _is_count(value) and value >= 1, "a number of 1 or more"),
-    "sentiment": (_is_text, "a sentiment run"),
+    "sentiment": (_is_text, "a sentiment model"),
     "sources": (
         _is_list_of(lambda value: _is_path(value) or isinstance(value, Camera)),
         "a list of paths, addresses and cameras",
@@ -261,15 +261,15 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "mix, split or a number",
     ),
     "live": _FLAG,
-    "watch": (_is_list_of(_is_text), "a list of words and phrases"),
+    "keywords": (_is_list_of(_is_text), "a list of words and phrases"),
     "loud_db": (
         lambda value: _is_number(value) and 0 < value < 100,
-        "decibels above the usual, less than 100",
+        "dB above the background level, less than 100",
     ),
     "partial": _FLAG,
     "journal": _FOLDER,
     "output": (_is_list_of(_is_path), "a list of files"),
-    "clips": _FOLDER,
+    "alert_clips": _FOLDER,
     "webhook": (_is_text, "an address http[s]://HOST[:PORT]/PATH"),
     "mqtt": (_is_text, "an address mqtt[s]://[USER:PASSWORD@]HOST[:PORT]/TOPIC"),
     "metrics_port": (lambda value: _is_count(value) or _is_text(value), "[HOST:]PORT"),

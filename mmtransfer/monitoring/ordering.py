@@ -175,7 +175,7 @@ class Ordering:
             if source.is_live:
                 now = self._clock()
                 ready = [_delayed(line, now - line.end) for line in ready]
-            raised = self._with_clips(source, alerts(ready, source.watched))
+            raised = self._with_clips(source, alerts(ready, source.keywords))
             if not self._ledger.write(*ready, *raised):
                 return False
             output.advance()
@@ -204,7 +204,7 @@ class Ordering:
                 changed = []
             late_s = self._clock() - job.segment.end
             changed = [replace(line, delay_s=round(late_s, 3)) for line in changed]
-            raised = new_alerts(after, before, source.watched) if changed else []
+            raised = new_alerts(after, before, source.keywords) if changed else []
             raised = self._with_clips(source, raised)
             if not self._ledger.write(*changed, *raised):
                 return False

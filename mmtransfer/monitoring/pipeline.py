@@ -310,7 +310,7 @@ class Pipeline:
         """Take a result as the segment's, or decode it again."""
         source, verdict = self._sources[job.camera], self._decoder.settle(job, result)
         if isinstance(verdict, list):
-            source.stats.repeated += not job.is_repeat
+            source.stats.decoded_again += not job.is_repeat
             for part in verdict:
                 part.is_repeat = True
                 self._scheduler.add(part)
@@ -331,7 +331,7 @@ class Pipeline:
                 self._finish(whole, joined(whole.id, [halves[at] for at in sorted(halves)]))
             return
         for item in [found] if isinstance(found, NoText) else found or []:
-            if isinstance(item, NoText) and item.event == LineKind.NO_TEXT:
+            if isinstance(item, NoText) and item.event == LineKind.REJECTED:
                 source.stats.rejected[item.reason] += 1
         self._output(source).put(job.number, found)
         source.stats.waiting -= 1

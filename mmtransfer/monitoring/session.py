@@ -16,6 +16,7 @@ from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.monitoring.delivery import open_channels, take_up
 from mmtransfer.monitoring.events import Alert, Item, Shown, Sound, SourceEnd, SourceEvent, Stopped
 from mmtransfer.monitoring.journal.journal import Journal
+from mmtransfer.monitoring.keywords import Keywords
 from mmtransfer.monitoring.loading import load_monitor, resolve_models
 from mmtransfer.monitoring.memory import keep_steady
 from mmtransfer.monitoring.monitor import Monitor
@@ -33,7 +34,6 @@ from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.monitoring.sources.kinds import goes_on, is_folder
 from mmtransfer.monitoring.sources.live import LiveSettings
 from mmtransfer.monitoring.stats import MonitorStats
-from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.speech.addresses import public_address
 from mmtransfer.speech.audio import MediaError, is_piped, open_media
 
@@ -147,7 +147,7 @@ class Session:
         check_outputs(outputs, live=endless)
         _check_places(options, cameras, outputs)
         for camera in cameras:  # before the model is loaded, which takes seconds
-            WatchList(camera.watch)
+            Keywords(camera.keywords)
             if camera.name not in endless and not is_piped(camera.url):
                 open_media(camera.url).close()
         address = None if options.metrics_port is None else str(options.metrics_port)
@@ -164,7 +164,7 @@ class Session:
             live=LiveSettings() if options.partial else LiveSettings(partial_s=math.inf),
             cameras=cameras,
             models=models,
-            clips=Path(options.clips) if options.clips is not None else None,
+            alert_clips=Path(options.alert_clips) if options.alert_clips is not None else None,
         )
         # Whatever may fail comes before the files of an earlier run are written anew.
         if address is not None:
@@ -198,9 +198,9 @@ def _check_places(
                 f"{output}: lies in the journal's folder, which is the journal's alone. Name "
                 "another folder."
             )
-    if options.clips is None:
+    if options.alert_clips is None:
         return
-    clips = Path(options.clips)
+    clips = Path(options.alert_clips)
     if clips.exists() and not clips.is_dir():
         raise UserError(f"{clips}: expected a folder for clips, found a file.")
     for folder in (path for path in read if path.is_dir()):

@@ -26,7 +26,7 @@ class Level:
     """Seconds on the caller's time line."""
     level_db: float
     """Root mean square of a quarter of a second, in dB of full scale."""
-    usual_db: float
+    background_db: float
     """Median of the last minute."""
     is_dead: bool = False
     """Whether the microphone has given nothing for a minute, rather than something loud."""

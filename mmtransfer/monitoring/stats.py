@@ -28,7 +28,7 @@ class CameraStats:
     """Lines of a live source that were replaced when their turn was over."""
     not_revised: int = 0
     """Turns that there was no time to decode as a whole; their lines stay as they are."""
-    repeated: int = 0
+    decoded_again: int = 0
     """Segments decoded again in longer contexts or in halves, because a guard objected."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Segments, and halves of windows, without text, by reason."""
@@ -118,9 +118,9 @@ class MonitorStats:
         return sum(camera.not_revised for camera in self.cameras.values())
 
     @property
-    def repeated(self) -> int:
+    def decoded_again(self) -> int:
         """Segments decoded again in longer contexts."""
-        return sum(camera.repeated for camera in self.cameras.values())
+        return sum(camera.decoded_again for camera in self.cameras.values())
 
     @property
     def rejected(self) -> Counter[str]:

@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 from mmtransfer.monitoring.events import Alert, NoText, Transcript, line_id
+from mmtransfer.monitoring.keywords import Keywords, Match
 from mmtransfer.monitoring.lines import Line
-from mmtransfer.monitoring.watch import Match, WatchList
 from mmtransfer.speech.engine import Hypothesis, Word
 
 _SPOKEN = re.compile(r"\w+(?:['’]\w+)*")
@@ -77,20 +77,20 @@ def _word(word: Word) -> dict[str, Any]:
     }
 
 
-def alerts(found: Sequence[Transcript | NoText], watched: WatchList) -> list[Alert]:
+def alerts(found: Sequence[Transcript | NoText], keywords: Keywords) -> list[Alert]:
     """The keywords in a segment's lines, those that begin in one line and end in the next, and
     those in what was rejected.
     """
     lines = [line for line in found if isinstance(line, Transcript)]
     matched: list[tuple[Transcript | NoText, list[Match]]] = [
-        *zip(lines, _matches(lines, watched), strict=True)
+        *zip(lines, _matches(lines, keywords), strict=True)
     ]
-    matched += [(line, watched.find(line.text)) for line in found if isinstance(line, NoText)]
+    matched += [(line, keywords.find(line.text)) for line in found if isinstance(line, NoText)]
     return [
         Alert(
             line.camera,
-            match.phrase,
-            match.said,
+            match.keyword,
+            match.matched,
             match.score,
             line.id,
             line.start,
@@ -104,15 +104,15 @@ def alerts(found: Sequence[Transcript | NoText], watched: WatchList) -> list[Ale
 
 
 def new_alerts(
-    lines: Sequence[Transcript], before: Sequence[Transcript], watched: WatchList
+    lines: Sequence[Transcript], before: Sequence[Transcript], keywords: Keywords
 ) -> list[Alert]:
     """The keywords in a turn's lines that were in none of the lines at that time before."""
-    known = alerts(before, watched)
+    known = alerts(before, keywords)
     return [
         alert
-        for alert in alerts(lines, watched)
+        for alert in alerts(lines, keywords)
         if not any(
-            other.phrase == alert.phrase
+            other.keyword == alert.keyword
             and other.start <= alert.end + _SAME_ALERT_S
             and alert.start <= other.end + _SAME_ALERT_S
             for other in known
@@ -120,10 +120,10 @@ def new_alerts(
     ]
 
 
-def _matches(lines: Sequence[Transcript], watched: WatchList) -> list[list[Match]]:
-    own = [watched.find(line.text) for line in lines]
+def _matches(lines: Sequence[Transcript], keywords: Keywords) -> list[list[Match]]:
+    own = [keywords.find(line.text) for line in lines]
     for number, (line, after) in enumerate(pairwise(lines)):
-        known = {match.phrase for match in (*own[number], *own[number + 1])}
-        both = watched.find(f"{line.text} {after.text}")
-        own[number] += [match for match in both if match.phrase not in known]
+        known = {match.keyword for match in (*own[number], *own[number + 1])}
+        both = keywords.find(f"{line.text} {after.text}")
+        own[number] += [match for match in both if match.keyword not in known]
     return own

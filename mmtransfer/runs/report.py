@@ -52,17 +52,17 @@ def make_report(
         "task": config.task,
         "metric": metric,
         "higher_is_better": task.higher_is_better,
-        "source_model": config.source,
+        "source_model": config.source_model,
         "form": task.form,
         "loads_with_transformers": task.is_plain,
         "target": {"before": before["target"], "after": after["target"]},
-        "sources": {
+        "source_domain": {
             name: {
-                "before": before[f"source {name}"],
-                "after": after[f"source {name}"],
-                "forgetting": minus(change(f"source {name}")),
+                "before": before[f"source domain {name}"],
+                "after": after[f"source domain {name}"],
+                "forgetting": minus(change(f"source domain {name}")),
             }
-            for name in splits.sources
+            for name in splits.source_domain
         },
         "gain": change("target"),
         "rehearsal": _rehearsal_report(config, task),
@@ -100,7 +100,7 @@ def _rehearsal_report(config: Config, task: Task) -> dict[str, Any]:
 def judge_forgetting(config: Config, report: dict[str, Any]) -> dict[str, Any]:
     """Which source-domain sets lost more than they may, and what helps; see `forgetting_note`."""
     limit = config.transfer.max_forgetting
-    lost = {name: found["forgetting"] for name, found in report["sources"].items()}
+    lost = {name: found["forgetting"] for name, found in report["source_domain"].items()}
     over = [name for name, loss in lost.items() if loss is not None and loss > limit]
     share = report["rehearsal"]["share"]
     if not over:
@@ -149,9 +149,9 @@ def metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         return f"{scores[metric]:.4f} [{low:.4f}, {high:.4f}]"
 
     rows = []
-    for name, pair in [("target", report["target"]), *report["sources"].items()]:
+    for name, pair in [("target", report["target"]), *report["source_domain"].items()]:
         before, after = pair["before"], pair["after"]
-        label = name if name == "target" else f"source: {name}"
+        label = name if name == "target" else f"source domain: {name}"
         is_known = before and before[metric] is not None and after[metric] is not None
         change = f"{after[metric] - before[metric]:+.4f}" if is_known else "–"
         rows.append((label, shown(before), shown(after), change))
@@ -167,7 +167,9 @@ def forgetting_note(report: dict[str, Any]) -> str | None:
         return None
     losses = []
     for name in judged["over"]:
-        before, after = (report["sources"][name][when][metric] for when in ("before", "after"))
+        before, after = (
+            report["source_domain"][name][when][metric] for when in ("before", "after")
+        )
         losses.append(f"{name} {before:.4f} -> {after:.4f}")
     return (
         f"forgotten beyond transfer.max_forgetting ({judged['limit']:g}): {', '.join(losses)}; "
@@ -194,8 +196,8 @@ def model_card(config: Config, report: dict[str, Any]) -> str:
 
     Data is named, not located: no path of the machine that trained appears in it.
     """
-    bundle = BUNDLES.get(config.source.removeprefix(PREFIX))
-    base = bundle.base_model if bundle else config.source
+    bundle = BUNDLES.get(config.source_model.removeprefix(PREFIX))
+    base = bundle.base_model if bundle else config.source_model
     if Path(base).exists() or base.count("/") > 1:
         base = Path(base).name
     sections = [
@@ -211,7 +213,7 @@ def model_card(config: Config, report: dict[str, Any]) -> str:
 
 
 def _metadata(config: Config, report: dict[str, Any]) -> str:
-    bundle = BUNDLES.get(config.source.removeprefix(PREFIX))
+    bundle = BUNDLES.get(config.source_model.removeprefix(PREFIX))
     task = TASKS[config.task].pipeline
     metric, after = report["metric"], report["target"]["after"]
     plain = report["loads_with_transformers"]
@@ -227,7 +229,7 @@ def _metadata(config: Config, report: dict[str, Any]) -> str:
         metadata["language"] = spoken
     if bundle is not None:
         metadata["license"] = bundle.license
-    base = bundle.base_model if bundle else config.source
+    base = bundle.base_model if bundle else config.source_model
     if bundle is not None or (base.count("/") == 1 and not Path(base).exists()):
         metadata["base_model"] = base
         metadata["base_model_relation"] = _RELATIONS[report["form"]]

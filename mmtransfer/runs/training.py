@@ -96,7 +96,7 @@ def set_up(config: Config, device: torch.device) -> Task:
         UserError: unusable configuration, data or source.
     """
     TASKS[config.task].check(config)
-    source = resolve(config.source, config.revision)
+    source = resolve(config.source_model, config.revision)
     return task_for(config, source).set_up(config, source, device)
 
 

@@ -42,7 +42,7 @@ from mmtransfer.speech.engine import (
     decode_tokens,
     token_limit,
 )
-from mmtransfer.speech.logmel import FRAMES_PER_SECOND, log_mel
+from mmtransfer.speech.logmel import MEL_FRAMES_PER_SECOND, log_mel
 
 logger = logging.getLogger(__name__)
 _CONVERTER_VERSION = "4"  # raise it when what is written changes
@@ -389,7 +389,7 @@ class CTranslate2Whisper:
                 StorageView.from_array(states[own]),
                 list(prompt),
                 [results[index].sequences_ids[0] for index in own],
-                [max(2, round(seconds[index] * FRAMES_PER_SECOND)) for index in own],
+                [max(2, round(seconds[index] * MEL_FRAMES_PER_SECOND)) for index in own],
             )
             for index, found in zip(own, aligned, strict=True):
                 names = results[index].sequences[0]

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmtransfer.speech.audio import SAMPLE_RATE
 
-FRAMES_PER_SECOND = 100
+MEL_FRAMES_PER_SECOND = 100
 _WINDOW, _HOP = 400, 160
 _FLOOR = 1e-10  # power of digital silence
 _RANGE = 8.0  # powers of ten kept below the loudest

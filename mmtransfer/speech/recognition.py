@@ -43,9 +43,9 @@ class Recognizer:
         if hasattr(model, "decode"):
             self.engine: Engine = model
         else:
-            from mmtransfer.speech.engines_torch import torch_engine
+            from mmtransfer.speech.engines_transformers import transformers_engine
 
-            self.engine = torch_engine(model, device, options)
+            self.engine = transformers_engine(model, device, options)
         self.batch_seconds = batch_seconds
         self.shortest_context_s = shortest_context_s
         self.end_of_turn = end_of_turn

@@ -67,13 +67,13 @@ def open_recognizer(
     else:
         from mmtransfer.config import RuntimeConfig
         from mmtransfer.runtime import choose_device
-        from mmtransfer.speech.engines_torch import torch_engine
+        from mmtransfer.speech.engines_transformers import transformers_engine
 
         if compute_type is not None:
             logger.warning("precision %s is ctranslate2's alone, and left out", compute_type)
         place = choose_device(RuntimeConfig.model_validate({"device": device}))
         speech = _load(found, language)
-        model = torch_engine(speech, place, options, threads=threads)
+        model = transformers_engine(speech, place, options, threads=threads)
     logger.debug("%s: engine %s on %s, %d threads", found.source, engine, place, threads)
     # On CPU four full windows at a time take two thirds of the time of one by one; more gain
     # little, and attention over them takes much memory.

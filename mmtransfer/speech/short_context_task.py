@@ -35,7 +35,7 @@ from mmtransfer.speech.clip_task import ClipTask
 from mmtransfer.speech.clips import Clip, ClipSet, read_clips, usual_language
 from mmtransfer.speech.contexts import UNADAPTED_CONTEXT_S, longer_context_s
 from mmtransfer.speech.engine import DecodingOptions, Hypothesis
-from mmtransfer.speech.engines_torch import TorchWhisper
+from mmtransfer.speech.engines_transformers import TransformersWhisper
 from mmtransfer.speech.guards import rejection
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.scores import ClipScore
@@ -162,11 +162,11 @@ class ShortContextTask(ClipTask):
 
     # --- what the source reads ----------------------------------------------------------------
 
-    def _engine(self, clip: Clip) -> TorchWhisper:
+    def _engine(self, clip: Clip) -> TransformersWhisper:
         """The decoder for a clip's language."""
         speech = replace(self.speech, language=clip.language or self.speech.language)
         device = next(self.speech.model.parameters()).device
-        return TorchWhisper(speech, device, DecodingOptions(), None)
+        return TransformersWhisper(speech, device, DecodingOptions(), None)
 
     def begin(self, stage: Stage, device: torch.device) -> None:
         """Let the source read all clips, or find that in the cache."""
@@ -224,7 +224,7 @@ class ShortContextTask(ClipTask):
 
     @torch.inference_mode()
     def _source_output(
-        self, engine: TorchWhisper, waves: list[np.ndarray], texts: list[str]
+        self, engine: TransformersWhisper, waves: list[np.ndarray], texts: list[str]
     ) -> Iterator[np.ndarray]:
         speech, full = engine.speech, self.speech.max_context_s
         unsaid = [wave for wave, text in zip(waves, texts, strict=True) if not text]
@@ -456,7 +456,7 @@ class ShortContextTask(ClipTask):
     def finish(self, device: torch.device) -> None:
         """Measure the context beyond a clip, and the shortest safe context."""
         self.measure_margin(device)
-        self.measure_shortest_context(device, list(self.splits.sources.values()))
+        self.measure_shortest_context(device, list(self.splits.source_domain.values()))
 
     def describe(self) -> dict[str, Any]:
         """Languages and contexts."""

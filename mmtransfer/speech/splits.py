@@ -96,12 +96,12 @@ def add_rehearsal(
     clips = load_clips(
         path, columns, name="rehearsal", max_seconds=source.max_context_s, labelled=False
     )
-    for other in (splits.validation, *splits.sources.values()):
+    for other in (splits.validation, *splits.source_domain.values()):
         refuse_leaks(clips, other, config.data.allow_leaks)
     if not any(clip.text for clip in clips.clips):
         if language is None:
             raise UserError(
-                f"{named}: expected transcripts, found none, and {config.source} has no output yet "
+                f"{named}: no transcripts, and {config.source_model} has no output "
                 "that could take their place."
             )
         clips = transcribe(source, clips, config, device)

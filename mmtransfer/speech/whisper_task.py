@@ -37,7 +37,7 @@ from mmtransfer.speech.scores import ClipScore
 from mmtransfer.speech.splits import add_rehearsal, load_clip_splits
 from mmtransfer.speech.voice_activity import speech_bounds
 from mmtransfer.speech.whisper import SpeechModel, allow_silence, load_speech_model, whisper_layout
-from mmtransfer.transfer.encoders import FRAMES_PER_SECOND, WhisperEncoder
+from mmtransfer.transfer.encoders import ENCODER_FRAMES_PER_SECOND, WhisperEncoder
 from mmtransfer.transfer.features import FeatureStore, cache_key, cached_features, weights_digest
 from mmtransfer.transfer.regularisers import Outputs
 from mmtransfer.transfer.splits import training_data
@@ -172,7 +172,7 @@ class SpeechTask(ClipTask):
                     items.append((index, view, True))
                     contexts.append(full)
         encoder = self._encoder
-        values = [round(c * FRAMES_PER_SECOND) * encoder.width for c in contexts]
+        values = [round(c * ENCODER_FRAMES_PER_SECOND) * encoder.width for c in contexts]
         digests = [self.train.clips[index].identity for index, _, _ in items]
         augmented = self._augmenter.is_active
         key = cache_key(
@@ -241,7 +241,7 @@ class SpeechTask(ClipTask):
             groups[len(hidden)].append((hidden, target))
         batches = []
         for frames, examples in sorted(groups.items()):
-            size = max(1, int(config.batch_seconds * FRAMES_PER_SECOND / frames + 1e-6))
+            size = max(1, int(config.batch_seconds * ENCODER_FRAMES_PER_SECOND / frames + 1e-6))
             for start in range(0, len(examples), size):
                 part = examples[start : start + size]
                 stacked = torch.from_numpy(np.stack([hidden for hidden, _ in part])).float()
@@ -419,7 +419,7 @@ class SpeechTask(ClipTask):
 
     def finish(self, device: torch.device) -> None:
         """Measure the shortest safe context, and whether the model takes in windows."""
-        sources = list(self.splits.sources.values())
+        sources = list(self.splits.source_domain.values())
         self.measure_shortest_context(device, sources)
         self.measure_window(device, sources)
 

@@ -48,7 +48,7 @@ def load_text_splits(config: Config) -> tuple[Splits[TextSet], list[str]]:
         raise UserError("data.rehearsal: bundled is speech; for texts name a file, or none.")
     if rehearsed is not None:
         splits.rehearsal = read_texts(rehearsed, data, name="rehearsal")
-        for other in (splits.validation, *splits.sources.values()):
+        for other in (splits.validation, *splits.source_domain.values()):
             refuse(splits.rehearsal, other)
     for texts in splits.all:
         check_labels(texts, labels, where=texts.name)

@@ -23,7 +23,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.hub.loading import load_weights
 from mmtransfer.transfer.stages import rest_of
 
-FRAMES_PER_SECOND = 50
+ENCODER_FRAMES_PER_SECOND = 50
 """Hidden states of a Whisper's encoder."""
 _RATE = 16_000
 _SHORTEST = 480  # samples; of fewer than two frames there is no variance

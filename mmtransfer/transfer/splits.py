@@ -43,18 +43,19 @@ class Splits(Generic[Split]):
 
     train: Split
     validation: Split
-    sources: dict[str, Split]
+    source_domain: dict[str, Split]
     rehearsal: Split | None = None
 
     @property
     def evaluated(self) -> dict[str, Split]:
         """Sets that are scored before and after: the target, then the source domains."""
-        return {"target": self.validation} | {f"source {k}": v for k, v in self.sources.items()}
+        sources = {f"source domain {name}": split for name, split in self.source_domain.items()}
+        return {"target": self.validation} | sources
 
     @property
     def all(self) -> list[Split]:
         """Every set."""
-        named = [self.train, self.validation, *self.sources.values(), self.rehearsal]
+        named = [self.train, self.validation, *self.source_domain.values(), self.rehearsal]
         return [split for split in named if split is not None]
 
 
@@ -84,7 +85,7 @@ def load_splits(
         validation = read(data.validation, "validation", "validation")
     train = extend(train)
     refuse_leaks(train, validation)
-    sources = {name: read(path, name, "source") for name, path in data.sources.items()}
+    sources = {name: read(path, name, "source") for name, path in data.source_domain.items()}
     return Splits(train, validation, sources)
 
 

@@ -44,7 +44,7 @@ def trained(folder, source, task="sentiment", **sections):
         data["validation"] = write_dataset(folder / "validation", ["ab", "b"])
     values = {
         "task": task,
-        "source": str(source),
+        "source_model": str(source),
         "run_dir": str(folder / "run"),
         "data": {name: str(path) for name, path in data.items()} | {"rehearsal": "none"},
         "train": {"steps": 1, "batch_tokens": 200, "batch_seconds": 8, "full_context": 0.0},

@@ -19,7 +19,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.hub.pickled import safe_weights
 from mmtransfer.speech.engines_ctranslate2 import converted
-from mmtransfer.speech.engines_torch import torch_engine
+from mmtransfer.speech.engines_transformers import transformers_engine
 from mmtransfer.speech.whisper import load_speech_model
 
 
@@ -93,7 +93,7 @@ def test_every_command_takes_them(old, tmp_path, capsys):
     assert main(["evaluate", str(old[0]), "--data", str(data)]) == 0
     assert "2 clips" in capsys.readouterr().out
     assert (converted(resolve(str(old[0]))) / "full" / "model.bin").is_file()
-    engine = torch_engine(load_speech_model(str(old[0])))
+    engine = transformers_engine(load_speech_model(str(old[0])))
     assert len(engine.decode([tone(1.0)], 2.0)) == 1
 
 

@@ -187,7 +187,7 @@ def runs(hub, bases, tmp_path_factory):
         wanted.append(
             {
                 "task": "sentiment" if is_text else "speech",
-                "source": f"someone/{source}",
+                "source_model": f"someone/{source}",
                 "run_dir": str(folder / "runs" / name),
                 "data": texts if is_text else speech,
                 "transfer": transfer,

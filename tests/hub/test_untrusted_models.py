@@ -131,7 +131,7 @@ def command(name, coded, text_backbone, recording, folder):
     if name == "train":
         config = folder / "config.yaml"
         data = {"train": str(write_texts(folder / "texts.csv", 20))}
-        values = {"task": "sentiment", "source": str(coded), "data": data}
+        values = {"task": "sentiment", "source_model": str(coded), "data": data}
         config.write_text(yaml.safe_dump({**values, "run_dir": str(folder / "run")}))
         return ["train", config]
     return {

@@ -16,14 +16,14 @@ from support.web import wait_for
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring import Alert, Camera, Journal, Transcript
+from mmtransfer.monitoring.keywords import Keywords, similarity, sound
 from mmtransfer.monitoring.outputs.alerts import SIGNATURE, Webhook
-from mmtransfer.monitoring.watch import WatchList, similarity, sound
 
 VIDEO = EXAMPLE / "monitor.mp4"
 
 
 @pytest.mark.parametrize(
-    ("phrase", "text", "said"),
+    ("keyword", "text", "said"),
     [
         ("fire", "There is a Fire, in the yard!", "fire"),
         ("open the gate", "please open the gate now", "open the gate"),
@@ -36,15 +36,15 @@ VIDEO = EXAMPLE / "monitor.mp4"
         ("Straße", "in der strasse brennt es", "strasse"),
     ],
 )
-def test_phrases_are_found_although_the_recogniser_slips(phrase, text, said):
-    (match,) = WatchList([phrase]).find(text)
-    assert match.phrase == phrase
-    assert match.said == said
+def test_phrases_are_found_although_the_recogniser_slips(keyword, text, said):
+    (match,) = Keywords([keyword]).find(text)
+    assert match.keyword == keyword
+    assert match.matched == said
     assert 0.8 <= match.score <= 1
 
 
 @pytest.mark.parametrize(
-    ("phrase", "text"),
+    ("keyword", "text"),
     [
         ("fire", "the hire car is here for the fair"),
         ("gun", "the fun has begun"),
@@ -55,14 +55,14 @@ def test_phrases_are_found_although_the_recogniser_slips(phrase, text, said):
         ("police", "please hold the line"),
     ],
 )
-def test_other_words_raise_nothing(phrase, text):
-    assert WatchList([phrase]).find(text) == []
+def test_other_words_raise_nothing(keyword, text):
+    assert Keywords([keyword]).find(text) == []
 
 
 def test_a_phrase_needs_letters():
     with pytest.raises(UserError, match="expected words"):
-        WatchList(["..."])
-    assert not WatchList([])
+        Keywords(["..."])
+    assert not Keywords([])
 
 
 @given(st.text(max_size=12), st.text(max_size=12))
@@ -76,14 +76,16 @@ def test_similarity_is_a_share_and_the_same_both_ways(one, other):
 def test_an_alert_follows_its_segment_in_journal_and_output(tmp_path):
     monitor, _ = fake_monitor(lambda context_s: "the gate is open")
     book = Journal(tmp_path, model="m", model_digest="d", sources={"yard": str(VIDEO)})
-    items = list(monitor.watch([Camera(name="yard", url=str(VIDEO), watch=["gate"])], journal=book))
+    items = list(
+        monitor.watch([Camera(name="yard", url=str(VIDEO), keywords=["gate"])], journal=book)
+    )
     book.close()
     told = [item for item in items if isinstance(item, Transcript | Alert)]
     assert len(told) > 10
     for segment, alert in zip(told[::2], told[1::2], strict=True):
         assert isinstance(segment, Transcript)
         assert isinstance(alert, Alert)
-        assert (alert.segment, alert.phrase, alert.said) == (segment.id, "gate", "gate")
+        assert (alert.segment, alert.keyword, alert.matched) == (segment.id, "gate", "gate")
     (path,) = tmp_path.glob("*.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["segment"] for line in lines if line.get("event") == "alert"] == [
@@ -114,7 +116,7 @@ def test_alerts_are_posted_in_order_and_signed(receiver):
     other = receiver()
     hook = Webhook(other.url, secret="key")
     for number in range(5):
-        hook.send({"camera": "gate", "phrase": "火", "number": number})
+        hook.send({"camera": "gate", "keyword": "火", "number": number})
     wait_for(lambda: len(other.got) == 5)
     hook.close()
     assert [json.loads(body)["number"] for _, body in other.got] == list(range(5))
@@ -171,7 +173,7 @@ def test_an_address_may_hold_spaces_letters_of_any_alphabet_and_a_password(recei
 
 def test_the_command_raises_alerts(whisper_tiny, short_video, receiver, tmp_path, capsys):
     other = receiver()
-    command = ["monitor", str(whisper_tiny), str(short_video), "--watch", "Zephrine", "gantrel"]
+    command = ["monitor", str(whisper_tiny), str(short_video), "--keywords", "Zephrine", "gantrel"]
     command += ["--webhook", other.url, "--journal", str(tmp_path / "journal")]
     assert main(command) == 0
     printed = [x for x in capsys.readouterr().out.splitlines() if x.startswith("ALERT monitor: ")]

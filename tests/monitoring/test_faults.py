@@ -234,11 +234,11 @@ def test_a_gstreamer_server_that_is_killed_and_restarted(speech, spoken, tmp_pat
     server, whole = start(), RtspCamera(np.tile(speech, 4))
     before, items = 0, []
     engine = FakeEngine(lambda context_s: "open the gate")
-    monitor = Monitor(Recognizer(engine), live=QUICK, clips=tmp_path / "clips")
+    monitor = Monitor(Recognizer(engine), live=QUICK, alert_clips=tmp_path / "clips")
     timer = threading.Timer(90, monitor.stop)
     timer.start()
     cameras = [
-        Camera("gate", f"rtsp://127.0.0.1:{port}/gate", watch=["gate"]),
+        Camera("gate", f"rtsp://127.0.0.1:{port}/gate", keywords=["gate"]),
         Camera("whole", whole.url),
     ]
     for item in monitor.watch(cameras):

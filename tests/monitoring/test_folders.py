@@ -364,7 +364,7 @@ def test_clips_are_cut_from_the_recording_in_the_folder(speech, spoken, tmp_path
     write_at(folder / "1.wav", np.zeros(SAMPLE_RATE, np.float32), at - 100)
     write_at(folder / "2.wav", speech, at)
     monitor = Monitor(
-        Recognizer(FakeEngine(lambda context_s: "open the gate")), clips=tmp_path / "clips"
+        Recognizer(FakeEngine(lambda context_s: "open the gate")), alert_clips=tmp_path / "clips"
     )
     items = []
 
@@ -373,7 +373,7 @@ def test_clips_are_cut_from_the_recording_in_the_folder(speech, spoken, tmp_path
         monitor.stop()
 
     threading.Thread(target=stop_when_cut, daemon=True).start()
-    for item in monitor.watch([Camera("site", str(folder), watch=["gate"])]):
+    for item in monitor.watch([Camera("site", str(folder), keywords=["gate"])]):
         items.append(item)
     raised = [item for item in items if isinstance(item, Alert)]
     assert len(raised) == len(spoken)
@@ -499,9 +499,9 @@ def test_a_folder_tells_once_what_it_does_not_take(speech, spoken, tmp_path, imp
     def until(items):
         if len(said(items)) >= len(spoken):
             (folder / "late.cfg").write_bytes(b"x")
-        return happened(items).count("not taken") >= 2
+        return happened(items).count("skipped") >= 2
 
     items, _ = watch(folder, tmp_path / "j", until)
-    first, second = [i.detail for i in items if getattr(i, "event", "") == "not taken"]
+    first, second = [i.detail for i in items if getattr(i, "event", "") == "skipped"]
     assert first.startswith("1 without an ending, 1 .pcmx, 2 .txt:")
     assert second.startswith("1 .cfg:")

@@ -220,21 +220,21 @@ def test_a_doubtful_segment_is_decoded_again_with_longer_contexts():
     assert {t.context_s for t in found} == {30.0}
     starts = [t.start for t in found]
     assert starts == sorted(starts)
-    assert monitor.stats.repeated == len(found)
+    assert monitor.stats.decoded_again == len(found)
     # Its own length, then a longer context, then the full one.
     own = sum(size for size, context in engine.calls if context < 8)
     assert own == len(found)
     assert len({context for _, context in engine.calls if context >= 8}) >= 2
     monitor, _ = fake_monitor(lambda context_s: loop)
     assert list(monitor.transcribe(VIDEO)) == []
-    assert monitor.stats.rejected["looping"] == monitor.stats.repeated > 0
+    assert monitor.stats.rejected["looping"] == monitor.stats.decoded_again > 0
 
 
 def test_a_word_that_is_repeated_is_text_and_raises_an_alert():
     """What is doubted is decoded again; what decodings agree on stays."""
     said = {"gate": "Fire! " * 6}
     monitor, engine = fake_monitor(lambda context_s: said["gate"])
-    camera = Camera("gate", str(VIDEO), watch=["fire"])
+    camera = Camera("gate", str(VIDEO), keywords=["fire"])
     items = list(monitor.watch([camera]))
     found = [item for item in items if isinstance(item, Transcript)]
     assert {t.text for t in found if t.end - t.start > 2} == {"Fire! " * 5 + "Fire!"}
@@ -247,10 +247,10 @@ def test_a_word_that_is_repeated_is_text_and_raises_an_alert():
 def test_what_is_rejected_raises_alerts_and_is_in_the_journal(tmp_path):
     monitor, _ = fake_monitor(lambda context_s: "Fire! " * 30)
     journal = Journal(tmp_path, model="m", model_digest="d", sources={"gate": str(VIDEO)})
-    items = list(monitor.watch([Camera("gate", str(VIDEO), watch=["fire"])], journal=journal))
+    items = list(monitor.watch([Camera("gate", str(VIDEO), keywords=["fire"])], journal=journal))
     journal.close()
     lines = [json.loads(line) for path in tmp_path.glob("*.jsonl") for line in path.open()]
-    rejected = [line for line in lines if line.get("event") == "no text"]
+    rejected = [line for line in lines if line.get("event") == "rejected"]
     assert rejected
     assert {line["text"] for line in rejected} == {"Fire! " * 30}
     alerts = [item for item in items if isinstance(item, Alert)]

@@ -31,12 +31,12 @@ WRONG = {
     "sources": "gate.mp4",
     "channels": 0,
     "live": "no",
-    "watch": "fire",
+    "keywords": "fire",
     "loud_db": 100,
     "partial": 1,
     "journal": "",
     "output": "gate.srt",
-    "clips": 7,
+    "alert_clips": 7,
     "webhook": 7,
     "mqtt": "",
     "metrics_port": 1.5,
@@ -56,12 +56,12 @@ GIVEN = {
     "sentiment": "runs/news",
     "channels": 2,
     "live": False,
-    "watch": ("fire", "open the gate"),
+    "keywords": ("fire", "open the gate"),
     "loud_db": 25,
     "partial": True,
     "journal": "heard",
     "output": ("gate.jsonl", "gate.txt"),
-    "clips": "clips",
+    "alert_clips": "clips",
     "webhook": "https://desk.example/alerts",
     "mqtt": "mqtt://broker/topic",
     "metrics_port": "0.0.0.0:9100",
@@ -70,9 +70,9 @@ FLAGS = [
     *("--language", "de", "--engine", "transformers", "--compute", "float32", "--device", "cpu"),
     *("--threads", "2", "--context", "full", "--beam", "3", "--prompt", "Hexburn yard", "--words"),
     *("--line-seconds", "5.5", "--line-characters", "60", "--sentiment", "runs/news"),
-    *("--channels", "2", "--no-live", "--watch", "fire", "--watch", "open the gate"),
+    *("--channels", "2", "--no-live", "--keywords", "fire", "--keywords", "open the gate"),
     *("--loud", "25", "--partial", "--journal", "heard", "--output", "gate.jsonl", "gate.txt"),
-    *("--clips", "clips", "--webhook", "https://desk.example/alerts"),
+    *("--alert-clips", "clips", "--webhook", "https://desk.example/alerts"),
     *("--mqtt", "mqtt://broker/topic", "--metrics-port", "0.0.0.0:9100"),
 ]
 
@@ -112,7 +112,7 @@ def test_the_command_line_the_file_and_python_mean_the_same(tmp_path):
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in GIVEN.items()}
     path.write_text(yaml.safe_dump({"cameras": [camera], "model": "m", **plain}))
     # Paths in the file are beside it.
-    places = {"journal": str(tmp_path / "heard"), "clips": str(tmp_path / "clips")}
+    places = {"journal": str(tmp_path / "heard"), "alert_clips": str(tmp_path / "clips")}
     places["output"] = [str(tmp_path / name) for name in GIVEN["output"]]
     assert load_options(path) == replace(there, sources=[Camera(**camera)], **places)
     assert parsed("m", "--cameras", str(path), *FLAGS) == replace(there, sources=[Camera(**camera)])
@@ -132,8 +132,9 @@ def test_the_command_line_goes_before_the_file(tmp_path):
     [
         ("beam: 4", r"found 'beam'\. Did you mean 'beam_size'"),
         ("sources: [a.mp4]", "found 'sources'"),
+        ("watch: [fire]", "It is called 'keywords' now"),
         ("beam_size: many", r"cameras\.yaml: beam_size: expected a number of 1 or more"),
-        ("watch: fire", r"cameras\.yaml: watch: expected a list"),
+        ("keywords: fire", r"cameras\.yaml: keywords: expected a list"),
         ("output: [cameras.yaml]", "names the cameras"),
     ],
 )
@@ -183,13 +184,13 @@ def test_options_are_what_recognition_is_opened_with():
 def test_what_is_for_all_sources_is_not_for_one_that_has_its_own(tmp_path):
     write_media(tmp_path / "call.wav", tone(1.0), channels=2)
     url = str(tmp_path / "call.wav")
-    own = Camera("own", url, watch=["fire"], loud_db=30, channels=2, live=False)
+    own = Camera("own", url, keywords=["fire"], loud_db=30, channels=2, live=False)
     options = MonitorOptions(
-        "m", sources=[own, Path(url)], watch=["gate"], loud_db=20, channels="split"
+        "m", sources=[own, Path(url)], keywords=["gate"], loud_db=20, channels="split"
     )
     own, first, second = options.cameras()
-    assert (own.watch, own.loud_db, own.channels) == (["fire", "gate"], 30, 2)
-    assert (first.name, first.watch, first.loud_db) == ("call-1", ["gate"], 20)
+    assert (own.keywords, own.loud_db, own.channels) == (["fire", "gate"], 30, 2)
+    assert (first.name, first.keywords, first.loud_db) == ("call-1", ["gate"], 20)
     assert (second.name, second.channels) == ("call-2", 2)
 
 

@@ -51,8 +51,8 @@ def made(*cameras, now=100.0, windows=0.0):
     return ordering, disk, sources
 
 
-GATE = Camera("gate", "gate.mp4", watch=["fire"])
-LIVE = Camera("gate", "rtsp://gate/1", watch=["fire"])
+GATE = Camera("gate", "gate.mp4", keywords=["fire"])
+LIVE = Camera("gate", "rtsp://gate/1", keywords=["fire"])
 
 
 def test_segments_come_in_order_whatever_is_decoded_first():
@@ -75,7 +75,7 @@ def test_alerts_follow_their_segment_and_are_written_with_it():
     output.put(output.place(), [text(1.0, "fire at the gate")])
     first, second = ordering.items()
     assert isinstance(first, Transcript)
-    assert (second.phrase, second.segment, second.clip) == ("fire", "gate@1.000", None)
+    assert (second.keyword, second.segment, second.clip) == ("fire", "gate@1.000", None)
     assert disk.lines == [first, second]
     assert source.stats.alerts == 1
 

@@ -47,13 +47,27 @@ def test_what_an_earlier_version_did_not_write_takes_a_default():
     assert isinstance(record, Transcript)
     assert (record.text, record.words, record.revision, record.avg_logprob) == ("open", None, 0, 0)
     record = record_of(
-        {"camera": "a", "event": "alert", "phrase": "fire", "segment": "a@1", "start": 1, "end": 2}
+        {"camera": "a", "event": "alert", "keyword": "fire", "segment": "a@1", "start": 1, "end": 2}
     )
     assert isinstance(record, Alert)
     assert record.rejected == ""
     assert record_of({"camera": "a", "event": "end"}) == SourceEnd("", "a", None)
     assert record_of({"camera": "a", "event": "connected", "at": 1.0}) is None
     assert record_of({"camera": "a", "event": "of a later version"}) is None
+
+
+def test_fields_and_events_of_version_0_1_load_under_their_new_names():
+    times = {"segment": "a@1", "start": 1.0, "end": 2.0}
+    alert = {"camera": "a", "event": "alert", "phrase": "fire", "said": "fair", **times}
+    record = record_of(alert)
+    assert (record.keyword, record.matched) == ("fire", "fair")
+    sound = {"camera": "a", "id": "a#s", "start": 1, "end": 2, "event": "sound", "usual_db": -50.0}
+    assert record_of(sound).background_db == -50
+    rejected = {"camera": "a", "id": "a@1", "start": 1.0, "end": 2.0, "event": "no text"}
+    record = record_of({**rejected, "reason": "looping"})
+    assert (record.event, record.reason) == (LineKind.REJECTED, "looping")
+    delivered = {"camera": "a", "event": "alert delivered", "to": "webhook", "phrase": "fire"}
+    assert record_of({**delivered, "segment": "a@1"}) == Delivery("a", "webhook", "a@1", "fire")
 
 
 @pytest.mark.parametrize(

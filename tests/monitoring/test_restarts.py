@@ -165,8 +165,8 @@ def test_names_of_any_bytes_go_everywhere(whisper_tiny, tmp_path, speech, monkey
     for name in names:
         with open(os.fsencode(name), "wb") as file:
             file.write(sound)
-    command = ["monitor", str(whisper_tiny), *names, "--journal", "j", "--watch", "gate", "hook"]
-    command += ["--output", "o.html", "o.srt", "o.jsonl", "--clips", "clips"]
+    command = ["monitor", str(whisper_tiny), *names, "--journal", "j", "--keywords", "gate", "hook"]
+    command += ["--output", "o.html", "o.srt", "o.jsonl", "--alert-clips", "clips"]
     assert main(command) == 0
     assert {line["camera"] for line in texts(tmp_path / "j")} == {
         "caf\\xe9",
@@ -248,7 +248,7 @@ def test_outputs_never_replace_what_is_read(whisper_tiny, tmp_path, speech, caps
     for command, message in [
         ([str(sound), "--output", "a.txt"], "is a source"),
         ([str(VIDEO), "--journal", "j", "--output", "j/o.jsonl"], "in the journal's folder"),
-        ([str(tmp_path), "--clips", "a/clips"], "clips would be among them"),
+        ([str(tmp_path), "--alert-clips", "a/clips"], "clips would be among them"),
     ]:
         (tmp_path / "j").mkdir(exist_ok=True)
         assert main(["monitor", str(whisper_tiny), *command]) == 2
@@ -266,7 +266,7 @@ def test_alerts_on_their_way_when_the_monitor_dies_are_sent_again(
 ):
     """Delivered ones are not, nor those that were refused; the other side may see one twice."""
     folder, other = tmp_path / "j", receiver(200, 404)
-    command = ["monitor", str(whisper_tiny), str(short_video), "--watch", "gate", "--quiet"]
+    command = ["monitor", str(whisper_tiny), str(short_video), "--keywords", "gate", "--quiet"]
     command += ["--journal", str(folder)]
     assert main([*command, "--webhook", other.url]) == 0
     raised = [line for line in lines_of(folder) if line.get("event") == "alert"]

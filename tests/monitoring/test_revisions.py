@@ -10,11 +10,11 @@ from support.engines import ContextEngine, LoudIsSpeech, utterances
 from support.web import wait_for
 
 from mmtransfer.monitoring import Alert, Camera, Journal, LiveSettings, Monitor, Transcript
+from mmtransfer.monitoring.keywords import Keywords
 from mmtransfer.monitoring.outputs.sinks import FileSink, StandardOutput
 from mmtransfer.monitoring.sources import readers
 from mmtransfer.monitoring.sources.live import Block
 from mmtransfer.monitoring.texts import new_alerts, revised
-from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.speech import segments
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.recognition import Recognizer
@@ -30,7 +30,7 @@ def watch(monkeypatch):
     """Plays audio to a monitor as a live source, and gives what it hands out."""
     monkeypatch.setattr(segments, "SpeechProbability", LoudIsSpeech)
 
-    def run(engine, samples, *, watch=(), journal=None, until=lambda items: False, over=None):
+    def run(engine, samples, *, keywords=(), journal=None, until=lambda items: False, over=None):
         def play(name, source, stopping, **options):
             at = 1e9
             for start in range(0, len(samples), 1600):
@@ -41,7 +41,7 @@ def watch(monkeypatch):
 
         monkeypatch.setattr(readers, "read_live", play)
         monitor = Monitor(Recognizer(engine), live=LiveSettings(partial_s=float("inf")))
-        camera, items = Camera(name="door", url=URL, watch=list(watch)), []
+        camera, items = Camera(name="door", url=URL, keywords=list(keywords)), []
         timer = threading.Timer(120, monitor.stop)
         timer.start()
 
@@ -114,10 +114,10 @@ def test_a_keyword_is_alerted_once_and_again_only_if_the_revision_brings_it(watc
     items, _ = watch(
         engine,
         utterances([0.6, 0.6, 4.0]),
-        watch=["fire", "help"],
+        keywords=["fire", "help"],
         until=lambda found: sum(isinstance(item, Alert) for item in found) > 1,
     )
-    found = [(alert.phrase, alert.text) for alert in items if isinstance(alert, Alert)]
+    found = [(alert.keyword, alert.text) for alert in items if isinstance(alert, Alert)]
     assert found == [("fire", "fire"), ("help", "help")]
 
 
@@ -183,11 +183,11 @@ def test_lines_are_replaced_added_and_emptied():
 
 
 def test_a_keyword_that_moved_to_the_next_line_is_not_alerted_again():
-    watched = WatchList(["fire"])
+    keywords = Keywords(["fire"])
     before = [line(0, "there is a fire"), line(1, "now")]
-    assert new_alerts([line(0, "there is a"), line(1, "fire now")], before, watched) == []
+    assert new_alerts([line(0, "there is a"), line(1, "fire now")], before, keywords) == []
     late = replace(line(9, "fire"), start=9.0, end=9.9)
-    (alert,) = new_alerts([*before, late], before, watched)
+    (alert,) = new_alerts([*before, late], before, keywords)
     assert alert.segment == "s#9"
 
 

@@ -51,7 +51,7 @@ def test_sinks_files_and_a_webhook_get_the_same(model, receiver, tmp_path):
     options = MonitorOptions(
         model,
         sources=[VIDEO],
-        watch=["gate"],
+        keywords=["gate"],
         output=[tmp_path / "o.jsonl", tmp_path / "o.srt"],
         webhook=other.url,
     )
@@ -81,7 +81,7 @@ def test_each_model_is_found_once(model, text_backbone, monkeypatch, tmp_path):
         return lambda texts: [("calm", 0.9) for _ in texts]
 
     monkeypatch.setattr("mmtransfer.monitoring.loading.resolve", counted)
-    monkeypatch.setattr("mmtransfer.monitoring.loading.text_judge", judge)
+    monkeypatch.setattr("mmtransfer.monitoring.loading.text_classifier", judge)
     cameras = [Camera(name, str(VIDEO), model=model) for name in ("one", "other")]
     options = MonitorOptions(
         model, sources=[*cameras, VIDEO], journal=tmp_path / "j", sentiment=str(text_backbone)
@@ -100,7 +100,7 @@ def test_what_a_session_left_over_is_in_the_files_and_on_its_way_in_the_next(
     options = MonitorOptions(
         model,
         sources=[VIDEO],
-        watch=["gate"],
+        keywords=["gate"],
         journal=tmp_path / "j",
         output=[tmp_path / "o.jsonl"],
         webhook="http://127.0.0.1:9/nobody",
@@ -118,7 +118,7 @@ def test_what_a_session_left_over_is_in_the_files_and_on_its_way_in_the_next(
         MonitorOptions(
             model,
             sources=[VIDEO],
-            watch=["gate"],
+            keywords=["gate"],
             journal=tmp_path / "j",
             output=[tmp_path / "o.jsonl"],
             webhook=other.url,
@@ -128,7 +128,7 @@ def test_what_a_session_left_over_is_in_the_files_and_on_its_way_in_the_next(
     rows = [json.loads(row) for row in (tmp_path / "o.jsonl").read_text().splitlines()]
     new = [item.id for item in desk.items if isinstance(item, Transcript)]
     known = [
-        line["id"] for line in lines_of(tmp_path / "j") if "phrase" not in line and "id" in line
+        line["id"] for line in lines_of(tmp_path / "j") if "keyword" not in line and "id" in line
     ]
     assert [row["id"] for row in rows] == known
     assert stats.segments == len(new) == len(known) - 5
@@ -170,7 +170,7 @@ def test_a_session_hands_out_everything_and_stops_when_asked(model, tmp_path):
     ("options", "message"),
     [
         ({"sources": ["no.mp4"]}, "no such"),
-        ({"sources": [VIDEO], "watch": ["..."]}, "expected words"),
+        ({"sources": [VIDEO], "keywords": ["..."]}, "expected words"),
         ({"sources": [VIDEO], "webhook": "ftp://x/y"}, "expected an address"),
         ({"sources": [VIDEO], "metrics_port": "no"}, "metrics: expected"),
         ({"sources": [VIDEO], "output": ["no/o.srt"]}, "does not exist"),

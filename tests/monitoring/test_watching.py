@@ -215,7 +215,7 @@ def test_a_bang_is_told_once_and_dead_microphones_too():
     (found,) = level.feed(bang, 100.0)
     assert found.at == pytest.approx(105.0)
     assert found.level_db == pytest.approx(-6, abs=0.1)
-    assert found.usual_db == pytest.approx(-60, abs=0.5)
+    assert found.background_db == pytest.approx(-60, abs=0.5)
     assert not list(SoundLevel(20).feed(quiet, 0.0))
     # What goes on becomes usual.
     long = np.concatenate([quiet, np.full(120 * SAMPLE_RATE, 0.5, np.float32)])
@@ -266,8 +266,8 @@ def key_frames(path):
 def test_a_clip_is_kept_around_an_alert_in_a_recording(tmp_path, container):
     video = VIDEO if container == "mp4" else remuxed(VIDEO, tmp_path / "monitor.mkv")
     monitor, _ = fake_monitor(texts=lambda c: "open the gate")
-    monitor = Monitor(monitor._recognizer, clips=tmp_path / "clips")
-    watched = Camera(name="yard/1", url=str(video), watch=["gate"])
+    monitor = Monitor(monitor._recognizer, alert_clips=tmp_path / "clips")
+    watched = Camera(name="yard/1", url=str(video), keywords=["gate"])
     book = Journal(tmp_path / "j", model="m", model_digest="d", sources={"yard/1": str(video)})
     items = list(monitor.watch([watched], journal=book))
     book.close()
@@ -287,8 +287,8 @@ def test_a_clip_is_kept_around_an_alert_in_a_recording(tmp_path, container):
 
 def test_a_clip_is_kept_around_an_alert_of_a_camera(camera, camera_stream, tmp_path):
     server = camera([camera_stream, 60])
-    monitor = Monitor(Recognizer(FakeEngine()), live=LiveSettings(), clips=tmp_path)
-    watched = Camera(name="gate", url=server.url, watch=["some words"], loud_db=15)
+    monitor = Monitor(Recognizer(FakeEngine()), live=LiveSettings(), alert_clips=tmp_path)
+    watched = Camera(name="gate", url=server.url, keywords=["some words"], loud_db=15)
     clips = lambda i: [x.clip for x in i if isinstance(x, Alert) and Path(x.clip).exists()]  # noqa: E731
     items = []
     timer = threading.Timer(120, monitor.stop)
@@ -306,8 +306,8 @@ def test_a_clip_is_kept_around_an_alert_of_a_camera(camera, camera_stream, tmp_p
 
 def test_a_clip_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "clips").write_text("in the way")
-    monitor = Monitor(Recognizer(FakeEngine()), clips=tmp_path / "clips")
-    items = list(monitor.watch([Camera(name="a", url=str(VIDEO), watch=["words"])]))
+    monitor = Monitor(Recognizer(FakeEngine()), alert_clips=tmp_path / "clips")
+    items = list(monitor.watch([Camera(name="a", url=str(VIDEO), keywords=["words"])]))
     assert any(isinstance(i, SourceEvent) and i.event == "no clip" for i in items)
     assert said(items)
 
@@ -348,7 +348,7 @@ def test_texts_are_judged(tmp_path):
         judged.extend(texts)
         return [("negative", 0.8)] * len(texts)
 
-    monitor = Monitor(Recognizer(FakeEngine()), judge=judge)
+    monitor = Monitor(Recognizer(FakeEngine()), classifier=judge)
     found = list(monitor.transcribe(VIDEO))
     assert found
     assert {(t.sentiment, t.sentiment_prob) for t in found} == {("negative", 0.8)}
@@ -428,7 +428,7 @@ def test_the_command_writes_a_report(whisper_tiny, short_video, tmp_path, capsys
 def test_a_report_of_two_sessions_holds_the_alerts_of_both(whisper_tiny, short_video, tmp_path):
     output = tmp_path / "out.html"
     command = ["monitor", str(whisper_tiny), str(short_video), "--quiet", "--loud", "20"]
-    command += ["--journal", str(tmp_path / "j"), "--output", str(output), "--watch", "the"]
+    command += ["--journal", str(tmp_path / "j"), "--output", str(output), "--keywords", "the"]
 
     def events():
         rows = json.loads(re.search(r'id="data">(.*?)</script>', output.read_text(), re.S)[1])
@@ -528,8 +528,8 @@ def test_the_command_shows_the_table_and_the_lines(whisper_tiny, short_video, ca
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--watch", "!!"], "expected words"),
-        (["--clips", "pyproject.toml"], "expected a folder for clips"),
+        (["--keywords", "!!"], "expected words"),
+        (["--alert-clips", "pyproject.toml"], "expected a folder for clips"),
         (["--metrics-port", "abc"], "PORT"),
         (["--metrics-port", ""], "PORT"),
         (["--metrics-port", "no.such.host.:9100"], "cannot listen"),
@@ -621,12 +621,12 @@ def test_alerts_reach_an_mqtt_broker(broker):
 
     def ready():
         for number in range(3):
-            channel.send({"camera": "gate", "phrase": "着火", "number": number})
+            channel.send({"camera": "gate", "keyword": "着火", "number": number})
 
     got = received(port, "site/alerts", 3, ready)
     channel.close()
     assert [message["number"] for message in got] == [0, 1, 2]
-    assert got[0]["phrase"] == "着火"
+    assert got[0]["keyword"] == "着火"
     assert sorted(settled) == [(0, ""), (1, ""), (2, "")]
 
 

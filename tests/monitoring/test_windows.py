@@ -11,6 +11,7 @@ from support.engines import FakeEngine, LoudIsSpeech
 
 from mmtransfer.monitoring import Monitor, Transcript
 from mmtransfer.monitoring.journal.journal import Journal
+from mmtransfer.monitoring.keywords import Keywords
 from mmtransfer.monitoring.lines import (
     Line,
     LineSettings,
@@ -20,7 +21,6 @@ from mmtransfer.monitoring.lines import (
     text_ends_at,
 )
 from mmtransfer.monitoring.texts import alerts, transcripts
-from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.speech import segments
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.engine import Hypothesis, Word
@@ -215,14 +215,14 @@ def test_text_without_spaces_is_split_between_its_words():
 def test_a_keyword_is_found_across_two_lines_and_once_in_each():
     hypothesis, segment = spoken("Please open. The gate is open the gate.")
     lines = transcripts("a", "a", "a@0.000", hypothesis, split_lines(hypothesis, segment))
-    found = alerts(lines, WatchList(["open the gate", "please"]))
-    assert [(a.phrase, a.segment) for a in found] == [
+    found = alerts(lines, Keywords(["open the gate", "please"]))
+    assert [(a.keyword, a.segment) for a in found] == [
         ("please", "a@0.000"),
         ("open the gate", "a@0.000#1"),
     ]
     hypothesis, segment = spoken("Please open. The gate now.")
     lines = transcripts("a", "a", "a@0.000", hypothesis, split_lines(hypothesis, segment))
-    (alert,) = alerts(lines, WatchList(["open the gate"]))
+    (alert,) = alerts(lines, Keywords(["open the gate"]))
     assert alert.segment == "a@0.000"
 
 
@@ -263,7 +263,7 @@ def test_a_window_that_loops_is_decoded_in_halves_before_it_is_rejected(tmp_path
     assert " ".join(line.text for line in found).split()[:4] == ["one", "two.", "three", "four."]
     assert not any("no" in line.text.split() for line in found)
     assert not monitor.stats.rejected
-    assert monitor.stats.repeated > 0
+    assert monitor.stats.decoded_again > 0
     assert monitor.stats.segments == whole.stats.segments
     assert len(found) > len(expected)
     assert len({line.id for line in found}) == len(found)

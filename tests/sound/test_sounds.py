@@ -73,7 +73,7 @@ def wave(tmp_path_factory):
 def values(folder, backbone, run_dir, **over):
     config = {
         "task": "sound",
-        "source": str(backbone),
+        "source_model": str(backbone),
         "run_dir": str(run_dir),
         "data": {"train": str(folder / "train"), "validation": str(folder / "validation")},
         "transfer": {"preset": "feature"},

@@ -73,7 +73,7 @@ def test_a_training_run_reports_both(random_whisper, tmp_path, capsys):
     run = tmp_path / "run"
     values = {
         "data": {"train": str(train), "validation": str(validation), "rehearsal": "none"},
-        "source": str(random_whisper),
+        "source_model": str(random_whisper),
         "run_dir": str(run),
         "train": {"steps": 1},
         "transfer": {"interpolate": "none"},

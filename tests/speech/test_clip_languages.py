@@ -64,7 +64,7 @@ def spoken(tmp_path_factory):
 def config(train, source, **sections):
     return build_config(
         {
-            "source": str(source),
+            "source_model": str(source),
             "data": {"train": str(train), "rehearsal": "none", **sections.pop("data", {})},
             "runtime": {"threads": 1, "device": "cpu"},
             **sections,

@@ -36,7 +36,7 @@ def waves(tmp_path_factory):
 
 def values(data, backbone, run_dir, stages="feature", **sections):
     return {
-        "source": str(backbone),
+        "source_model": str(backbone),
         "run_dir": str(run_dir),
         "data": {
             "train": str(data / "train"),
@@ -182,10 +182,10 @@ def test_a_source_recogniser_keeps_its_output_layer_and_is_scored_before(data, w
     runs.train(build_config(first))
     second = values(data, tmp_path / "first", tmp_path / "second", "end_to_end", head={})
     second["head"] = {}
-    second["data"]["sources"] = {"old": str(data / "validation")}
+    second["data"]["source_domain"] = {"old": str(data / "validation")}
     report = runs.train(build_config(second))
     assert report["target"]["before"] is not None
-    assert report["sources"]["old"]["forgetting"] is not None
+    assert report["source_domain"]["old"]["forgetting"] is not None
 
 
 def test_a_clip_too_short_for_its_transcript_is_named_and_skipped(data, waves, tmp_path, caplog):

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
-from mmtransfer.speech import engines_ctranslate2, engines_torch
+from mmtransfer.speech import engines_ctranslate2, engines_transformers
 from mmtransfer.speech.audio import decode_clip
 from mmtransfer.speech.engine import DecodingOptions, align_words, decode_tokens
 from mmtransfer.speech.engines_ctranslate2 import CTranslate2Whisper, converted
-from mmtransfer.speech.engines_torch import dynamic_time_warping
+from mmtransfer.speech.engines_transformers import dynamic_time_warping
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.recognizers import open_recognizer
 from mmtransfer.speech.scores import get_normalizer, score_clip
@@ -75,7 +75,7 @@ def test_what_the_token_limit_cuts_off_is_unfinished(
     whole = recognizer(whisper_tiny, engine).engine.decode(clips[:1], 20.0)[0]
     assert whole.finished
     assert len(whole.tokens) > 4
-    module = engines_torch if engine == "transformers" else engines_ctranslate2
+    module = engines_transformers if engine == "transformers" else engines_ctranslate2
     monkeypatch.setattr(module, "token_limit", lambda *_: 4)
     found = recognizer(whisper_tiny, engine, options=DecodingOptions(prompt=prompt))
     cut = found.engine.decode(clips[:1], 20.0)[0]

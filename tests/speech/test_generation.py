@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from mmtransfer.errors import UserError
-from mmtransfer.speech.engines_torch import TorchWhisper, torch_engine
+from mmtransfer.speech.engines_transformers import TransformersWhisper, transformers_engine
 from mmtransfer.speech.generation import complete_generation
 from mmtransfer.speech.whisper import load_speech_model
 
@@ -102,8 +102,8 @@ def test_an_old_model_is_decoded_like_a_new_one(whisper_tiny, tmp_path, speech):
     old = altered(whisper_tiny, tmp_path / "old", without(*DERIVED))
     texts = []
     for folder in (whisper_tiny, old):
-        engine = torch_engine(load_speech_model(str(folder)))
-        assert isinstance(engine, TorchWhisper)
+        engine = transformers_engine(load_speech_model(str(folder)))
+        assert isinstance(engine, TransformersWhisper)
         texts.append(engine.decode([speech[: 4 * 16_000]], 20.0)[0].text)
     assert texts[0] == texts[1]
     assert texts[0]

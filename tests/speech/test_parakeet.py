@@ -77,7 +77,7 @@ def data(tmp_path_factory):
 
 def values(data, source, run, stages, **train):
     return {
-        "source": str(source),
+        "source_model": str(source),
         "run_dir": str(run),
         "data": {
             "train": str(data / "train"),

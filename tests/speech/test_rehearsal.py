@@ -42,7 +42,7 @@ def data(tmp_path_factory):
 
 def values(folder, source, run_dir, **sections):
     return {
-        "source": str(source),
+        "source_model": str(source),
         "run_dir": str(run_dir),
         "data": {
             "train": str(folder / "train"),
@@ -159,7 +159,7 @@ def test_rehearsal_that_cannot_be(sections, message, data, tmp_path, capsys):
 
 def test_rehearsal_must_not_be_what_forgetting_is_measured_on(data, random_whisper, tmp_path):
     config = values(data, random_whisper, tmp_path / "run")
-    config["data"]["sources"] = {"general": str(data / "general")}
+    config["data"]["source_domain"] = {"general": str(data / "general")}
     with pytest.raises(UserError, match="Scores would flatter the model"):
         runs.train(build_config(config))
 
@@ -186,7 +186,7 @@ def test_bundled_speech_is_general_and_small():
 def test_speech_without_transcripts_gets_the_sources(whisper_tiny, tmp_path, caplog):
     for path in sorted((EXAMPLE / "source").glob("*.ogg"))[:3]:
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = build_config({"source": str(whisper_tiny)})
+    config = build_config({"source_model": str(whisper_tiny)})
     speech = load_speech_model(str(whisper_tiny), short_contexts=False)
     clips = load_clips(tmp_path, config.data, name="rehearsal", labelled=False)
     assert not any(clip.text for clip in clips.clips)
@@ -222,7 +222,7 @@ def test_the_last_line_says_what_is_forgotten_and_what_helps(
     data, random_whisper, tmp_path, capsys, monkeypatch
 ):
     config = values(data, random_whisper, tmp_path / "run")
-    config["data"] |= {"sources": {"speech": str(data / "general")}, "rehearsal": "none"}
+    config["data"] |= {"source_domain": {"speech": str(data / "general")}, "rehearsal": "none"}
     (tmp_path / "config.yaml").write_text(json.dumps(config))
 
     def rated(measured, rate):

@@ -28,7 +28,7 @@ def few(split, folder, count):
 def values(train, validation, source, run):
     return {
         "data": {"train": str(train), "validation": str(validation), "rehearsal": "none"},
-        "source": str(source),
+        "source_model": str(source),
         "run_dir": str(run),
         "train": {"steps": 1},
         "transfer": {"interpolate": "none"},
@@ -64,7 +64,7 @@ def test_a_validation_set_of_silence_is_no_crash(random_whisper, tmp_path):
     quiet = write_dataset(tmp_path / "quiet", ["", "(laughs)", "..."])
     config = values(train, quiet, random_whisper, tmp_path / "run")
     other = write_dataset(tmp_path / "other", ["crane one"])
-    config["data"]["sources"] = {"other": str(other)}
+    config["data"]["source_domain"] = {"other": str(other)}
     report = runs.train(build_config(config))
     assert report["target"]["after"]["wer"] is None
     assert report["gain"] is None

@@ -51,7 +51,7 @@ def judged(tmp_path_factory):
 
 def settings(source, folder, judged, run_dir, **train_settings):
     return {
-        "source": str(source),
+        "source_model": str(source),
         "run_dir": str(run_dir),
         "data": {
             "train": str(folder),

@@ -48,7 +48,7 @@ def texts(tmp_path_factory):
 def values(texts, backbone, run_dir, stages="end_to_end", **train):
     return {
         "task": "sentiment",
-        "source": str(backbone),
+        "source_model": str(backbone),
         "run_dir": str(run_dir),
         "data": {"train": str(texts / "train.csv"), "validation": str(texts / "validation.csv")},
         "transfer": {"stages": PRESETS[stages]},
@@ -153,12 +153,12 @@ def test_a_source_with_the_same_classes_is_scored_before_and_keeps_its_head(
     runs.train(build_config(first))
     second = values(texts, tmp_path / "first", tmp_path / "second", steps=6, learning_rate=1e-6)
     second["head"] = {}
-    second["data"]["sources"] = {"old": str(texts / "validation.csv")}
+    second["data"]["source_domain"] = {"old": str(texts / "validation.csv")}
     report = runs.train(build_config(second))
     assert report["target"]["before"]["accuracy"] > 0.8
-    assert report["sources"]["old"]["forgetting"] == pytest.approx(
-        report["sources"]["old"]["before"]["macro_f1"]
-        - report["sources"]["old"]["after"]["macro_f1"]
+    assert report["source_domain"]["old"]["forgetting"] == pytest.approx(
+        report["source_domain"]["old"]["before"]["macro_f1"]
+        - report["source_domain"]["old"]["after"]["macro_f1"]
     )
     assert report["gain"] is not None
     load(str(tmp_path / "second"))

@@ -184,7 +184,7 @@ def make_task(text_backbone, tmp_path, frozen, head=None, **transfer):
     config = build_config(
         {
             "task": "sentiment",
-            "source": str(text_backbone),
+            "source_model": str(text_backbone),
             "data": {"train": str(path), "validation_fraction": 0.25},
             "transfer": {"stages": [{"frozen": frozen}], **transfer},
             "head": {"dropout": 0.0, **(head or {})},
@@ -192,7 +192,7 @@ def make_task(text_backbone, tmp_path, frozen, head=None, **transfer):
         }
     )
     splits, labels = load_text_splits(config)
-    text = new_text_model(resolve(config.source), labels, data=config.data, head=config.head)
+    text = new_text_model(resolve(config.source_model), labels, data=config.data, head=config.head)
     task = SentimentTask(text, splits.train, splits.validation, config)
     task.begin(resolve_stages(config)[0], torch.device("cpu"))
     task.train_mode()

@@ -96,7 +96,7 @@ def test_terms_change_training_and_a_new_one_is_a_class_and_a_line(
     def first_losses(name, **transfer):
         config = {
             "task": "sentiment",
-            "source": str(text_backbone),
+            "source_model": str(text_backbone),
             "run_dir": str(tmp_path / name),
             "data": {
                 "train": str(tmp_path / "train.csv"),

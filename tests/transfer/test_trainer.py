@@ -82,7 +82,7 @@ def data(tmp_path_factory):
 
 def values(data, random_whisper, run_dir, **train):
     return {
-        "source": str(random_whisper),
+        "source_model": str(random_whisper),
         "run_dir": str(run_dir),
         "data": {
             "train": str(data / "train"),
@@ -106,7 +106,7 @@ def values(data, random_whisper, run_dir, **train):
 
 def make_trainer(data, random_whisper, run_dir, **train):
     config = build_config(values(data, random_whisper, run_dir, **train))
-    speech = load_speech_model(config.source)
+    speech = load_speech_model(config.source_model)
     sets = [load_clips(data / name, config.data, name=name) for name in ("train", "validation")]
     task = SpeechTask(speech, *sets, config)
     Path(run_dir).mkdir(parents=True, exist_ok=True)
@@ -524,7 +524,7 @@ def test_a_device_this_machine_lacks():
 def test_run_folder_is_complete_and_loads_with_plain_transformers(data, random_whisper, tmp_path):
     run = tmp_path / "run"
     config = values(data, random_whisper, run)
-    config["data"]["sources"] = {"other": str(data / "validation")}
+    config["data"]["source_domain"] = {"other": str(data / "validation")}
     threads = torch.get_num_threads()
     report = runs.train(build_config(config))
     assert torch.get_num_threads() == threads
@@ -537,7 +537,7 @@ def test_run_folder_is_complete_and_loads_with_plain_transformers(data, random_w
     ]
     assert json.loads((run / "report.json").read_text()) == json.loads(json.dumps(report))
     assert set(report["target"]) == {"before", "after"}
-    assert {"before", "after", "forgetting"} == set(report["sources"]["other"])
+    assert {"before", "after", "forgetting"} == set(report["source_domain"]["other"])
     assert report["target"]["before"]["silence_clips"] == 1
     assert build_config(yaml.safe_load((run / "config.yaml").read_text())).train.steps == 6
 
@@ -564,7 +564,10 @@ def test_validation_is_held_out_by_group_when_none_is_named(random_whisper, tmp_
         tmp_path / "set", [f"text {i}" for i in range(12)], groups=list("aabbccddeeff")
     )
     config = build_config(
-        {"data": {"train": str(folder), "validation_fraction": 0.2}, "source": str(random_whisper)}
+        {
+            "data": {"train": str(folder), "validation_fraction": 0.2},
+            "source_model": str(random_whisper),
+        }
     )
     splits = load_clip_splits(config, 30.0)
     train, validation = splits.train, splits.validation

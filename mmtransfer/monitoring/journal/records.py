@@ -24,7 +24,7 @@ from mmtransfer.monitoring.events import (
 Record = Transcript | NoText | Alert | Sound | SourceEnd | Recording | FileDone | Delivery
 _CLASSES: dict[str | None, type] = {
     None: Transcript,
-    LineKind.NO_TEXT: NoText,
+    LineKind.REJECTED: NoText,
     LineKind.DROPPED: NoText,
     LineKind.ALERT: Alert,
     LineKind.SOUND: Sound,
@@ -38,9 +38,12 @@ _UNKNOWN: dict[type, dict[str, Any]] = {
     )
     | {"source": ""},
     NoText: {"reason": "unknown"},
-    Alert: {"said": "", "score": 0.0, "text": ""},
-    Sound: {"level_db": 0.0, "usual_db": 0.0},
+    Alert: {"matched": "", "score": 0.0, "text": ""},
+    Sound: {"level_db": 0.0, "background_db": 0.0},
 }
+# Fields and events as version 0.1 wrote them.
+_FORMER_FIELDS = {"phrase": "keyword", "said": "matched", "usual_db": "background_db"}
+_FORMER_EVENTS = {"no text": LineKind.REJECTED}
 
 
 def record_of(line: Mapping[str, Any]) -> Record | None:
@@ -56,6 +59,11 @@ def record_of(line: Mapping[str, Any]) -> Record | None:
     event = line.get("event")
     if not isinstance(event, str | None):
         raise ValueError(f"expected the name of an event, found {event!r:.40}")
+    if not line.keys().isdisjoint(_FORMER_FIELDS):
+        line = {_FORMER_FIELDS.get(name, name): value for name, value in line.items()}
+    if event in _FORMER_EVENTS:
+        event = _FORMER_EVENTS[event]
+        line = {**line, "event": event}
     if event in (LineKind.END, LineKind.CUT):
         error = Exception(line.get("detail", "")) if event == LineKind.CUT else None
         return _made(SourceEnd, line, source="", error=error)

@@ -18,7 +18,7 @@ _COUNTERS = {
     "audio_seconds": ("audio_s", "Audio decoded."),
     "recognition_seconds": ("decode_s", "Time of the recogniser."),
     "segments": ("segments", "Segments with text."),
-    "repeated": ("repeated", "Segments decoded again in longer contexts."),
+    "decoded_again": ("decoded_again", "Segments decoded again in longer contexts."),
     "dropped": ("dropped", "Segments for which there was no room."),
     "alerts": ("alerts", "Keywords and loud sounds."),
     "reconnects": ("reconnects", "Connections after the first."),

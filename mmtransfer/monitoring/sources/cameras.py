@@ -14,15 +14,17 @@ from urllib.parse import urlsplit
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring.watch import WatchList
+from mmtransfer.monitoring.keywords import Keywords
 from mmtransfer.speech.addresses import checked_address, public_address, without_secrets
 
+RENAMED = {"watch": "keywords", "clips": "alert_clips"}
+"""Options by the names that version 0.1 had for them, which are refused with the new one."""
 _SHOWN = 80  # characters of what was found in place of a camera
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A source with its name."""
+    """A source with a name and settings of its own."""
 
     # Checked by pydantic when it is read from a file; without one, pydantic is not loaded.
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -31,22 +33,22 @@ class Camera:
     """Short and unique; it stands in every line, so it holds no control characters."""
     url: Annotated[str, MinLen(1)]
     """Address of a stream, an audio device, or the path (relative to this file) of a recording or
-    of a folder that recordings are written to."""
+    of a folder that receives recordings."""
     priority: int = 0
-    """Where there is no room to wait, segments of lower priority are dropped first."""
-    watch: Sequence[str] = ()
+    """When the queue is full, segments of lower priority are dropped first."""
+    keywords: Sequence[str] = ()
     """Words and phrases that raise an alert."""
     language: str | None = None
-    """ISO code of what is spoken there, or auto; by default that of the monitor."""
+    """Language of the speech (ISO code, or auto); by default that of the monitor."""
     model: str | None = None
-    """A recogniser of its own; by default that of the monitor."""
+    """Speech model for this camera; by default that of the monitor."""
     loud_db: Annotated[float, Gt(0), Lt(100)] | None = None
-    """Tell of sounds so many dB above what is usual there."""
+    """Alert on sounds this many dB above the background level (median of the last minute)."""
     channels: Literal["mix", "split"] | Annotated[int, Ge(1)] = "mix"
-    """The mean of all channels; each for itself, as NAME-1, NAME-2 and so on (a call with one
-    speaker on each); or one of them by its number."""
+    """mix: average all channels; split: transcribe each separately, as NAME-1, NAME-2 and so on (a
+    call with one speaker on each); or one of them by its number."""
     live: bool | None = None
-    """Whether it goes on for ever; by default as the source itself says."""
+    """Whether it is a live stream or a recording; by default detected."""
 
 
 def cameras_of(content: Mapping[str, Any], path: Path) -> list[Camera]:
@@ -77,10 +79,12 @@ def cameras_of(content: Mapping[str, Any], path: Path) -> list[Camera]:
         try:
             camera = reader.validate_python(row)
             checked_address(camera.url)
-            WatchList(camera.watch)
+            Keywords(camera.keywords)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
+            if key in RENAMED:
+                raise UserError(f"{where}: '{key}' is called '{RENAMED[key]}' now.") from None
             raise UserError(f"{where}: {key}: {first['msg']}. Keys are {known}.") from None
         except UserError as error:
             raise UserError(f"{where}: {error}") from None

@@ -326,7 +326,7 @@ def _tell_others(reader: Reader, folder: Folder, told: set[str]) -> None:
         f"{folder.others[ending]} {ending or 'without an ending'}" for ending in fresh
     )
     detail = printable(f"{counts}: no recordings by their endings; a source by name is tried")
-    reader.tell(SourceEvent(reader.name, Occurrence.NOT_TAKEN, reader.clock(), detail))
+    reader.tell(SourceEvent(reader.name, Occurrence.SKIPPED, reader.clock(), detail))
 
 
 def _finish(chains: list[_Chain], over: list[_Chain]) -> None:

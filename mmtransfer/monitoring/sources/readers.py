@@ -158,7 +158,7 @@ class Reader:
                 continue
             start, end = round(level.at, 3), round(level.at + 0.25, 3)
             name = f"{segment_id(of, start)}#sound"
-            self.tell(Sound(self.name, name, start, end, level.level_db, level.usual_db))
+            self.tell(Sound(self.name, name, start, end, level.level_db, level.background_db))
 
 
 def read_recording(reader: Reader) -> None:

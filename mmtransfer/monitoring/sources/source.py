@@ -8,11 +8,11 @@ from pathlib import Path
 from mmtransfer.monitoring.events import FolderState, Recording, Sound, recording_of
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS
 from mmtransfer.monitoring.journal.known import Known
+from mmtransfer.monitoring.keywords import Keywords
 from mmtransfer.monitoring.sources.cameras import Camera, printable
 from mmtransfer.monitoring.sources.clips import Recorder
 from mmtransfer.monitoring.sources.kinds import goes_on, is_folder
 from mmtransfer.monitoring.stats import CameraStats
-from mmtransfer.monitoring.watch import WatchList
 from mmtransfer.speech.addresses import public_address
 from mmtransfer.speech.audio import is_piped
 from mmtransfer.speech.recognition import Recognizer
@@ -35,7 +35,7 @@ class Source:
         """As it is shown."""
         self.is_live, self.is_folder = goes_on(camera), is_folder(camera.url)
         self.is_piped = is_piped(camera.url)
-        self.watched = WatchList(camera.watch)
+        self.keywords = Keywords(camera.keywords)
         self.most = max(BATCH_SEGMENTS, WAITING_SEGMENTS // max(1, count))
         """Segments of it that may be in memory."""
         self.room = threading.Semaphore(self.most)

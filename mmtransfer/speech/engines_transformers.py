@@ -27,7 +27,7 @@ _Row = tuple[tuple[int, ...], float, float, bool]
 """Tokens, mean log-probability, probability of no speech, and whether the end was reached."""
 
 
-def torch_engine(
+def transformers_engine(
     speech: SpeechModel | CtcModel,
     device: torch.device | str = "cpu",
     options: DecodingOptions | None = None,
@@ -40,16 +40,16 @@ def torch_engine(
     """
     options = options or DecodingOptions()
     if isinstance(speech, SpeechModel):
-        return TorchWhisper(speech, torch.device(device), options, threads)
+        return TransformersWhisper(speech, torch.device(device), options, threads)
     if (options.beam_size or 1) > 1 or options.words_from_s <= 0 or options.prompt:
         raise UserError(
             f"{speech.source}: beams, word times and prompts are for Whisper models; this one "
             "reads characters frame by frame (CTC)."
         )
-    return TorchCtc(speech, torch.device(device), threads)
+    return TransformersCtc(speech, torch.device(device), threads)
 
 
-class _TorchEngine(ABC):
+class _TransformersEngine(ABC):
     """Contexts as the model has them; they can change while it is trained."""
 
     workers = 1  # torch uses all cores for one batch
@@ -93,7 +93,7 @@ class _TorchEngine(ABC):
         return self.speech.window_s
 
 
-class TorchCtc(_TorchEngine):
+class TransformersCtc(_TransformersEngine):
     """CTC: the most probable symbol of every frame."""
 
     @torch.inference_mode()
@@ -116,7 +116,7 @@ class TorchCtc(_TorchEngine):
         return hypotheses
 
 
-class TorchWhisper(_TorchEngine):
+class TransformersWhisper(_TransformersEngine):
     """Whisper by greedy search, or by beam search with length-normalised scores."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Watch words: phrases to be told of, found although the recogniser slips."""
+"""Keywords: words and phrases that raise an alert, also if they are transcribed with errors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mmtransfer.data.words import split_words
 from mmtransfer.errors import UserError
 
 THRESHOLD = 0.8
-"""Similarity from which a phrase counts as said; 1 is letter for letter."""
+"""Similarity from which a keyword counts as spoken; 1 is letter for letter."""
 _SOUND_WEIGHT = 0.95  # equal sound counts a little less than equal letters
 _SPELLING_FLOOR = 0.5  # less alike than this, sound alone is no evidence
-_SOUNDS_AT_LEAST = 3  # two consonants alone (fire, fair, four) tell nothing
+_SOUNDS_AT_LEAST = 3  # two consonants alone (fire, fair, four) distinguish nothing
 _EXACT_LETTERS = 3  # shorter words are too like others to be guessed
 _SOUNDS = [
     (r"ph", "f"),
@@ -39,11 +39,11 @@ _SOUNDS = [
 
 @dataclass(frozen=True)
 class Match:
-    """A phrase in a text."""
+    """A keyword in a text."""
 
-    phrase: str
-    said: str
-    """The words that were taken for it."""
+    keyword: str
+    matched: str
+    """The words of the text that matched."""
     score: float
     """Similarity, from the threshold to 1."""
 
@@ -60,54 +60,54 @@ def sound(word: str) -> str:
     return code
 
 
-def similarity(said: str, wanted: str) -> float:
+def similarity(words: str, keyword: str) -> float:
     """How alike two words (or phrases without spaces) are, by letters or by sound: 0 to 1."""
-    if said == wanted:
+    if words == keyword:
         return 1.0
-    if min(len(said), len(wanted)) <= _EXACT_LETTERS:
+    if min(len(words), len(keyword)) <= _EXACT_LETTERS:
         return 0.0
-    letters = float(Levenshtein.normalized_similarity(said, wanted))
+    letters = float(Levenshtein.normalized_similarity(words, keyword))
     if letters < _SPELLING_FLOOR:
         return letters
-    one, other = sound(said), sound(wanted)
+    one, other = sound(words), sound(keyword)
     if min(len(one), len(other)) < _SOUNDS_AT_LEAST:
         return letters
     return max(letters, _SOUND_WEIGHT * float(Levenshtein.normalized_similarity(one, other)))
 
 
-class WatchList:
-    """Phrases to look for.
+class Keywords:
+    """Words and phrases to find in transcripts.
 
     Raises:
-        UserError: a phrase without a letter.
+        UserError: a keyword without a letter.
     """
 
-    def __init__(self, phrases: Iterable[str], *, threshold: float = THRESHOLD):
+    def __init__(self, keywords: Iterable[str], *, threshold: float = THRESHOLD):
         self._threshold = threshold
-        self._phrases: list[tuple[str, list[str]]] = []
-        for phrase in phrases:
-            units = split_words(phrase)
+        self._keywords: list[tuple[str, list[str]]] = []
+        for keyword in keywords:
+            units = split_words(keyword)
             if not units:
-                raise UserError(f"watch words: expected words, found {phrase!r}.")
-            self._phrases.append((phrase, units))
+                raise UserError(f"keywords: expected words, found {keyword!r}.")
+            self._keywords.append((keyword, units))
 
     def __bool__(self) -> bool:
-        return bool(self._phrases)
+        return bool(self._keywords)
 
     def find(self, text: str) -> list[Match]:
-        """The phrases that a text holds, each once, at its best place."""
+        """The keywords in a text, each once, at its best match."""
         units = split_words(text)
         found = []
-        for phrase, wanted in self._phrases:
-            best = Match(phrase, "", 0.0)
+        for keyword, wanted in self._keywords:
+            best = Match(keyword, "", 0.0)
             whole = "".join(wanted)
             # A recogniser joins words and splits them, so one more and one less is looked at.
             for size in range(max(1, len(wanted) - 1), len(wanted) + 2):
                 for start in range(len(units) - size + 1):
-                    said = units[start : start + size]
-                    score = similarity("".join(said), whole)
+                    words = units[start : start + size]
+                    score = similarity("".join(words), whole)
                     if score > best.score:
-                        best = Match(phrase, " ".join(said), round(score, 3))
+                        best = Match(keyword, " ".join(words), round(score, 3))
             if best.score >= self._threshold:
                 found.append(best)
         return found
