@@ -80,7 +80,10 @@ class Ledger:
             if not self._waits:
                 raise
             if self.failure is None:
-                logger.warning("the journal cannot be written (%s); its lines wait", error.strerror)
+                logger.warning(
+                    "the journal cannot be written (%s); output is buffered until the disk accepts writes",
+                    error.strerror,
+                )
             self.failure, self._retry = error, self._now() + _RETRY_S
             return False
         self.failure = None

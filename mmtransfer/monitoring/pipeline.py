@@ -299,7 +299,7 @@ class Pipeline:
                 return
             segment, source = job.segment, self._sources[job.camera]
             source.stats.dropped += 1
-            logger.warning("%s: no room to wait; dropped a segment", source.name)
+            logger.warning("%s: the queue is full; dropped a segment", source.name)
             times = (segment.start, segment.end)
             dropped = NoText(source.name, job.id, *times, "no room", LineKind.DROPPED)
             # Now, since only then its audio may go; if the disk is full, as soon as it is not.

@@ -170,7 +170,7 @@ class Session:
         if address is not None:
             port = opened.enter_context(metrics_server(self._monitor.stats, address))
             host, _ = host_and_port(address)
-            logger.info("numbers for Prometheus at http://%s:%d/metrics", host, port)
+            logger.info("serving Prometheus metrics at http://%s:%d/metrics", host, port)
         self._files = _open_files(cameras, outputs, opened)
         if self._journal is not None:
             take_up(self._journal, self._write_again, self._channels)
@@ -192,26 +192,26 @@ def _check_places(
     read = [Path(camera.url) for camera in cameras if "://" not in camera.url]
     for output in outputs:
         if output.exists() and any(path.exists() and path.samefile(output) for path in read):
-            raise UserError(f"{output}: is a source, and would be written over. Name another file.")
+            raise UserError(f"{output}: is a source and would be overwritten. Name another file.")
         if options.journal and output.parent.resolve() == Path(options.journal).resolve():
             raise UserError(
-                f"{output}: lies in the journal's folder, which is the journal's alone. Name "
+                f"{output}: lies in the journal's folder, which holds nothing else. Name "
                 "another folder."
             )
     if options.alert_clips is None:
         return
     clips = Path(options.alert_clips)
     if clips.exists() and not clips.is_dir():
-        raise UserError(f"{clips}: expected a folder for clips, found a file.")
+        raise UserError(f"{clips}: expected a folder for alert clips, found a file.")
     for folder in (path for path in read if path.is_dir()):
         if clips.resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"{clips}: lies in {folder}, whose recordings are read, and clips would be "
-                "among them. Name another folder."
+                f"{clips}: lies in {folder}, which is monitored, so clips would be transcribed "
+                "as well. Name another folder."
             )
     clips.mkdir(parents=True, exist_ok=True)
     if not os.access(clips, os.W_OK):
-        raise UserError(f"{clips}: the folder for clips cannot be written.")
+        raise UserError(f"{clips}: the folder for alert clips is not writable.")
 
 
 def _open_journal(

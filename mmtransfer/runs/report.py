@@ -275,8 +275,8 @@ def _results(report: dict[str, Any]) -> str:
     normalizer = f", normaliser `{after['normalizer']}`" if "normalizer" in after else ""
     text = f"""## Results
 
-{name} with 95 % bootstrap interval{normalizer}; {direction} is better. A source row shows what the
-model gained or lost on the domain it came from.
+{name} with 95 % bootstrap interval{normalizer}; {direction} is better. A source-domain
+row shows the change on the domain of the source model.
 
 | set | before | after | change |
 |---|---|---|---|
@@ -322,7 +322,7 @@ print({task.pipeline_call})
 """
         if "shortest_context_s" in model:
             text += f"""
-It reads contexts as short as {model["shortest_context_s"]:g} s without loss
+It decodes contexts as short as {model["shortest_context_s"]:g} s without loss
 (`shortest_context_s` in `config.json`); plain pipelines pad to {model["max_context_s"]:g} s.
 """
         return text
@@ -364,7 +364,7 @@ def _limits(report: dict[str, Any]) -> str:
     text = f"""## Limits
 
 The target validation set holds {count}; the interval says how far to trust the figure. Where the
-table shows a loss, input of that kind is read worse than by the source model.
+table shows a loss, that kind of input is transcribed worse than by the source model.
 """
     judged = report["forgetting"]
     if judged["over"]:

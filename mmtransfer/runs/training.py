@@ -110,7 +110,7 @@ def source_path(config: Config, task: Task) -> SourcePath | None:
     path = task.source_path() if wanted != "none" else None
     if isinstance(wanted, float) and path is None:
         raise UserError(
-            "transfer.interpolate is for a Whisper with its decoder, trained whole or with lora "
+            "transfer.interpolate needs a Whisper encoder-decoder, trained whole or with lora "
             "adapters; remove it."
         )
     return path

@@ -290,7 +290,7 @@ def _say_tracks(source: str, tracks: int, number: int) -> None:
     """Once for each source."""
     which = "the first" if number == 1 else f"the one it prefers, number {number},"
     logger.warning(
-        "%s: has %d audio tracks; %s is read (monitor --channels split reads them all)",
+        "%s: has %d audio tracks; using %s (monitor --channels split takes all)",
         public_address(source),
         tracks,
         which,
@@ -429,8 +429,8 @@ class _Reading:
         mixer = self._convert.mixer
         if mixer.bad:
             logger.warning(
-                "%s: %d samples are no sound (not a number, or far beyond full scale); they are "
-                "taken as silence",
+                "%s: %d samples are invalid (not a number, or far beyond full scale); replaced by "
+                "silence",
                 self._shown,
                 mixer.bad,
             )
@@ -483,8 +483,8 @@ class _Reading:
         if not self._has_jumped:
             self._has_jumped = True
             logger.warning(
-                "%s: its clock jumps by %.0f s at %.1f s, and nothing in it fills that time; the "
-                "jump is set aside, times go on by the samples",
+                "%s: its timestamps jump by %.0f s at %.1f s without audio; the jump is ignored, "
+                "times follow the samples",
                 self._shown,
                 gap_s,
                 at,

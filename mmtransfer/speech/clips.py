@@ -140,7 +140,7 @@ def read_clips(source: str | Path, config: DataConfig, *, labelled: bool = True)
     tables = [path / name for name in _METADATA if (path / name).is_file()]
     if tables:
         if len(tables) > 1:
-            logger.warning("%s: %s is read, not %s", path, tables[0].name, tables[1].name)
+            logger.warning("%s: using %s, not %s", path, tables[0].name, tables[1].name)
         return _manifest_clips(tables[0], config, labelled)
     clips = _subtitled_clips(path, config)
     if not clips and not labelled:
@@ -323,7 +323,8 @@ def _choose_subtitle(recording: Path, found: list[_Subtitle], language: str | No
         if not fitting:
             raise UserError(
                 f"{recording}: subtitles in {', '.join(known)} beside it, the language is set to "
-                f"'{language}'. Set data.language to what is spoken, or add subtitles in it."
+                f"'{language}'. Set data.language to the language of the speech, or add "
+                "subtitles in it."
             )
     else:
         fitting = [s for s in found if s.language is None] or found
@@ -335,7 +336,7 @@ def _choose_subtitle(recording: Path, found: list[_Subtitle], language: str | No
     chosen = min(fitting, key=lambda subtitle: subtitle.rank)
     if len(found) > 1:
         others = ", ".join(sorted(s.path.name for s in found if s is not chosen))
-        logger.info("%s: %s is read, not %s", recording.name, chosen.path.name, others)
+        logger.info("%s: using %s, not %s", recording.name, chosen.path.name, others)
     return chosen
 
 
@@ -366,7 +367,7 @@ def _beside(subtitle: Path, recordings: dict[str, list[Path]]) -> _Subtitle:
     found = [path for path in recordings[stem] if is_recording(path)] or recordings[stem]
     if len(found) > 1:
         others = ", ".join(path.name for path in found[1:])
-        logger.info("%s: %s is read, not %s", subtitle.name, found[0].name, others)
+        logger.info("%s: using %s, not %s", subtitle.name, found[0].name, others)
     return _Subtitle(subtitle, found[0], tuple(tags))
 
 

@@ -43,8 +43,8 @@ def transformers_engine(
         return TransformersWhisper(speech, torch.device(device), options, threads)
     if (options.beam_size or 1) > 1 or options.words_from_s <= 0 or options.prompt:
         raise UserError(
-            f"{speech.source}: beams, word times and prompts are for Whisper models; this one "
-            "reads characters frame by frame (CTC)."
+            f"{speech.source}: beams, word timestamps and prompts need a Whisper model; this one "
+            "outputs characters frame by frame (CTC)."
         )
     return TransformersCtc(speech, torch.device(device), threads)
 

@@ -70,7 +70,7 @@ def complete_generation(model: Any, tokenizer: Any, folder: Path, weights: Path)
         found = vocabulary.get(f"<|{name}|>")
         if found is None:
             raise UserError(
-                f"{path}: it says nothing of <|{name}|>, and the tokenizer does not have it. "
+                f"{path}: it lacks <|{name}|>, and the tokenizer does not have it. "
                 "Take both files of the model that this one was made from."
             )
         return int(found)
@@ -109,7 +109,7 @@ def _complete_languages(settings: Any, vocabulary: dict[str, int], path: Path) -
         found = {name: i for name, i in vocabulary.items() if _LANGUAGE_TOKEN.fullmatch(name)}
         if not found:
             raise UserError(
-                f"{path}: it says nothing of languages, and the tokenizer has none (<|en|>). Take "
+                f"{path}: it lacks languages, and the tokenizer has none (<|en|>). Take "
                 "both files of the model that this one was made from."
             )
         settings.lang_to_id = found

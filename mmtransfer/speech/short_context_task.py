@@ -99,7 +99,7 @@ class ShortContextTask(ClipTask):
         if len(stages) != 1 or stages[0].adapter is None or stages[0].frozen != "none":
             raise UserError(
                 "transfer.stages: task: short_context takes one stage with frozen: none and an "
-                "adapter, e.g. {type: lora, r: 8}: the source itself reads full contexts."
+                "adapter, e.g. {type: lora, r: 8}: the source model itself decodes full windows."
             )
         own = speech.language or "en"
         self.languages = sorted({clip.language or own for clip in train.clips})
@@ -125,8 +125,8 @@ class ShortContextTask(ClipTask):
         """Refuse what cannot be, before anything is loaded."""
         if config.data.rehearsal not in ("auto", "none"):
             raise UserError(
-                "data.rehearsal: task: short_context has the source as its target and forgets "
-                "nothing; remove it, or put those recordings into data.train."
+                "data.rehearsal: task: short_context has the source model as teacher and "
+                "forgets nothing; remove it, or put those recordings into data.train."
             )
         super().check(config)
         if config.head.type == "ctc":
@@ -176,7 +176,10 @@ class ShortContextTask(ClipTask):
         self._told = read
         self._usable = [index for index in range(len(self.train)) if not read[index][2, 0, 0] > 0]
         if not self._usable:
-            raise UserError("The source reads none of the training clips without doubt.")
+            raise UserError(
+                "The source model is not confident on any training clip. Check data.language and the "
+                "audio, or add transcripts."
+            )
         unsaid = [""] * len(self.validation)
         told = self._read_by_source(self.validation, "the validation clips", unsaid)
         end = self.model.config.eos_token_id

@@ -127,7 +127,7 @@ def choose_speech_rehearsal(config: Config, language: str | None, share: float) 
         else:
             logger.info(
                 "rehearsal: off, since this package has general speech in English alone and the "
-                "source transcribes '%s'; name some with data.rehearsal",
+                "source model transcribes '%s'; name some with data.rehearsal",
                 language,
             )
     return choose_rehearsal(config, usual=usual)
@@ -169,10 +169,12 @@ def transcribe(
     usable = [replace(c, text=text) for c, text in zip(clips.clips, texts, strict=True) if text]
     if not usable:
         raise UserError(
-            f"{clips.name}: the source transcribes none of the {len(clips)} clips without doubt. "
+            f"{clips.name}: the source model is not confident on any of the {len(clips)} clips. "
             "Name speech in its language, or give the clips transcripts."
         )
     doubtful = len(clips) - len(usable)
     if doubtful:
-        logger.info("%s: %d clips that the source doubts are left out", clips.name, doubtful)
+        logger.info(
+            "%s: %d clips skipped, on which the source model is not confident", clips.name, doubtful
+        )
     return replace(clips, clips=usable)

@@ -94,7 +94,7 @@ def read_subtitles(path: Path, *, language: str | None = None) -> list[Cue]:
     text, encoding = decoded
     if not encoding.startswith(("utf-8", "utf-16", "utf-32")):
         logger.warning(
-            "%s: not UTF-8, taken to be %s; save it as UTF-8 to be sure", path.name, encoding
+            "%s: not UTF-8, decoded as %s; save it as UTF-8 to be sure", path.name, encoding
         )
     suffix = path.suffix.lower()
     if suffix in (".ass", ".ssa"):
@@ -383,7 +383,7 @@ def _spoken(cues: list[Cue], path: Path) -> list[Cue]:
     short = [cue.line for cue in kept if cue.end - cue.start < _SHORTEST_S]
     if short:
         logger.warning(
-            "skipped: %s: %d cues that do not last, first at line %d",
+            "skipped: %s: %d cues without duration, first at line %d",
             path.name,
             len(short),
             short[0],
@@ -401,7 +401,7 @@ def _spoken(cues: list[Cue], path: Path) -> list[Cue]:
         ]
         kept = [cue for cue in kept if cue.end - cue.start >= _SHORTEST_S]
     if not kept:
-        raise UserError(f"{path}: none of its {len(cues)} cues lasts long enough to be said.")
+        raise UserError(f"{path}: none of its {len(cues)} cues lasts long enough for speech.")
     return kept
 
 

@@ -342,7 +342,7 @@ def cut_note(cut: int, total: int, settings: TextSettings) -> str | None:
         return None
     windows = settings.max_windows if settings.long_texts == "windows" else 1
     limit = f"{settings.max_tokens} tokens" + (f" x {windows} windows" if windows > 1 else "")
-    advice = " data.long_texts: windows, at training, reads more." if windows == 1 else ""
+    advice = " data.long_texts: windows, at training, classifies more." if windows == 1 else ""
     return f"{cut} of {total} texts are longer than {limit} and were cut.{advice}"
 
 
@@ -460,7 +460,7 @@ def load_text_model(checkpoint: Checkpoint) -> TextModel:
         found = ", ".join(checkpoint.classes) or "no named architecture"
         raise UserError(
             f"{source}: expected a text classifier, found {found}. Train one on it first: "
-            "mmtransfer train configs/news_sentiment/end_to_end.yaml --source NAME"
+            "mmtransfer train configs/news_sentiment/end_to_end.yaml --source_model NAME"
         )
     if metadata is not None and metadata.task != "sentiment":
         raise UserError(f"{source}: expected a text classifier, found a {metadata.task} model.")
@@ -566,7 +566,7 @@ def _settings(data: DataConfig, tokenizer: Any, model: Any) -> TextSettings:
     limit = min(positions, tokenizer.model_max_length)
     if data.max_tokens is not None and data.max_tokens > limit:
         raise UserError(
-            f"data.max_tokens: the backbone reads at most {limit} tokens, found {data.max_tokens}."
+            f"data.max_tokens: the backbone takes at most {limit} tokens, found {data.max_tokens}."
         )
     return TextSettings(
         max_tokens=data.max_tokens or min(limit, _LONGEST),

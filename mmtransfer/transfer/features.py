@@ -139,7 +139,7 @@ def _write(name: str, folder: Path, values: Sequence[int], compute: Compute, dty
         raise UserError(
             f"The cache of {name} needs {needed / 2**30:.2f} GiB in {folder.parent}, where "
             f"{free / 2**30:.2f} GiB are free. Free space, set MMTRANSFER_CACHE to a folder on a "
-            "larger disk, let the head read fewer layers (head.layers), or set "
+            "larger disk, give the head fewer layers (head.layers), or set "
             "transfer.cache: none."
         )
     logger.info(
@@ -193,8 +193,8 @@ def _write_shard(
                     f"Activations of the frozen layers do not fit {dtype}. Set "
                     "transfer.cache_dtype: float32."
                     if dtype == "float16"
-                    else "Activations of the frozen layers are not finite; the source's weights "
-                    "are damaged."
+                    else "Activations of the frozen layers are not finite; the weights of the "
+                    "source model are damaged."
                 )
             batch.append({"index": index, "shape": list(plain.shape), "data": plain.tobytes()})
             if len(batch) == _BATCH or number == count:

@@ -202,7 +202,9 @@ def go_back(
     for share in _SHARES:
         path.go(share)
         score = comparable(evaluate_task(task, accelerator), task.metric)
-        logger.info("at %g of the way from the source: %s %.4f", share, task.metric, score)
+        logger.info(
+            "interpolation %g between source and tuned weights: %s %.4f", share, task.metric, score
+        )
         if sign * (score - best) <= _SPENT:
             return share
     path.go(1.0)

@@ -113,4 +113,4 @@ def test_damaged_lines_are_counted_once_and_the_rest_is_known(tmp_path, caplog):
     assert book.damaged == 5
     book.close()
     (report,) = caplog.messages
-    assert f"damaged lines left out: 5; the first is line 1 of {path.name}" in report
+    assert f"corrupt lines skipped: 5; the first is line 1 of {path.name}" in report

@@ -219,7 +219,7 @@ def test_a_second_audio_track_is_mentioned(whisper_tiny, tmp_path, speech, caplo
             out.mux(track.encode(frame))
             out.mux(track.encode(None))
     assert main(["monitor", str(whisper_tiny), str(path), "--quiet"]) == 0
-    assert "has 2 audio tracks; the first is read" in caplog.text
+    assert "has 2 audio tracks; using the first" in caplog.text
 
 
 # --- nothing produced is lost ---------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_damaged_lines_of_a_journal_are_left_out_and_reported(
         caplog.clear()
         assert main([*command, "--output", str(tmp_path / "again.jsonl")]) == 0
         (report,) = (message for message in caplog.messages if "damaged" in message)
-        assert "damaged lines left out: 1; the first is line 1 of" in report
+        assert "corrupt lines skipped: 1; the first is line 1 of" in report
         assert journal.read_bytes() == damage + whole  # nothing was recognised again
     journal.write_bytes(whole)
     for damage in ("[1]", '{"format": 2, "model": 3, "sources": {}}', '{"model": {}}'):

@@ -196,7 +196,7 @@ def test_speech_without_transcripts_gets_the_sources(whisper_tiny, tmp_path, cap
         found = transcribe(speech, clips, config, CPU)
     texts = [clip.text for clip in found.clips]
     assert len(texts) == 3
-    assert "1 clips that the source doubts are left out" in caplog.text
+    assert "1 clips skipped: the source model is not confident" in caplog.text
     assert texts[0].startswith("The Council voted last night")
     # A second run finds them in the cache, in the same words.
     speech.model = speech.model.to("cpu")

@@ -316,7 +316,7 @@ def test_other_encodings_are_found_and_said(tmp_path, caplog, language):
     encoding, said = SENTENCES[language]
     [cue] = read(tmp_path, f"1\n{T1}\n{said}\n".encode(encoding))
     assert cue.text == said
-    assert f"taken to be {encoding}" in caplog.text
+    assert f"decoded as {encoding}" in caplog.text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
@@ -356,7 +356,7 @@ def test_of_several_languages_that_of_the_data_is_read(talk, caplog):
     put(talk, talk_en_srt="yes", talk_es_srt="sí", talk_pt_vtt="sim")
     with caplog.at_level(logging.INFO):
         assert said(talk, language="en") == [("talk.mp4", "yes", "en")]
-    assert "talk.en.srt is read, not talk.es.srt, talk.pt.vtt" in caplog.text
+    assert "using talk.en.srt, not talk.es.srt, talk.pt.vtt" in caplog.text
     assert said(talk, language="Spanish") == [("talk.mp4", "sí", "es")]
     with pytest.raises(UserError, match=r"subtitles in en, es, pt beside it\. Set data\.language"):
         said(talk)
@@ -368,7 +368,7 @@ def test_a_file_of_two_forms_or_kinds_is_read_once_and_said(talk, caplog):
     put(talk, talk_srt="one", talk_vtt="two")
     with caplog.at_level(logging.INFO):
         assert said(talk) == [("talk.mp4", "one", None)]
-    assert "talk.srt is read, not talk.vtt" in caplog.text
+    assert "using talk.srt, not talk.vtt" in caplog.text
     put(talk, talk_en_forced_srt="signs", talk_en_sdh_srt="all", talk_de_srt="ja")
     assert said(talk, language="en") == [("talk.mp4", "all", "en")]
     assert said(talk) == [("talk.mp4", "one", None)]

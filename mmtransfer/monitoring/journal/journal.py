@@ -185,7 +185,7 @@ class Journal:
             return
         (path, number), why = list(self._damaged.items())[known]
         logger.warning(
-            "%s: damaged lines left out: %d; the first is line %d of %s: %s",
+            "%s: corrupt lines skipped: %d; the first is line %d of %s: %s",
             *(self._folder, self.damaged - known, number, path.name, why),
         )
 

@@ -77,7 +77,7 @@ class Spool:
                 if not whole or path != self._path(head["id"]):
                     raise ValueError("not as it was written")
             except (ValueError, KeyError, TypeError):
-                logger.warning("%s: damaged; it is left aside, and not recognised", path)
+                logger.warning("%s: corrupt; renamed to .damaged and skipped", path)
                 path.replace(path.with_suffix(".damaged"))
                 continue
             heads.append(head)

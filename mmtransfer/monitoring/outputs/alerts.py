@@ -80,7 +80,7 @@ class _Queued(ABC):
         """Put an alert in line; returns at once."""
         self._waiting.put(alert)
         while self._waiting.qsize() > _WAITING:
-            self._settled(self._waiting.get_nowait(), "too many alerts wait")
+            self._settled(self._waiting.get_nowait(), "the queue of alerts is full")
             self._waiting.task_done()
 
     def close(self, wait_s: float = 2.0) -> None:
@@ -205,7 +205,7 @@ class Mqtt(_Queued):
         if re.search("[+#\0]", self._topic):
             raise UserError(
                 f"mqtt: expected a topic to publish to, found '{public_address(url)}': "
-                "+ and # stand for many."
+                "+ and # are wildcards."
             )
         try:
             from paho.mqtt import client as paho

@@ -93,7 +93,7 @@ class StandardOutput:
             doubt = f"; text rejected: {item.rejected}" if item.rejected else ""
             print(f"{clear}ALERT {item.camera}: {item.keyword} ({item.matched}{doubt})", flush=True)
         elif isinstance(item, Sound):
-            louder = f"{item.level_db:.0f} dB, usually {item.background_db:.0f} dB"
+            louder = f"{item.level_db:.0f} dB, background {item.background_db:.0f} dB"
             print(f"{clear}SOUND {item.camera} {_span(item)}: {louder}", flush=True)
         elif not self._quiet:
             mark = "~ " if item.revision else ""

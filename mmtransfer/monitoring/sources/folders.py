@@ -325,7 +325,7 @@ def _tell_others(reader: Reader, folder: Folder, told: set[str]) -> None:
     counts = ", ".join(
         f"{folder.others[ending]} {ending or 'without an ending'}" for ending in fresh
     )
-    detail = printable(f"{counts}: no recordings by their endings; a source by name is tried")
+    detail = printable(f"{counts}: no suffix of a recording; a file given by name is tried")
     reader.tell(SourceEvent(reader.name, Occurrence.SKIPPED, reader.clock(), detail))
 
 

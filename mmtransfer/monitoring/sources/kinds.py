@@ -77,7 +77,8 @@ def settle(cameras: Sequence[Camera]) -> list[Camera]:
             name = f"{camera.name}-{number}"
             if name in taken:
                 raise UserError(
-                    f"{camera.name}: a channel of it would be called as the camera '{name}'."
+                    f"{camera.name}: one of its channels would have the name of the camera '{name}'. "
+                    "Rename one."
                 )
             taken.add(name)
             settled.append(replace(camera, name=name, channels=number))
@@ -106,7 +107,7 @@ def _says_live(address: str) -> bool | None:
 def _channels(camera: Camera) -> int:
     if is_piped(camera.url):
         raise UserError(
-            f"{camera.name}: what is piped in can be read once only, not once for each channel. "
+            f"{camera.name}: piped input cannot be split into channels, since it comes once only. "
             "Name a file, or one channel."
         )
     if goes_on(camera) or is_folder(camera.url):
