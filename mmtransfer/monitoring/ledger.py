@@ -81,7 +81,8 @@ class Ledger:
                 raise
             if self.failure is None:
                 logger.warning(
-                    "the journal cannot be written (%s); output is buffered until the disk accepts writes",
+                    "the journal cannot be written (%s); output is buffered until the disk "
+                    "accepts writes",
                     error.strerror,
                 )
             self.failure, self._retry = error, self._now() + _RETRY_S

@@ -177,8 +177,8 @@ class ShortContextTask(ClipTask):
         self._usable = [index for index in range(len(self.train)) if not read[index][2, 0, 0] > 0]
         if not self._usable:
             raise UserError(
-                "The source model is not confident on any training clip. Check data.language and the "
-                "audio, or add transcripts."
+                "The source model is not confident on any training clip. Check "
+                "data.language and the audio, or add transcripts."
             )
         unsaid = [""] * len(self.validation)
         told = self._read_by_source(self.validation, "the validation clips", unsaid)

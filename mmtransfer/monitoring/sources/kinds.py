@@ -77,7 +77,7 @@ def settle(cameras: Sequence[Camera]) -> list[Camera]:
             name = f"{camera.name}-{number}"
             if name in taken:
                 raise UserError(
-                    f"{camera.name}: one of its channels would have the name of the camera '{name}'. "
+                    f"{camera.name}: one of its channels would be named like the camera '{name}'. "
                     "Rename one."
                 )
             taken.add(name)
