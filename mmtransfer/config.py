@@ -542,7 +542,7 @@ def build_config(values: Mapping[str, Any], *, origin: str = "configuration") ->
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read a YAML configuration and put overrides (nested as in the file) on top."""
+    """Load a YAML configuration and put overrides (nested as in the file) on top."""
     return build_config(merge(read_yaml(path), overrides or {}), origin=str(path))
 
 

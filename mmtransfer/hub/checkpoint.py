@@ -1,6 +1,6 @@
 """What a model is and where it lies, decided once: `resolve`. Whatever loads takes its answer.
 
-Nothing here needs torch, so that a camera can be watched without loading it.
+Nothing here needs torch, so that a camera can be monitored without loading it.
 """
 
 from __future__ import annotations

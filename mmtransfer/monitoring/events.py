@@ -17,11 +17,11 @@ class Occurrence(StrEnum):
     LOST = "lost"
     """No connection; once for attempts that fail alike. Of a folder: it is not there."""
     SILENT = "silent"
-    """Nothing but zeros for a minute."""
+    """Digital silence for a minute."""
     UNREADABLE = "unreadable"
     """A file of a folder."""
     SKIPPED = "skipped"
-    """Files of a folder that are no recordings by their endings."""
+    """Files of a folder whose suffixes are not those of recordings."""
     NO_CLIP = "no clip"
     """What was around an alert could not be kept."""
 
@@ -32,13 +32,13 @@ class LineKind(StrEnum):
     REJECTED = "rejected"
     """A guard rejected what was recognised."""
     DROPPED = "dropped"
-    """There was no room for a segment to wait."""
+    """A segment was dropped because the queue was full."""
     ALERT = "alert"
     SOUND = "sound"
     READING = "reading"
-    """A file of a folder is being read."""
+    """A file of a folder is being transcribed."""
     FILE = "file"
-    """A file of a folder has been read."""
+    """A file of a folder has been transcribed."""
     END = "end"
     """A source has ended."""
     CUT = "cut"
@@ -69,15 +69,15 @@ class Transcript:
     context_s: float
     """Seconds of audio the encoder saw, padding included."""
     language: str | None = None
-    """Language that it was read in; None for a model of one language."""
+    """Language it was decoded in; None for a model of one language."""
     words: list[dict[str, Any]] | None = None
     """Words with start and end, likewise in seconds, if asked for."""
     delay_s: float | None = None
-    """Of a live source: seconds from the end of speech until its text was there; of a revised line,
-    from the end of its turn."""
+    """Of a live source: seconds from the end of speech to its text; of a revised line, from the end
+    of its turn."""
     revision: int = 0
-    """Of a live source: 1 for a line that replaces the one of the same id, because it reads
-    differently in the context of its whole turn; one without text removes it."""
+    """Of a live source: 1 for a line that replaces the one of the same id, because
+    decoding the whole turn gave other words; one without text removes it."""
     sentiment: str | None = None
     """The text's class, if a sentiment model was given."""
     sentiment_prob: float | None = None
@@ -198,7 +198,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Recording:
-    """A file of a folder is being read."""
+    """A file of a folder is being transcribed."""
 
     name: str
     """Its path in the folder."""
@@ -221,7 +221,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class FileDone:
-    """A file as it was when it was read, and all segments that began in it have been handed on."""
+    """A file as it was when it was transcribed; all its segments are in the journal."""
 
     name: str
     """Its path in the folder."""
@@ -229,7 +229,7 @@ class FileDone:
     mtime_ns: int
     inode: int
     seconds: float = 0.0
-    """Audio that was read."""
+    """Seconds of audio that were decoded."""
     digest: str = ""
     """Of the samples."""
     hashed: int = 0
@@ -246,7 +246,7 @@ class FileDone:
 
 @dataclass(frozen=True)
 class FolderState:
-    """What an earlier session has read of a folder."""
+    """What earlier sessions have transcribed of a folder."""
 
     done: dict[tuple[str, int], FileDone] = field(default_factory=dict)
     """Files that are done with, by name and inode."""
@@ -263,15 +263,15 @@ class SourceEnd:
     source: str
     camera: str
     error: Exception | None
-    """Why it ended before its time; what came before is transcribed."""
+    """Why it ended early; what came before is transcribed."""
     size: int | None = None
     """Bytes of a recording."""
     seconds: float = 0.0
-    """Audio that was read."""
+    """Seconds of audio that were decoded."""
 
     def line(self) -> dict[str, Any]:
-        """The journal's line: a recording that was read to its end, and has not grown since, is not
-        read again.
+        """The journal's line: a recording that was decoded to its end, and has not grown since, is
+        not transcribed again.
         """
         read = {"size": self.size, "seconds": self.seconds}
         if self.error is None:
@@ -291,7 +291,7 @@ class Stopped(Exception):  # noqa: N818 - an event, not an error
 
 def segment_id(of: str, start: float) -> str:
     """Name of a segment of a camera or of one of its recordings: the same whenever the same
-    recording is read with the same settings.
+    recording is decoded with the same settings.
     """
     return f"{of}@{start:.3f}"
 

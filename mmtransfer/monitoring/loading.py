@@ -38,8 +38,8 @@ def load_monitor(
     of `RecognitionOptions`, which may stand in the place of the model.
 
     `cameras` may name models and languages of their own; if one is live, all memory that
-    recognition needs is taken at once. `models` are those of `resolve_models`, where they are known
-    already. In `alert_clips` a short recording is kept around each alert.
+    recognition needs is allocated at once. `models` are those of `resolve_models`, where they are
+    known already. In `alert_clips` a short recording is kept around each alert.
 
     Raises:
         UserError: a model or an option that cannot be used.

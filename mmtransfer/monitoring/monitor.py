@@ -1,4 +1,4 @@
-"""The speech of recordings and cameras as text, segment by segment, while it is being read."""
+"""The speech of recordings and cameras as text, segment by segment, while it is being decoded."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ _READER_EXIT_S = 0.8  # a read of a failing disk or server may hang; who stops h
 class Monitor:
     """Transcribes recordings and live sources with one recogniser.
 
-    A thread for each source reads, finds speech and cuts segments, while the recogniser's workers
-    decode what has been cut, in batches of one context. A recording waits while too many segments
-    are in work. A camera cannot wait: its segments do, on disk if there is a journal, and when that
-    room is full the oldest of the least important camera is dropped, and the journal says so.
+    A thread for each source decodes audio, detects speech and cuts segments, while the recogniser's
+    workers decode what has been cut, in batches of one context. A recording waits while too many
+    segments are queued. A camera cannot wait: its segments are queued, on disk if there is a
+    journal, and when that queue is full the oldest of the camera with the lowest priority is
+    dropped, and the journal records it.
 
     The text of a live source is there at once, segment by segment; when the turn is over it is
-    decoded as a whole, and lines that read differently then come again, with the same id and a
+    decoded as a whole, and lines whose words differ then come again, with the same id and a
     `revision`. Where there is no time for that the lines stay as they are.
 
     `others` are recognisers of cameras, by name, that have their own. With `classifier`,

@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 
 def run(options: MonitorOptions, *, sinks: Sequence[Sink] = ()) -> MonitorStats:
-    """Monitor until the sources end; what is found goes to the options' outputs and channels, and
-    to `sinks`, which are closed at the end. What happens to sources is logged.
+    """Monitor until the sources end; transcripts and alerts go to outputs and channels of the
+    options, and to `sinks`, which are closed at the end. Events of sources are logged.
 
     A source that cannot be opened or breaks off does not end the others; `failed` of what is
     returned says which did. To stop it before the sources end, or to get everything as it comes,
@@ -89,7 +89,7 @@ class Session:
     def __init__(self, options: MonitorOptions):
         self._options, self._opened = options, ExitStack()
         self.cameras = options.cameras()
-        """The sources, each channel that is read alone by itself."""
+        """The sources, each separate channel as one of them."""
         self._monitor: Monitor
         self._journal: Journal | None = None
         self._channels: dict[str, Channel] = {}
@@ -183,7 +183,7 @@ class Session:
 def _check_places(
     options: MonitorOptions, cameras: Sequence[Camera], outputs: Sequence[Path]
 ) -> None:
-    """Refuse to write over what is read, or among the journal's files.
+    """Refuse to overwrite a source, or to write among the journal's files.
 
     Raises:
         UserError: an output that is a source or lies in the journal's folder, or a folder for clips

@@ -17,9 +17,9 @@ class CameraStats:
     """What happened to one source; each number has one thread that writes it."""
 
     audio_s: float = 0.0
-    """Audio read."""
+    """Seconds of audio decoded."""
     decode_s: float = 0.0
-    """Time of the recogniser's workers."""
+    """Seconds that the recogniser's workers took."""
     segments: int = 0
     """Segments with text."""
     lines: int = 0
@@ -29,19 +29,19 @@ class CameraStats:
     not_revised: int = 0
     """Turns that there was no time to decode as a whole; their lines stay as they are."""
     decoded_again: int = 0
-    """Segments decoded again in longer contexts or in halves, because a guard objected."""
+    """Segments decoded again in longer contexts or in halves, because a guard flagged them."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Segments, and halves of windows, without text, by reason."""
     dropped: int = 0
-    """Segments for which there was no room to wait."""
+    """Segments dropped because the queue was full."""
     waiting: int = 0
-    """Segments cut, and not read yet."""
+    """Segments cut, and not decoded yet."""
     alerts: int = 0
     """Keywords that were transcribed, and loud sounds."""
     is_connected: bool = False
     """Of a live source, whether audio comes."""
     failure: str = ""
-    """Why it could not be read to its end; empty if it could, or has not ended."""
+    """Why it ended early; empty if it did not."""
     last_text: str = ""
     events: Counter[str] = field(default_factory=Counter)
     """What happened to a live source: connected, gap, lost."""
@@ -99,7 +99,7 @@ class MonitorStats:
 
     @property
     def audio_s(self) -> float:
-        """Audio read."""
+        """Seconds of audio decoded."""
         return sum(camera.audio_s for camera in self.cameras.values())
 
     @property
@@ -129,7 +129,7 @@ class MonitorStats:
 
     @property
     def dropped(self) -> int:
-        """Segments for which there was no room to wait."""
+        """Segments dropped because the queue was full."""
         return sum(camera.dropped for camera in self.cameras.values())
 
     @property
@@ -139,7 +139,7 @@ class MonitorStats:
 
     @property
     def failed(self) -> dict[str, str]:
-        """Sources that could not be read to their end, and why."""
+        """Sources that ended early, and why."""
         return {name: camera.failure for name, camera in self.cameras.items() if camera.failure}
 
     @property

@@ -39,7 +39,7 @@ def make_report(
     metric, splits = task.metric, task.splits
 
     def change(name: str) -> float | None:
-        """How much better the set is read than before."""
+        """How much the metric of the set improved."""
         old, new = (scores[name] and scores[name][metric] for scores in (before, after))
         if old is None or new is None:
             return None
@@ -161,7 +161,7 @@ def metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def forgetting_note(report: dict[str, Any]) -> str | None:
-    """A line that says which source-domain sets lost more than they may, and what helps."""
+    """A line that names source-domain sets beyond `max_forgetting`, and a remedy."""
     judged, metric = report["forgetting"], report["metric"]
     if not judged["over"]:
         return None

@@ -53,7 +53,7 @@ class MissingChannelError(MediaError):
 
 
 class TruncatedMediaError(MediaError):
-    """A recording that ends before its container says it does."""
+    """A recording that ends before the duration in its container."""
 
 
 class _Piped:
@@ -169,7 +169,7 @@ def _is_pcm(source: str | Path) -> bool:
 
 
 def length_s(container: Any) -> float | None:
-    """How long a container says it is, in seconds; None if it does not, or if its bytes cannot
+    """Duration by the container, in seconds; None if it has none, or if its bytes cannot
     hold so much.
     """
     if not container.duration:
@@ -242,7 +242,7 @@ def is_standard_input(source: str) -> bool:
 
 
 def is_piped(source: str) -> bool:
-    """Whether a source can be read once only: standard input, a named pipe, a device file."""
+    """Whether a source can be decoded once only: standard input, a named pipe, a device file."""
     if is_standard_input(source):
         return True
     path = Path(source)

@@ -73,7 +73,7 @@ class Recognizer:
         return max(1, int(self.batch_seconds / context_s))
 
     def longer_context_s(self, context_s: float) -> float | None:
-        """What a doubtful clip is read with next; None after the full window."""
+        """Context in which a flagged clip is decoded next; None after the full window."""
         return longer_context_s(context_s, self.engine.max_context_s)
 
     def warm_up(self, most: int) -> None:

@@ -223,13 +223,13 @@ class Segmenter:
 
     @property
     def running_s(self) -> float | None:
-        """Where the running segment starts, in seconds; None if nobody speaks."""
+        """Where the running segment starts, in seconds; None without speech."""
         running = self.running()
         return running[0].start if running else None
 
     def running(self) -> tuple[Segment, bool] | None:
-        """What is being said, as the segment that it would be if it ended here, and whether its
-        samples would be the very same if no more speech came; None if nobody speaks.
+        """Running speech, as the segment that it would be if it ended here, and whether its
+        samples would be the very same if no more speech came; None without speech.
         """
         if self._started is None or self._voiced * _FRAME_S < self.settings.min_speech_s:
             return None
@@ -283,7 +283,7 @@ class Segmenter:
         return self._judge.is_over(self._frames[max(0, now - self._context) : now].reshape(-1))
 
     def _goes_on(self, frame: int) -> None:
-        """There is speech in that frame: tell the judge how long the pause before it was."""
+        """There is speech in that frame: report the length of the pause before it to the judge."""
         if self._judge is not None and self._is_asked:
             self._judge.went_on((frame - self._last_voiced - 1) * _FRAME_S)
             self._is_asked = False
@@ -439,7 +439,7 @@ class WindowSegmenter:
 
     @property
     def running_s(self) -> float | None:
-        """Where the speech starts that is in no window yet, in seconds; None if nobody speaks."""
+        """Where the speech starts that is in no window yet, in seconds; None without speech."""
         start = self._turns.start
         return self._segmenter.running_s if start is None else start
 

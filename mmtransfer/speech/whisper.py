@@ -1,4 +1,4 @@
-"""Speech sources: Whisper run on the frames there are.
+"""Speech models: Whisper run on the frames there are.
 
 Whisper's recipe pads every clip to 30 s. Its encoder is a convolution and a transformer with a
 table of positions, so it also takes fewer frames: the table is cut to their number. A source that
@@ -42,7 +42,7 @@ _CONTEXT_KEY, _WINDOW_KEY = "shortest_context_s", "window_s"  # in the model's c
 
 @dataclass
 class ShortReader:
-    """A source that has learnt to read short contexts; its own weights read the full one."""
+    """A model with an adapter for short contexts; its own weights decode the full window."""
 
     model: Any
     """The source with the adapter in it."""
@@ -73,7 +73,7 @@ class SpeechModel:
     base: Base
     """What it was loaded from."""
     short: ShortReader | None = None
-    """What reads shorter contexts than the full window, where the model itself does not."""
+    """What decodes shorter contexts than the full window, where the model itself does not."""
 
     @property
     def max_context_s(self) -> float:
@@ -150,7 +150,7 @@ class SpeechModel:
         return [index for index, language in enumerate(languages) if language not in taught]
 
     def context_s(self, seconds: float, *, shortest: float | None = None) -> float:
-        """Context in which a clip of that length is read: the next step (see `contexts`)."""
+        """Context in which a clip of that length is decoded: the next step (see `contexts`)."""
         floor = self.shortest_context_s if shortest is None else shortest
         return clip_context_s(
             seconds,

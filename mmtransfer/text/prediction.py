@@ -141,7 +141,7 @@ def predict_file(
 
 @dataclass(frozen=True)
 class _Given:
-    """A row of a file, and what of it is judged."""
+    """A row of a file, and what of it is classified."""
 
     row: dict[str, Any]
     text: str

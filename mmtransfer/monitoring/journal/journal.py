@@ -35,7 +35,7 @@ _SAMPLE_BYTES = 1 << 16  # of a recording, that tell it from another of the same
 
 
 class Journal:
-    """The journal of one set of sources, read by one model.
+    """The journal of one set of sources, transcribed by one model.
 
     Raises:
         UserError: a folder that cannot be used, a journal of another model or of other sources, or
@@ -55,7 +55,7 @@ class Journal:
 
         self._folder, self._rotate_bytes = Path(folder), rotate_bytes
         self.channels: list[str] = []
-        """Where alerts are sent; their lines say so, and it is known later which never arrived."""
+        """Where alerts are sent; each alert's line lists them, for redelivery."""
         self._damaged: dict[tuple[Path, int], str] = {}  # lines, and what is wrong with them
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(f"{folder}: expected a folder for the journal, found a file.")
@@ -262,7 +262,7 @@ def _size(file: Any) -> int:
 
 
 def source_identity(source: str) -> str:
-    """What tells a source from another: its address, and for a recording how it begins."""
+    """What distinguishes a source: its address, and for a recording how it begins."""
     path = Path(source)
     if "://" in source:
         return public_address(source)

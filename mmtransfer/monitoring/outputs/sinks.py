@@ -40,11 +40,11 @@ def clock(seconds: float, *, decimals: int, separator: str = ".") -> str:
 
 
 def line(item: Transcript | Partial) -> str:
-    """The line a person reads: [00:00:14.6 → 00:00:21.9] text; of a live source with the date and
-    the local time of day; with the sentiment, if it was judged.
+    """The line for people: [00:00:14.6 → 00:00:21.9] text; of a live source with the date and
+    the local time of day; with the sentiment, if it was classified.
     """
-    judged = f" ({item.sentiment})" if isinstance(item, Transcript) and item.sentiment else ""
-    return f"{_span(item)} {item.text}{judged}"
+    label = f" ({item.sentiment})" if isinstance(item, Transcript) and item.sentiment else ""
+    return f"{_span(item)} {item.text}{label}"
 
 
 def _span(item: Transcript | Partial | Sound) -> str:
@@ -56,10 +56,10 @@ def _span(item: Transcript | Partial | Sound) -> str:
 
 
 class Sink(Protocol):
-    """Takes what a monitor tells, in order."""
+    """Takes transcripts and alerts of a monitor, in order."""
 
     def write(self, item: Shown) -> None:
-        """Put one thing out, at once."""
+        """Write one item at once."""
         ...
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Sink(Protocol):
 class StandardOutput:
     """Prints lines; names the source where there are several.
 
-    A line that replaces an earlier one begins with a tilde. With `partial`, what is being said is
+    A line that replaces an earlier one begins with a tilde. With `partial`, provisional text is
     printed as well: on a terminal as a line that is written over until it is final, elsewhere as
     lines that begin with a tilde, too.
     """
@@ -104,7 +104,7 @@ class StandardOutput:
 
 
 class ReportSink:
-    """Collects what is told of a recording and writes a report at the end."""
+    """Collects the items of a recording and writes a report at the end."""
 
     def __init__(self, path: Path, source: str):
         self._path, self._source = path, source

@@ -68,7 +68,7 @@ class LiveSettings:
     last_retry_s: float = 30.0
     """Longest pause between attempts."""
     tell_again_s: float = 3600.0
-    """Time after which it is told again that attempts fail, if they fail as before."""
+    """Time after which repeated failures are reported again."""
     pause_s: float = 0.45
     """A pause this long ends a segment: shorter than in recordings, since somebody waits."""
     learned_end: bool = True
@@ -81,7 +81,7 @@ class LiveSettings:
 
 
 class _OverError(EOFError):
-    """A stream that said how long it is has been read to its end."""
+    """A stream of known length has been decoded to its end."""
 
 
 class SteadyClock:
@@ -217,7 +217,7 @@ class _TimeLine:
 
 
 class _Connection:
-    """One attempt at a source, read by a thread that can be left behind."""
+    """One connection to a source, in a thread that can be abandoned."""
 
     def __init__(
         self,
@@ -290,7 +290,7 @@ class _Connection:
             self._put(error)
 
     def _read(self) -> bool:
-        """Read until it ends; returns whether it had said that it would."""
+        """Decode until it ends; returns whether its length was known."""
         name, options = self._source, dict(_OPTIONS)
         format_name: str | None = None
         kind, _, device = self._source.partition(":")
