@@ -1,7 +1,7 @@
 """A monitor inside a program of one's own: texts and alerts as they come, a journal to go on from.
 
-    python examples/monitor_desk.py gate.mp4 heard
-    python examples/monitor_desk.py rtsp://10.0.0.7/audio heard https://desk.example/alerts
+    python examples/monitor_desk.py gate.mp4 journal
+    python examples/monitor_desk.py rtsp://10.0.0.7/audio journal https://desk.example/alerts
 
 The second argument is the journal's folder. Started again with it, nothing is transcribed twice,
 and alerts that did not reach the webhook are sent again.

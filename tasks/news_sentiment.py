@@ -1,4 +1,4 @@
-"""A pretrained language model becomes a judge of news sentiment.
+"""A pretrained language model classifies news by sentiment.
 
     python tasks/news_sentiment.py --data news.csv
     python tasks/news_sentiment.py --data zh.csv --config my.yaml --text "股价大跌"

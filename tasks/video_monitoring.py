@@ -1,10 +1,10 @@
-"""A speech recogniser becomes a site's own, then reads its monitoring video.
+"""A speech recogniser becomes a site's own, then transcribes its monitoring video.
 
     python tasks/video_monitoring.py                      # the example site, about four minutes
     python tasks/video_monitoring.py --config my.yaml --video camera.mp4
 
 Loads the source model, transfers it end to end, shows what was gained on the target and lost on
-the source, cuts the video into pieces of speech and prints each piece's text.
+the source domain, and transcribes the video.
 """
 
 import argparse

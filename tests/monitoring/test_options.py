@@ -152,7 +152,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, text, message, capsys):
     [
         (["--beam", "0"], "argument --beam: expected a number of 1 or more, found 0"),
         (["--beam", "many"], "argument --beam: expected a number of 1 or more, found 'many'"),
-        (["--loud", "nan"], "argument --loud: expected decibels"),
+        (["--loud", "nan"], "argument --loud: expected dB above"),
         (["--context", "none"], "argument --context: expected seconds or 'full', found 'none'"),
         (["--channels", "both"], "argument --channels: expected mix, split or a number"),
         (["--engine", "onnx"], "argument --engine: expected one of auto, ctranslate2"),
@@ -199,7 +199,7 @@ def test_what_is_for_all_sources_is_not_for_one_that_has_its_own(tmp_path):
     [
         ([], "expected at least one"),
         ([Camera("a", "a.mp4"), Camera("a", "b.mp4")], "'a' occurs twice"),
-        (["-", "pcm:16000"], "standard input is named twice"),
+        (["-", "pcm:16000"], "standard input is given twice"),
     ],
 )
 def test_sources_that_cannot_be_monitored_together(sources, message):
