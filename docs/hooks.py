@@ -36,7 +36,8 @@ def _verb(name: str) -> str:
     module = import_module(f"mmtransfer.cli.{name}")
     module.add_arguments(parser)
     text = [f"## mmtransfer {name}", (parser.description or "").replace("%%", "%")]
-    actions = [action for action in parser._actions if not _is_field(action)]
+    is_train = name == "train"
+    actions = [one for one in parser._actions if not (is_train and _is_field(one))]
     if len(actions) == len(parser._actions):
         text.append(f"```text\n{parser.format_usage().strip()}\n```")
     else:
@@ -61,9 +62,9 @@ def _is_field(action: argparse.Action) -> bool:
 def _called(action: argparse.Action) -> str:
     if not action.option_strings:
         return f"`{action.metavar or action.dest}`"
-    value = action.metavar
+    value = str(action.metavar).replace("|", ", ") if action.metavar else None
     if value is None and action.choices:
-        value = "|".join(map(str, action.choices))
+        value = ", ".join(map(str, action.choices))
     elif value is None and action.nargs != 0:
         value = action.dest.upper()
     names = ", ".join(f"`{option}`" for option in action.option_strings)
@@ -99,12 +100,12 @@ def _section(name: str, model: type[BaseModel]) -> str:
 
 
 def _type(annotation: Any) -> str:
-    """A type as people write it: `int`, `all|none|int`, `list of str`."""
+    """A type as people write it: `int`, `all, none or int`, `list of str`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, types.UnionType) or str(origin).endswith("Union"):
-        return "|".join(_type(one) for one in arguments if one is not type(None))
+        return " or ".join(_type(one) for one in arguments if one is not type(None))
     if str(origin).endswith("Literal"):
-        return "|".join(map(str, arguments))
+        return ", ".join(map(str, arguments))
     if str(origin).endswith("Annotated"):
         return _type(arguments[0])
     if origin is list:
