@@ -107,7 +107,7 @@ def test_each_channel_is_a_source_of_its_own(tmp_path):
     assert [c.channels for c in settle(named_cameras([stereo]))] == ["mix"]
     with pytest.raises(UserError, match="called as the camera 'call-2'"):
         settle([*cameras, Camera("call-2", str(mono))])
-    with pytest.raises(UserError, match="read once only"):
+    with pytest.raises(UserError, match="comes once only"):
         settle([Camera("a", "-", channels="split")])
 
 

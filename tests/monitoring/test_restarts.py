@@ -248,7 +248,7 @@ def test_outputs_never_replace_what_is_read(whisper_tiny, tmp_path, speech, caps
     for command, message in [
         ([str(sound), "--output", "a.txt"], "is a source"),
         ([str(VIDEO), "--journal", "j", "--output", "j/o.jsonl"], "in the journal's folder"),
-        ([str(tmp_path), "--alert-clips", "a/clips"], "clips would be among them"),
+        ([str(tmp_path), "--alert-clips", "a/clips"], "clips would be transcribed"),
     ]:
         (tmp_path / "j").mkdir(exist_ok=True)
         assert main(["monitor", str(whisper_tiny), *command]) == 2

@@ -529,7 +529,7 @@ def test_the_command_shows_the_table_and_the_lines(whisper_tiny, short_video, ca
     ("more", "message"),
     [
         (["--keywords", "!!"], "expected words"),
-        (["--alert-clips", "pyproject.toml"], "expected a folder for clips"),
+        (["--alert-clips", "pyproject.toml"], "expected a folder for alert clips"),
         (["--metrics-port", "abc"], "PORT"),
         (["--metrics-port", ""], "PORT"),
         (["--metrics-port", "no.such.host.:9100"], "cannot listen"),
@@ -539,7 +539,7 @@ def test_the_command_shows_the_table_and_the_lines(whisper_tiny, short_video, ca
         (["--webhook", "http://[h/y"], "expected an address http[s]://"),
         (["rtsp://[bad"], "not an address"),
         (["rtsp://h:port/x"], "not an address"),
-        (["-", "-"], "named twice"),
+        (["-", "-"], "given twice"),
         (["pcm:0"], "such as pcm:16000"),
         (["--output", str(VIDEO.with_suffix(".json"))], "unknown output format"),
         (["--loud", "-3"], "expected decibels"),
