@@ -14,7 +14,7 @@ TEXT = Transcript("gate.mp4", "gate", "gate@1.000", 1.0, 2.5, "open", -0.1, 0.0,
 WORDS = [{"text": " open", "start": 1.0, "end": 2.5, "probability": 0.9}]
 RECORDS = [
     (TEXT, asdict(TEXT)),
-    (t := Transcript(*list(asdict(TEXT).values())[:11], words=WORDS, revision=1), asdict(t)),
+    (t := Transcript(*list(asdict(TEXT).values())[:11], words=WORDS, revision=1), asdict(t)),  # type: ignore[misc]
     (n := NoText("gate", "gate@1.000", 1.0, 2.5, "looping", text="open open"), asdict(n)),
     (n := NoText("gate", "gate@1.000", 1.0, 2.5, "no room", LineKind.DROPPED), asdict(n)),
     (a := Alert("gate", "fire", "fair", 0.9, "gate@1.000", 1.0, 2.5, "fair"), asdict(a)),
