@@ -18,7 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -54,7 +56,7 @@ def last_line(output: str) -> str:
     return next((line for line in reversed(output.splitlines()) if line.strip()), "")
 
 
-def train(folder: Path, config: str, *arguments: object) -> tuple[int, str, dict]:
+def train(folder: Path, config: str, *arguments: object) -> tuple[int, str, dict[str, Any]]:
     """Exit code, output and report of a training run."""
     run = Path(tempfile.mkdtemp()) / "run"
     code, output = mmtransfer("train", CONFIGS / config, "--run-dir", run, *arguments)
@@ -93,7 +95,7 @@ def case_C02(folder: Path) -> Verdict:
     verdicts = []
     for path in sorted((folder / "C02").glob("input_sibling_*")):
         is_right = path.stem.endswith(("quoted_ok", "trailing_comma"))
-        verdicts.append((not refused(lambda path=path: read_clips(path, DataConfig()))) == is_right)
+        verdicts.append((not refused(partial(read_clips, path, DataConfig()))) == is_right)
     return "refused with line; 3 refused, 2 accepted", line, ok and all(verdicts)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from mmtransfer.hub.bundled import materialize
 from mmtransfer.speech.scores import default_normalizer, get_normalizer, score_clip
@@ -31,7 +32,7 @@ def _run(*arguments: object) -> tuple[int, str, str]:
     return found.returncode, found.stdout, found.stderr
 
 
-def _scores(*arguments: object) -> dict:
+def _scores(*arguments: object) -> dict[str, Any]:
     code, output, messages = _run("evaluate", *arguments, "--json")
     return json.loads(output) if code == 0 else {"error": messages.strip().splitlines()[-1]}
 

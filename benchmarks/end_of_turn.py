@@ -91,10 +91,10 @@ def describe(name: str, pauses: list[Scored], waits_s: list[float]) -> None:
         return f"{statistic(np.concatenate(arrays)):.3f} [{low:.3f}, {high:.3f}]"
 
     text = f"  {name:12} cut short {interval([cut for cut, _ in minutes.values()], np.mean)}"
-    delays = np.concatenate([own for _, own in minutes.values()])
-    if len(delays):
+    every = np.concatenate([own for _, own in minutes.values()])
+    if len(every):
         text += f"; delay p50 {interval([own for _, own in minutes.values()], np.median)} s, "
-        text += f"mean {delays.mean():.3f} s, p95 {np.quantile(delays, 0.95):.3f} s"
+        text += f"mean {every.mean():.3f} s, p95 {np.quantile(every, 0.95):.3f} s"
     print(text)
 
 

@@ -37,12 +37,13 @@ import torch
 from scipy.stats import t as student_t
 
 import mmtransfer
-from mmtransfer import runs
 from mmtransfer.cache import cache_path
 from mmtransfer.config import DataConfig, build_config, merge
 from mmtransfer.errors import UserError
 from mmtransfer.hub.bundled import materialize
+from mmtransfer.runs import training
 from mmtransfer.text.examples import TextExample, TextSet, add_label_texts, read_texts
+from mmtransfer.transfer.trainer import train_stages
 
 SOURCE = "bundled:minilm-l6"
 COMMON: dict[str, Any] = {
@@ -131,8 +132,11 @@ def ours(
     """Test accuracy and training seconds of one of our methods."""
     # A rerun must not find the frozen layers' output of the run before.
     shutil.rmtree(cache_path("features"))
-    stopwatch = Stopwatch(runs.train_stages)
-    with tempfile.TemporaryDirectory() as folder, patch.object(runs, "train_stages", stopwatch):
+    stopwatch = Stopwatch(train_stages)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(training, "train_stages", stopwatch),
+    ):
         given = {
             "source_model": SOURCE,
             "run_dir": str(Path(folder, "run")),
@@ -266,7 +270,7 @@ def main() -> None:
             label: [text.format(label=label) for text in LABEL_TEXTS]
             for label in sorted({example.label for example in examples})
         }
-        jobs = []
+        jobs: list[dict[str, Any]] = []
         for count in [WARM_UP_SHOTS, *shots]:
             for seed in range(1 if count == WARM_UP_SHOTS else arguments.seeds):
                 drawn, name = TextSet("train", draw(examples, count, seed)), f"{count}-{seed}"

@@ -47,7 +47,7 @@ from mmtransfer.speech.audio import SAMPLE_RATE, stream_audio
 from mmtransfer.speech.end_of_turn import EndOfTurn
 from mmtransfer.speech.recognizers import open_recognizer
 from mmtransfer.speech.scores import default_normalizer, get_normalizer
-from mmtransfer.speech.segments import Segmenter
+from mmtransfer.speech.segments import Segment, Segmenter
 
 LEAD_S = 2.0  # silence first: a camera is not switched on in the middle of a word
 
@@ -103,7 +103,8 @@ def expected(
     """(start, end) of the segments in what is sent, as the monitor cuts."""
     piece = SAMPLE_RATE // 20
     cut = SegmenterSettings(pause_s=LiveSettings().pause_s)
-    segmenter, found = Segmenter(cut, 3, end_of_turn.judge() if end_of_turn else None), []
+    segmenter = Segmenter(cut, 3, end_of_turn.judge() if end_of_turn else None)
+    found: list[Segment] = []
     for number in range(int(seconds * 20)):
         at = number * piece % (len(track) - piece)
         found += segmenter.feed(track[at : at + piece])

@@ -26,6 +26,7 @@ import numpy as np
 
 from mmtransfer import load, runs
 from mmtransfer.config import build_config, merge
+from mmtransfer.sound.classifier import SoundModel
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "last layer, mean": {"layers": "last"},
@@ -98,8 +99,9 @@ def correct(
         config = build_config(merge(values, {"head": head}))
         runs.train(config)
         model = load(config.run_dir)
-        found = model.predict([path for path, _ in test])  # type: ignore[union-attr,arg-type]
-    return [one.label == label for one, (_, label) in zip(found, test, strict=True)]  # type: ignore[union-attr]
+        assert isinstance(model, SoundModel)
+        found = model.predict([path for path, _ in test])
+    return [one.label == label for one, (_, label) in zip(found, test, strict=True)]
 
 
 def interval(right: dict[Path, bool], samples: int, seed: int) -> tuple[float, float]:

@@ -97,7 +97,7 @@ def train(features: np.ndarray, is_end: np.ndarray, seed: int = 0) -> tuple[np.n
     for _ in range(STEPS):
         optimizer.zero_grad()
         logits = head(given, None)[:, 0]
-        functional.binary_cross_entropy_with_logits(logits, target).backward()
+        functional.binary_cross_entropy_with_logits(logits, target).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     head.eval()
     with torch.no_grad():

@@ -139,8 +139,7 @@ def compose(deck: dict[str, Iterator[str]], used: set[str]) -> str:
     while True:
         template = next(deck["template"])
         fillers = [next(deck[slot]) for slot in re.findall(r"{(\w+)}", template)]
-        parts = iter(fillers)
-        text = re.sub(r"{\w+}", lambda _, parts=parts: next(parts), template)
+        text = re.sub(r"{\w+}", "{}", template).format(*fillers)
         text = text[0].upper() + text[1:]
         if len(set(fillers)) == len(fillers) and text not in used:
             used.add(text)
@@ -193,9 +192,8 @@ class Speaker:
         model = join_shards(shards, work / "kokoro.onnx")
         styles = {v: voices / f"{v}.bin" for v in TRAIN_VOICES + UNSEEN_VOICES}
         packed = work / "voices.npz"
-        np.savez(
-            packed, **{v: np.fromfile(p, np.float32).reshape(-1, 1, 256) for v, p in styles.items()}
-        )
+        values = {v: np.fromfile(p, np.float32).reshape(-1, 1, 256) for v, p in styles.items()}
+        np.savez(packed, **values)  # type: ignore[arg-type]
         onnxruntime.set_seed(SEED)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -283,7 +281,7 @@ def reverberate(rng: np.random.Generator, dry: Audio) -> NDArray[np.float64]:
     return unit(fftconvolve(dry, tail))
 
 
-def narrow_band(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def narrow_band(x: Audio | NDArray[np.float64]) -> NDArray[np.float64]:
     """What a hand-held radio leaves of a signal."""
     return sosfilt(butter(4, [300, 3400], "bandpass", fs=RATE, output="sos"), x)
 

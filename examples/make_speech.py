@@ -40,6 +40,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -372,7 +373,7 @@ class Voices:
         }
         self.neural = sorted(set(styles) - HELD_OUT_VOICES)
         packed = work / f"voices-{language}.npz"
-        np.savez(packed, **styles)
+        np.savez(packed, **styles)  # type: ignore[arg-type]
         onnxruntime.set_seed(SEED)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -395,7 +396,7 @@ class Voices:
 
     def _synthesise(self, text: str, voice: str, speed: float) -> Audio:
         if voice in self.neural or voice in HELD_OUT_VOICES:
-            spoken, options = text, {"lang": "en-gb" if voice[0] == "b" else "en-us"}
+            spoken, options = text, dict[str, Any](lang="en-gb" if voice[0] == "b" else "en-us")
             if self.language == "zh":
                 spoken, _ = self.phonemes(text)
                 options = {"is_phonemes": True}
@@ -651,13 +652,13 @@ def main() -> None:
             by_voice[line.voice].append(line)
         for number in range(args.talks):
             own = np.random.default_rng([SEED, 2, number])
-            who = [str(v) for v in own.choice(sorted(by_voice), own.integers(1, 3), replace=False)]
-            hesitations = {v: [voices.say(text, v, 1.0) for text in HESITATIONS] for v in who}
+            pair = [str(v) for v in own.choice(sorted(by_voice), own.integers(1, 3), replace=False)]
+            hesitations = {v: [voices.say(text, v, 1.0) for text in HESITATIONS] for v in pair}
             wanted = own.uniform(10 if args.single else 2, 28)
-            spoken, cues = talk(own, {v: by_voice[v] for v in who}, hesitations, wanted)
+            speech, cues = talk(own, {v: by_voice[v] for v in pair}, hesitations, wanted)
             name = f"talk{number:03d}.ogg"
             # An adapter's teacher hears it quiet; what rehearses hears it as it will be.
-            audio = disturb(own, spoken, said) if args.single else segment(own, [spoken])
+            audio = disturb(own, speech, said) if args.single else segment(own, [speech])
             write_audio(args.out / name, audio, args.bit_rate)
             text = " ".join(cue.text for cue in cues)
             rows.writerow([name, text, cues[0].voice, args.language])

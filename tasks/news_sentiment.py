@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 
 import mmtransfer
+from mmtransfer.hub.checkpoint import resolve
+from mmtransfer.text.classifier import load_text_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,6 +38,11 @@ def main() -> None:
     if arguments.run_dir:
         overrides["run_dir"] = arguments.run_dir
     config = mmtransfer.load_config(arguments.config, overrides)
+    if config.task != "sentiment":
+        raise mmtransfer.UserError(
+            f"{arguments.config}: expected task: sentiment, found {config.task}. Choose a "
+            "configuration of configs/news_sentiment."
+        )
     run_dir = Path(config.run_dir)
     if not (run_dir / "report.json").exists():
         report = mmtransfer.train(config, resume=True)  # continues where it was interrupted
@@ -43,7 +50,7 @@ def main() -> None:
         print(f"macro-F1 {after['macro_f1']:.3f}  [{after['ci_low']:.3f}, {after['ci_high']:.3f}]")
         print(f"accuracy {after['accuracy']:.3f}, calibration error {after['ece']:.3f}")
 
-    model = mmtransfer.load(config.run_dir)
+    model = load_text_model(resolve(config.run_dir))
     targets = [arguments.target] * len(arguments.text)
     for text, found in zip(arguments.text, model.predict(arguments.text, targets), strict=True):
         shares = ", ".join(f"{name} {p:.2f}" for name, p in found.probabilities.items())

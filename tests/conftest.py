@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from typing import Any
 
 # Read when libraries are imported. The Hub is never asked.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -105,7 +106,8 @@ def random_text_model(kind: str, *, labels: int = 0, layers: int = 3, vocabulary
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-    sizes: dict = {"vocab_size": vocabulary, "pad_token_id": 0, "num_labels": max(labels, 2)}
+    sizes: dict[str, Any]
+    sizes = {"vocab_size": vocabulary, "pad_token_id": 0, "num_labels": max(labels, 2)}
     if kind == "distilbert":
         sizes |= {"dim": 32, "n_layers": layers, "n_heads": 2, "hidden_dim": 48}
     else:
@@ -263,10 +265,11 @@ def write_media(
             container.mux(picture.encode(None))
         if sound is not None and samples is not None:
             planes = np.ascontiguousarray(np.tile(samples, (channels, 1)))
-            frame = av.AudioFrame.from_ndarray(planes, "fltp", layout)
-            frame.sample_rate = rate
-            frame.pts = round(offset_s * rate)
-            for packet in sound.encode(frame):
+            assert isinstance(sound, av.AudioStream)
+            block = av.AudioFrame.from_ndarray(planes, "fltp", layout)
+            block.sample_rate = rate
+            block.pts = round(offset_s * rate)
+            for packet in sound.encode(block):
                 container.mux(packet)
             container.mux(sound.encode(None))
     return path

@@ -3,11 +3,11 @@
 import errno
 import logging
 import os
+import tempfile
 
 import pytest
 from conftest import write_dataset
 
-from mmtransfer import cache
 from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
@@ -28,7 +28,7 @@ def root(tmp_path, monkeypatch):
 def read_only(root, monkeypatch):
     """The cache folder on a disk that takes nothing more; root may write anywhere else."""
 
-    real = cache.tempfile.TemporaryFile
+    real = tempfile.TemporaryFile
 
     def refuse(**options):
         if str(options["dir"]).startswith(str(root)):
@@ -41,7 +41,7 @@ def read_only(root, monkeypatch):
         return path
 
     filled = fill("filled", "kept")
-    monkeypatch.setattr(cache.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("mmtransfer.cache.tempfile.TemporaryFile", refuse)
     return filled
 
 
@@ -92,7 +92,7 @@ def test_nowhere_to_write_at_all_is_one_line(read_only, monkeypatch):
     def full(**options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(cache.tempfile, "mkdtemp", full)
+    monkeypatch.setattr("mmtransfer.cache.tempfile.mkdtemp", full)
     with pytest.raises(UserError, match="MMTRANSFER_CACHE") as error:
         cache_path("new")
     assert "\n" not in str(error.value)
@@ -113,7 +113,7 @@ def test_a_conversion_is_used_from_a_read_only_cache(root, random_whisper, monke
     def refuse(*arguments, **options):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(cache.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("mmtransfer.cache.tempfile.TemporaryFile", refuse)
     monkeypatch.setattr("mmtransfer.cache.uuid.uuid4", refuse)  # nothing is written
     monkeypatch.setattr("mmtransfer.speech.whisper.load_speech_model", refuse)
     assert converted(resolve(str(random_whisper))) == made

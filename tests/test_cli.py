@@ -22,6 +22,7 @@ def test_every_verb_has_arguments_and_help(verb, capsys):
     assert printed.startswith(f"usage: mmtransfer {verb}")
     parser = argparse.ArgumentParser()
     import_module(f"mmtransfer.cli.{verb}").add_arguments(parser)
+    assert parser.description is not None
     assert parser.description.split()[0] in printed
 
 

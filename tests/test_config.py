@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from conftest import ROOT, child_environment
@@ -76,7 +77,7 @@ def test_every_field_has_help_and_a_command_line_option():
     assert result.returncode == 0, result.stderr
     for name in field_names():
         leaf = name.rsplit(".", 1)[-1]
-        model = Config
+        model: Any = Config
         for part in name.split(".")[:-1]:
             model = model.model_fields[part].annotation
         if name in ("data", "augment", "transfer", "head", "train", "evaluation", "runtime"):

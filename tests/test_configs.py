@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import (
@@ -50,7 +51,7 @@ def test_a_configuration_runs_a_few_steps(path: Path, data, random_whisper, tmp_
     values = read_yaml(path)
     short = {"steps": 3, "epochs": None}
     stages = values.get("transfer", {}).get("stages", [])
-    overrides = {
+    overrides: dict[str, Any] = {
         "run_dir": str(tmp_path / "run"),
         "runtime": {"threads": 1, "device": "cpu"},
         "train": {**short, "evaluate_every": 2, "full_context": 0.0},

@@ -42,6 +42,8 @@ def anchors(path: Path) -> set[str]:
 def hooks():
     """What mkdocs calls to generate pages."""
     spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -10,6 +10,7 @@ import tomllib
 from argparse import ArgumentParser
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, tone, write_dataset, write_media, write_text_backbone, write_texts
@@ -198,7 +199,7 @@ def short_training(place, random_whisper):
     def train(config, *, resume=False):
         values = config.model_dump(mode="json")
         stages = [{**stage, **SHORT} for stage in values["transfer"]["stages"]]
-        cut = {"train": {**SHORT, "evaluate_every": 2, "full_context": 0.0}}
+        cut: dict[str, Any] = {"train": {**SHORT, "evaluate_every": 2, "full_context": 0.0}}
         cut["runtime"] = {"threads": 1, "device": "cpu"}
         if config.task == "sentiment":
             cut["source_model"] = str(place / "backbone")

@@ -16,6 +16,8 @@ from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.hub.metadata import Base, read_metadata, write_metadata
 from mmtransfer.models import load, task_for, task_of
 from mmtransfer.speech.recognizers import open_recognizer
+from mmtransfer.speech.whisper import SpeechModel
+from mmtransfer.text.classifier import TextModel
 
 CPU = {"threads": 1, "device": "cpu"}
 
@@ -104,7 +106,9 @@ def test_nothing_is_looked_up_again_of_a_resolved_model(whisper_tiny, monkeypatc
         recognizer = open_recognizer(found, engine=engine, threads=1)
         assert recognizer.engine.short_s == expected.engine.short_s
     assert expected.end_of_turn is not None
-    assert load(found).short is not None
+    model = load(found)
+    assert isinstance(model, SpeechModel)
+    assert model.short is not None
 
 
 # --- what it finds -------------------------------------------------------------------------------
@@ -132,6 +136,7 @@ def test_a_model_that_stands_on_another_names_both(text_backbone, tmp_path):
     run, _ = trained(tmp_path, base, transfer={"preset": "feature"})
     assert resolve(run).form == "full"  # a folder is in no public place
     metadata = read_metadata(tmp_path / "run" / "model")
+    assert metadata is not None
     model = tmp_path / "head"
     shutil.copytree(tmp_path / "run" / "model", model)
     (model / "model.safetensors").unlink()
@@ -144,10 +149,13 @@ def test_a_model_that_stands_on_another_names_both(text_backbone, tmp_path):
     )
     found = resolve(str(model))
     assert (found.form, found.kind, found.architecture) == ("head", "sentiment", "bert")
+    assert found.base is not None
     assert found.base.source == str(base)
     assert found.weights == base
     assert found.digest != found.base.digest
-    assert load(found).labels == ["negative", "positive"]
+    loaded = load(found)
+    assert isinstance(loaded, TextModel)
+    assert loaded.labels == ["negative", "positive"]
     deeper = tmp_path / "deeper"
     shutil.copytree(model, deeper)
     described = json.loads((deeper / "mmtransfer.json").read_text())
@@ -184,6 +192,7 @@ def test_what_a_later_task_records_is_kept_and_an_unknown_task_refused(text_back
     shutil.copytree(text_backbone, folder)
     write_metadata(folder, task="smell", form="full", base=None, noses=2)
     found = resolve(str(folder))
+    assert found.metadata is not None
     assert found.metadata.own == {"noses": 2}
     with pytest.raises(UserError, match=r"expected a model for speech, .* found one for 'smell'"):
         task_of(found)

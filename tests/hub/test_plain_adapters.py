@@ -22,7 +22,7 @@ from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.models import load
 from mmtransfer.speech.ctc import load_ctc_model
 from mmtransfer.speech.engines_ctranslate2 import converted
-from mmtransfer.speech.whisper import load_speech_model
+from mmtransfer.speech.whisper import SpeechModel, load_speech_model
 from mmtransfer.text.classifier import TextModel, load_text_model
 
 
@@ -56,7 +56,9 @@ def renamed(folder, target, **settings):
 
 def test_a_speech_adapter_is_its_base_with_the_adapter_in_it(whisper_adapter, random_whisper):
     folder, merged = whisper_adapter
-    found = load(str(folder)).model.state_dict()
+    model = load(str(folder))
+    assert isinstance(model, SpeechModel)
+    found = model.model.state_dict()
     base = load_speech_model(str(random_whisper)).model.state_dict()
     for name, value in merged.state_dict().items():
         assert torch.allclose(found[name], value, atol=1e-6), name

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -106,12 +107,12 @@ def home(tmp_path):
     return tmp_path / "home"
 
 
-def commands(given: list, hub_address: str, home: Path) -> list:
+def commands(given: list[Any], hub_address: str, home: Path) -> list[Any]:
     """(exit code, output, error output) of command lines, each with changes to the environment."""
     return json.loads(python(COMMANDS, given, hub_address, home))
 
 
-def outputs(models: list, hub: Hub, home: Path) -> dict:
+def outputs(models: list[Any], hub: Hub, home: Path) -> dict[str, Any]:
     """Outputs by name of (name, source, revision)."""
     return json.loads(python(OUTPUTS, {"models": models, "texts": TEXTS}, hub.endpoint, home))
 
@@ -344,7 +345,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def refused(answer: list) -> str:
+def refused(answer: list[Any]) -> str:
     """The message of a command that failed as input that cannot be used."""
     code, out, err = answer
     assert (code, out) == (2, ""), err

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.hub.loading import loading
 from mmtransfer.speech.engines_ctranslate2 import converted
 from mmtransfer.speech.generation import check_generation
-from mmtransfer.speech.whisper import load_speech_model
+from mmtransfer.speech.whisper import SpeechModel, load_speech_model
 from mmtransfer.text.classifier import load_text_model, new_text_model
 from mmtransfer.transfer.adapters import add_adapter
 
@@ -190,7 +191,9 @@ def test_a_whisper_does_not_load_a_model_that_its_processor_names(
     shutil.copytree(random_whisper, model)
     named = {"audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": str(coded)}
     change(model / "processor_config.json", audio_tokenizer=named)
-    assert load(str(model)).max_context_s == 30.0
+    loaded = load(str(model))
+    assert isinstance(loaded, SpeechModel)
+    assert loaded.max_context_s == 30.0
     assert not (tmp_path / "mark").exists()
     assert answered.read() == ANSWER
 
@@ -478,6 +481,7 @@ def test_a_recogniser_with_weights_that_are_missing_or_no_numbers_is_refused(
 def test_a_head_that_is_to_be_trained_may_be_missing_and_nothing_else(
     classifier, text_backbone, tmp_path
 ):
+    native: dict[str, Any]
     native = {"labels": ["a", "b", "c"], "data": DataConfig(), "head": HeadConfig(type="native")}
     bare = edited(text_backbone, tmp_path / "bare", drop("pooler"))
     for source in (bare, classifier):  # without a head, and with one of other classes
@@ -497,7 +501,7 @@ def test_what_no_head_reads_may_be_missing_and_is_the_same_every_time(tmp_path, 
     shutil.copytree(text_backbone, base)
     config = random_text_model("bert").config
     AutoModelForMaskedLM.from_config(config).save_pretrained(base)
-    head = {"data": DataConfig(), "head": HeadConfig(type="classifier")}
+    head: dict[str, Any] = {"data": DataConfig(), "head": HeadConfig(type="classifier")}
     models = [new_text_model(resolve(str(base)), ["a", "b"], **head) for _ in range(2)]
     one, other = (model.network.encoder.model.state_dict() for model in models)
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -51,7 +51,7 @@ def test_a_text_that_no_guard_objects_to_is_kept(decoder):
 
 
 def test_a_doubted_text_is_decoded_in_ever_longer_contexts_then_moved_then_rejected(decoder):
-    job, contexts = job_of(decoder, segment(2.0)), []
+    job, contexts = job_of(decoder, segment(2.0)), list[tuple[float, bool]]()
     while True:
         verdict = decoder.settle(job, result(LOOP + f"{len(contexts)} " * 30, job.kind[1]))
         if isinstance(verdict, Rejected):
@@ -119,8 +119,10 @@ def test_halves_are_joined_with_the_one_that_gave_none():
     none = NoText("gate", "gate@0.000", 4.0, 5.0, "looping", text="a")
     assert joined("gate@0.000", [[line], none]) == [line, none]
     found = joined("gate@0.000", [[line], [line]])
+    assert isinstance(found, list)
     assert [one.id for one in found] == ["gate@0.000", "gate@0.000#1"]
     both = joined("gate@0.000", [none, NoText("gate", "x", 6.0, 7.0, "looping", text="b")])
+    assert isinstance(both, NoText)
     assert (both.text, both.start, both.end) == ("a b", 4.0, 7.0)
     assert joined("gate@0.000", [None, None]) is None  # dropped, both of them
     assert joined("gate@0.000", [[line], None]) == [line]

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -78,7 +79,7 @@ def since_connected(items, camera):
 def by_connection(lines):
     """(start, end) of one camera's segments, in order, for each of its connections."""
     lines = list(lines)
-    segments = {}
+    segments: dict[str, Any] = {}
     for line in lines:
         if "id" in line and not line.get("revision"):
             start, end = segments.get(line["id"].partition("#")[0], (line["start"], line["end"]))
@@ -149,7 +150,7 @@ def test_a_camera_that_loses_its_audio_track_comes_back(rtsp, speech, spoken, pa
     server = rtsp(speech, pace=pace)
     port = int(server.url.split(":")[2].split("/")[0])
     other = rtsp(np.tile(speech, 3), pace=pace)
-    items, stages = [], []
+    items, stages = [], list[str]()
     monitor = live_monitor()
     timer = threading.Timer(120, monitor.stop)
     timer.start()
@@ -185,7 +186,7 @@ def test_a_server_that_is_killed_and_restarted(speech, spoken, tmp_path, pace):
         return subprocess.Popen([*command, str(tmp_path / "speech.npy"), str(pace)])
 
     server, whole = start(), RtspCamera(np.tile(speech, 3), pace=pace)
-    killed = []
+    killed: list[int] = []
     monitor, items = live_monitor(), []
     timer = threading.Timer(120, monitor.stop)
     timer.start()
@@ -403,7 +404,7 @@ def test_sigterm_ends_a_wait_for_what_nobody_pipes_in(source, whisper_tiny, tmp_
             process.stdin.write("\0" * 64000)
             process.stdin.flush()
         status = Path(f"/proc/{process.pid}/status")
-        caught = lambda: int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16)  # noqa: E731
+        caught = lambda: int(re.findall(r"SigCgt:\s*(\w+)", status.read_text())[0], 16)  # noqa: E731
         wait_for(lambda: caught() >> (signal.SIGTERM - 1) & 1)
         time.sleep(0.5)  # it waits for its source by then
         process.send_signal(signal.SIGTERM)

@@ -378,6 +378,7 @@ def test_clips_are_cut_from_the_recording_in_the_folder(speech, spoken, tmp_path
     raised = [item for item in items if isinstance(item, Alert)]
     assert len(raised) == len(spoken)
     for alert, (start, end) in zip(raised, spoken, strict=True):
+        assert alert.clip is not None
         cut = decode_clip(alert.clip)
         length = min(end + 5, len(speech) / SAMPLE_RATE) - max(0.0, start - 5)
         assert len(cut) / SAMPLE_RATE == pytest.approx(length, abs=0.3)

@@ -4,6 +4,7 @@ import json
 import resource
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from conftest import EXAMPLE
@@ -192,7 +193,8 @@ def test_only_its_own_files_are_the_journal(tmp_path, whole):
 
 
 def test_cameras_have_short_names_of_their_own():
-    sources = ["in/gate.mp4", "yard.mkv", "out/gate.mp4", Camera("yard", "rtsp://10.0.0.9/yard")]
+    yard = Camera("yard", "rtsp://10.0.0.9/yard")
+    sources: list[str | Path | Camera] = ["in/gate.mp4", "yard.mkv", "out/gate.mp4", yard]
     assert {camera.name: camera.url for camera in named_cameras(sources)} == {
         "gate": "in/gate.mp4",
         "yard-2": "yard.mkv",

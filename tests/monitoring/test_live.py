@@ -138,7 +138,8 @@ def test_nothing_is_lost_when_recognition_falls_behind(camera, camera_stream, sp
     book = journal()
     slow = live_monitor(delay=0.3, workers=1)
     engine = slow._recognizer.engine
-    engine.decode, whole_decode = lambda c, s: whole_decode(c[:1], s) * len(c), engine.decode
+    whole_decode = engine.decode
+    engine.decode = lambda c, s: whole_decode(c[:1], s) * len(c)
     collect(slow, sources, until=lambda i: len(said(i)) >= 3, journal=book)
     book.close()
     first = [line["id"] for line in lines() if "text" in line]
@@ -215,7 +216,7 @@ def test_cameras_come_from_a_file(tmp_path, capsys):
         "cameras:\n- {name: gate, url: 'rtsp://cam/1', priority: 2}\n- {name: b, url: b.mp4}\n"
     )
     (tmp_path / "b.mp4").touch()
-    cameras = load_options(path, model="m").sources
+    cameras = [c for c in load_options(path, model="m").sources if isinstance(c, Camera)]
     assert [(c.name, c.priority) for c in cameras] == [("gate", 2), ("b", 0)]
     assert cameras[1].url == str(tmp_path / "b.mp4")
     for text, message in [

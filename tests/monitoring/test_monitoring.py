@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -21,7 +22,7 @@ from support.web import wait_for
 from mmtransfer.cli import main
 from mmtransfer.config import DataConfig
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring import Alert, Camera, SourceEnd, Transcript
+from mmtransfer.monitoring import Alert, Camera, Monitor, SourceEnd, Transcript
 from mmtransfer.monitoring.fair_queue import FairQueue, Job
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.outputs.sinks import FileSink, check_outputs, clock, line, output_path
@@ -58,7 +59,7 @@ def test_subtitles_open_in_a_player(tmp_path):
         with av.open(str(tmp_path / f"out{suffix}")) as container:
             packets = [p for p in container.demux(container.streams[0]) if p.size]
         assert len(packets) == 3
-        base = packets[0].time_base
+        base: Any = packets[0].time_base
         assert [float(p.pts * base) for p in packets] == [3661.5, 3662.5, 3663.5]
         assert [float(p.duration * base) for p in packets] == [0.75] * 3
         assert "gate two" in bytes(packets[0]).decode()
@@ -109,6 +110,7 @@ def readers():
 
 def test_transcripts_come_in_order_and_in_batches_of_one_context():
     # Until the whole video has been taken in, so that segments wait.
+    monitor: Monitor
     monitor, engine = fake_monitor(hold=lambda: wait_for(lambda: monitor.stats.audio_s > 119))
     found = list(monitor.transcribe(VIDEO))
     starts = [t.start for t in found]

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.monitoring import Camera, MonitorOptions, RecognitionOptions, load_options
 from mmtransfer.monitoring.lines import LineSettings
 
-WRONG = {
+WRONG: dict[str, Any] = {
     "model": " ",
     "language": 3,
     "engine": "onnx",
@@ -41,7 +42,7 @@ WRONG = {
     "mqtt": "",
     "metrics_port": 1.5,
 }
-GIVEN = {
+GIVEN: dict[str, Any] = {
     "language": "de",
     "engine": "transformers",
     "compute_type": "float32",
@@ -107,12 +108,15 @@ def test_a_secret_in_a_value_is_not_quoted():
 def test_the_command_line_the_file_and_python_mean_the_same(tmp_path):
     there = MonitorOptions("m", sources=["gate.mp4"], **GIVEN)
     assert parsed("m", "gate.mp4", *FLAGS) == there
-    camera = {"name": "gate", "url": "rtsp://cam/1", "loud_db": 20}
+    camera: dict[str, Any] = {"name": "gate", "url": "rtsp://cam/1", "loud_db": 20}
     path = tmp_path / "cameras.yaml"
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in GIVEN.items()}
     path.write_text(yaml.safe_dump({"cameras": [camera], "model": "m", **plain}))
     # Paths in the file are beside it.
-    places = {"journal": str(tmp_path / "heard"), "alert_clips": str(tmp_path / "clips")}
+    places: dict[str, Any] = {
+        "journal": str(tmp_path / "heard"),
+        "alert_clips": str(tmp_path / "clips"),
+    }
     places["output"] = [str(tmp_path / name) for name in GIVEN["output"]]
     assert load_options(path) == replace(there, sources=[Camera(**camera)], **places)
     assert parsed("m", "--cameras", str(path), *FLAGS) == replace(there, sources=[Camera(**camera)])
@@ -176,9 +180,9 @@ def test_options_are_what_recognition_is_opened_with():
     assert RecognitionOptions("m").decoding.words_from_s == float("inf")
     assert RecognitionOptions("m").shortest_context_s is None
     with pytest.raises(FrozenInstanceError):
-        options.words = False
+        options.words = False  # type: ignore[misc]
     with pytest.raises(TypeError):
-        RecognitionOptions("m", loud_db=3)
+        RecognitionOptions("m", loud_db=3)  # type: ignore[call-arg]
 
 
 def test_what_is_for_all_sources_is_not_for_one_that_has_its_own(tmp_path):

@@ -47,7 +47,7 @@ def made(*cameras, now=100.0, windows=0.0):
         for number, camera in enumerate(cameras)
     ]
     disk, moments = Disk(), Moments(None, lambda source, event: None)
-    ordering = Ordering(sources, disk, moments, lambda: now, with_words=False)
+    ordering = Ordering(sources, disk, moments, lambda: now, with_words=False)  # type: ignore[arg-type]
     return ordering, disk, sources
 
 
@@ -147,7 +147,7 @@ def test_what_the_journal_has_is_not_handed_out_again_and_makes_room():
 def turn_of(output, starts, lines):
     """A turn of segments of a second each, and what it was decoded as."""
     pieces = tuple(Piece(start - starts[0], start, start, start + 1) for start in starts)
-    segment = Segment(starts[0], starts[-1] + 1, None, pieces=pieces)
+    segment = Segment(starts[0], starts[-1] + 1, None, pieces=pieces)  # type: ignore[arg-type]
     job = Job(0, -1, f"gate@{starts[0]:.3f}", segment, (0, 30.0), is_turn=True, after=output.count)
     hypothesis = Hypothesis(" ".join(lines), (1,), -0.1, 0.0, 30.0)
     found = [Line(start, start + 1, words) for start, words in zip(starts, lines, strict=True)]

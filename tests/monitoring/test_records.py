@@ -14,7 +14,7 @@ TEXT = Transcript("gate.mp4", "gate", "gate@1.000", 1.0, 2.5, "open", -0.1, 0.0,
 WORDS = [{"text": " open", "start": 1.0, "end": 2.5, "probability": 0.9}]
 RECORDS = [
     (TEXT, asdict(TEXT)),
-    (t := Transcript(*list(asdict(TEXT).values())[:11], words=WORDS, revision=1), asdict(t)),
+    (t := Transcript(*list(asdict(TEXT).values())[:11], words=WORDS, revision=1), asdict(t)),  # type: ignore[misc]
     (n := NoText("gate", "gate@1.000", 1.0, 2.5, "looping", text="open open"), asdict(n)),
     (n := NoText("gate", "gate@1.000", 1.0, 2.5, "no room", LineKind.DROPPED), asdict(n)),
     (a := Alert("gate", "fire", "fair", 0.9, "gate@1.000", 1.0, 2.5, "fair"), asdict(a)),
@@ -60,11 +60,15 @@ def test_fields_and_events_of_version_0_1_load_under_their_new_names():
     times = {"segment": "a@1", "start": 1.0, "end": 2.0}
     alert = {"camera": "a", "event": "alert", "phrase": "fire", "said": "fair", **times}
     record = record_of(alert)
+    assert isinstance(record, Alert)
     assert (record.keyword, record.matched) == ("fire", "fair")
     sound = {"camera": "a", "id": "a#s", "start": 1, "end": 2, "event": "sound", "usual_db": -50.0}
-    assert record_of(sound).background_db == -50
+    record = record_of(sound)
+    assert isinstance(record, Sound)
+    assert record.background_db == -50
     rejected = {"camera": "a", "id": "a@1", "start": 1.0, "end": 2.0, "event": "no text"}
     record = record_of({**rejected, "reason": "looping"})
+    assert isinstance(record, NoText)
     assert (record.event, record.reason) == (LineKind.REJECTED, "looping")
     delivered = {"camera": "a", "event": "alert delivered", "to": "webhook", "phrase": "fire"}
     assert record_of({**delivered, "segment": "a@1"}) == Delivery("a", "webhook", "a@1", "fire")

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,9 +185,9 @@ def test_names_of_any_bytes_go_everywhere(whisper_tiny, tmp_path, speech, monkey
 def test_text_goes_out_whatever_the_terminal_takes(whisper_tiny, tmp_path, speech):
     path = write_media(tmp_path / "a.ogg", speech)
     command = [sys.executable, "-m", "mmtransfer", "monitor", str(whisper_tiny), str(path)]
-    options = {"cwd": ROOT, "capture_output": True}
+    options: dict[str, Any] = {"cwd": ROOT, "capture_output": True}
     plain = child_environment() | {"PYTHONIOENCODING": "ascii:strict"}
-    done = subprocess.run(command, env=plain, **options)
+    done: Any = subprocess.run(command, env=plain, **options)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.decode("ascii").splitlines()) == 2
     # No standard output at all, and no standard input.
@@ -310,8 +311,8 @@ def test_damaged_lines_of_a_journal_are_left_out_and_reported(
         assert "corrupt lines skipped: 1; the first is line 1 of" in report
         assert journal.read_bytes() == damage + whole  # nothing was recognised again
     journal.write_bytes(whole)
-    for damage in ("[1]", '{"format": 2, "model": 3, "sources": {}}', '{"model": {}}'):
-        (folder / "journal.json").write_text(damage)
+    for text in ("[1]", '{"format": 2, "model": 3, "sources": {}}', '{"model": {}}'):
+        (folder / "journal.json").write_text(text)
         capsys.readouterr()
         assert main(command) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from support.engines import ContextEngine, LoudIsSpeech, utterances
@@ -94,7 +95,12 @@ def test_one_segment_that_is_its_turn_is_decoded_once(watch):
     calls = []
     engine = ContextEngine(["alone"], ["together"])
     decode = engine.decode
-    engine.decode = lambda clips, context_s: calls.append(len(clips)) or decode(clips, context_s)
+
+    def counted(clips, context_s):
+        calls.append(len(clips))
+        return decode(clips, context_s)
+
+    engine.decode = counted  # type: ignore[method-assign]
     items, _ = watch(engine, utterances([4.0]), until=lambda found: len(lines(found)) > 0)
     assert [line.text for line in lines(items)] == ["alone"]
     assert sum(calls) == 1
@@ -139,7 +145,7 @@ def test_first_texts_do_not_wait_for_a_turn_that_is_being_decoded(watch):
 
 def test_the_journal_holds_both_and_a_restart_repeats_neither(watch, tmp_path):
     engine = ContextEngine(["oh pen", "the gate"], ["open", "the gate"])
-    identity = {"model": "fake", "model_digest": "0", "sources": {"door": URL}}
+    identity: dict[str, Any] = {"model": "fake", "model_digest": "0", "sources": {"door": URL}}
     journal = Journal(tmp_path, **identity)
     watch(engine, utterances([0.6, 4.0]), journal=journal, until=is_revised)
     journal.close()

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,7 +141,9 @@ def test_the_least_important_is_dropped():
     scheduler = Scheduler(1)
     scheduler.add(job(0, 5.0))
     scheduler.add(job(1, 1.0))
-    assert scheduler.drop({0: 0, 1: 3}).camera == 0
+    dropped = scheduler.drop({0: 0, 1: 3})
+    assert dropped is not None
+    assert dropped.camera == 0
     assert scheduler.drop({0: 0}) is None
 
 
@@ -153,7 +156,8 @@ def test_the_least_important_is_dropped():
 def test_everything_is_decoded_once_and_never_more_at_a_time_than_there_are_workers(
     workers, added, random
 ):
-    scheduler, waiting, running, decoded = Scheduler(workers), list(enumerate(added)), [], []
+    scheduler, waiting, decoded = Scheduler(workers), list(enumerate(added)), []
+    running: list[Batch] = []
     while waiting or running:
         if waiting and random.random() < 0.6:
             number, (camera, context_s) = waiting.pop(0)
@@ -171,7 +175,7 @@ def test_everything_is_decoded_once_and_never_more_at_a_time_than_there_are_work
 
 
 def test_workers_decode_turns_and_segments_side_by_side():
-    events, together = queue.Queue(), threading.Barrier(2, timeout=30)
+    events, together = queue.Queue[Any](), threading.Barrier(2, timeout=30)
 
     def decode(jobs):
         together.wait()
@@ -191,7 +195,7 @@ def test_workers_decode_turns_and_segments_side_by_side():
 
 
 def test_what_decoding_raises_comes_out_where_its_results_would():
-    events = queue.Queue()
+    events = queue.Queue[Any]()
 
     def decode(jobs):
         raise MemoryError("no room")

@@ -44,6 +44,8 @@ def test_errors_are_counted_by_kind_and_missed_words_by_minute():
     assert score.rate == pytest.approx(3 / 9)
     assert score.missed_per_minute == 2.0
     assert score.ci_low is not None
+    assert score.rate is not None
+    assert score.ci_high is not None
     assert score.ci_low <= score.rate <= score.ci_high
 
 
@@ -51,7 +53,7 @@ def test_offsets_are_those_of_the_first_words():
     timed = [{"text": w, "start": 4.0 + n, "end": 4.5 + n} for n, w in enumerate(["one", "two"])]
     spoken = [Spoken("zero", 1.0, 2.0), Spoken("one two", 4.5, 6.0)]
     score = score_recording([line("zero", 1.0, 2.0), line("one two", 4.0, 6.0, timed)], spoken)
-    assert (score.offset_p50_s, score.offset_p95_s) == (0.25, pytest.approx(0.475))
+    assert (score.offset_p50_s, score.offset_p95_s) == (0.25, pytest.approx(0.475))  # type: ignore[comparison-overlap]
     assert score_recording([line("zero")], [Spoken("zero")]).offset_p50_s is None
 
 

@@ -40,13 +40,13 @@ from mmtransfer.monitoring import (
 from mmtransfer.monitoring.outputs.alerts import STOPPED, Mqtt
 from mmtransfer.monitoring.outputs.dashboard import metrics, metrics_server, table
 from mmtransfer.monitoring.outputs.report import report
-from mmtransfer.monitoring.sound_level import SoundLevel
+from mmtransfer.monitoring.sound_level import Level, SoundLevel
 from mmtransfer.monitoring.sources.clips import Recorder
 from mmtransfer.monitoring.sources.live import _TimeLine
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.engine import Hypothesis
 from mmtransfer.speech.recognition import Recognizer
-from mmtransfer.speech.segments import Segmenter, SegmenterSettings
+from mmtransfer.speech.segments import Segment, Segmenter, SegmenterSettings
 
 VIDEO = EXAMPLE / "monitor.mp4"
 
@@ -131,8 +131,8 @@ def test_a_whole_draft_is_the_segment(pattern, block):
     where it does."""
     rng = np.random.default_rng(0)
     segmenter = Segmenter(SegmenterSettings(pause_s=0.45), block)
-    segmenter._probability = lambda x: np.where(x.reshape(-1, 512).max(1) > 0.5, 0.9, 0.1)
-    drafts, segments = {}, []
+    segmenter._probability = lambda x: np.where(x.reshape(-1, 512).max(1) > 0.5, 0.9, 0.1)  # type: ignore[assignment]
+    drafts, segments = {}, list[Segment]()
     for voiced, frames in [*pattern, (False, 40)]:
         for _ in range(frames):
             samples = rng.uniform(0.6, 1, 512) if voiced else rng.uniform(0, 0.4, 512)
@@ -232,7 +232,7 @@ def test_levels_do_not_depend_on_the_blocks(sizes):
     samples = 0.001 * rng.standard_normal(sum(sizes) + 5 * SAMPLE_RATE).astype(np.float32)
     samples[-SAMPLE_RATE:] *= 300
     whole = list(SoundLevel(20).feed(samples, 7.0))
-    one, found, at = SoundLevel(20), [], 0
+    one, found, at = SoundLevel(20), list[Level](), 0
     for size in [*sizes, 5 * SAMPLE_RATE]:
         found += one.feed(samples[at : at + size], 7.0 + at / SAMPLE_RATE)
         at += size
@@ -248,6 +248,7 @@ def media_of(path):
         kinds = {stream.type for stream in container.streams}
         times, pictures = [], 0
         for frame in container.decode(container.streams.audio[0]):
+            assert frame.time is not None
             times.append(frame.time)
         container.seek(0)
         if "video" in kinds:
@@ -258,8 +259,8 @@ def media_of(path):
 def key_frames(path):
     """Seconds at which a whole picture comes."""
     with av.open(str(path)) as container:
-        packets = [p for p in container.demux(container.streams.video[0]) if p.pts is not None]
-        return [float(p.pts * p.time_base) for p in packets if p.is_keyframe]
+        packets = list(container.demux(container.streams.video[0]))
+        return [float(p.pts * p.time_base) for p in packets if p.pts is not None and p.is_keyframe]
 
 
 @pytest.mark.parametrize("container", ["mp4", "mkv"])
@@ -289,7 +290,7 @@ def test_a_clip_is_kept_around_an_alert_of_a_camera(camera, camera_stream, tmp_p
     server = camera([camera_stream, 60])
     monitor = Monitor(Recognizer(FakeEngine()), live=LiveSettings(), alert_clips=tmp_path)
     watched = Camera(name="gate", url=server.url, keywords=["some words"], loud_db=15)
-    clips = lambda i: [x.clip for x in i if isinstance(x, Alert) and Path(x.clip).exists()]  # noqa: E731
+    clips = lambda i: [x.clip for x in i if isinstance(x, Alert) and Path(x.clip).exists()]  # type: ignore[arg-type]  # noqa: E731
     items = []
     timer = threading.Timer(120, monitor.stop)
     timer.start()
@@ -362,8 +363,10 @@ def test_the_command_judges_texts(whisper_tiny, short_video, tmp_path, capsys):
     assert main([*command, str(judge), "--output", str(output)]) == 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     from mmtransfer import load
+    from mmtransfer.text.classifier import TextModel
 
     model = load(str(judge))
+    assert isinstance(model, TextModel)
     for row, found in zip(rows, model.predict([row["text"] for row in rows]), strict=True):
         assert row["sentiment"] == found.label
         assert row["sentiment_prob"] == pytest.approx(found.probabilities[found.label], abs=1e-3)
@@ -411,6 +414,7 @@ def test_the_report_holds_everything_and_nothing_escapes(tmp_path):
     assert page.count("<script") == 2
     assert 'src="a%20b.mp4"' in page
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert data is not None
     rows = json.loads(data[1])
     assert [row["start"] for row in rows] == [3.0, 14.6, 14.6]
     assert rows[1]["text"] == nasty
@@ -420,7 +424,7 @@ def test_the_report_holds_everything_and_nothing_escapes(tmp_path):
 def test_the_command_writes_a_report(whisper_tiny, short_video, tmp_path, capsys):
     output = tmp_path / "out.html"
     assert main(["monitor", str(whisper_tiny), str(short_video), "--output", str(output)]) == 0
-    rows = json.loads(re.search(r'id="data">(.*?)</script>', output.read_text(), re.S)[1])
+    rows = json.loads(re.findall(r'id="data">(.*?)</script>', output.read_text(), re.S)[0])
     printed = [x for x in capsys.readouterr().out.splitlines() if x.startswith("[")]
     assert len(rows) == len(printed) > 5
 
@@ -431,7 +435,7 @@ def test_a_report_of_two_sessions_holds_the_alerts_of_both(whisper_tiny, short_v
     command += ["--journal", str(tmp_path / "j"), "--output", str(output), "--keywords", "the"]
 
     def events():
-        rows = json.loads(re.search(r'id="data">(.*?)</script>', output.read_text(), re.S)[1])
+        rows = json.loads(re.findall(r'id="data">(.*?)</script>', output.read_text(), re.S)[0])
         return [row.get("event") for row in rows]
 
     assert main(command) == 0
@@ -590,6 +594,7 @@ def broker():
 def received(port, topic, count, ready, seconds=120):
     """What a subscriber gets."""
     from paho.mqtt import client as paho
+    from paho.mqtt.enums import CallbackAPIVersion
 
     got, done = [], threading.Event()
 
@@ -598,7 +603,7 @@ def received(port, topic, count, ready, seconds=120):
         if len(got) >= count:
             done.set()
 
-    client = paho.Client(paho.CallbackAPIVersion.VERSION2)
+    client = paho.Client(CallbackAPIVersion.VERSION2)
     client.on_connect = lambda c, *rest: c.subscribe(topic, qos=1)
     client.on_subscribe = lambda *rest: ready()
     client.on_message = on_message

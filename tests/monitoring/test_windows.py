@@ -56,7 +56,7 @@ def place(value):
 
 def windows(samples, window_s, blocks=(16_000,), **options):
     segmenter = WindowSegmenter(SegmenterSettings(**options), window_s)
-    found, at, number = [], 0, 0
+    found, at, number = list[Segment](), 0, 0
     while at < len(samples):
         size = blocks[number % len(blocks)]
         found += segmenter.feed(samples[at : at + size])

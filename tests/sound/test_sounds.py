@@ -15,6 +15,8 @@ from mmtransfer.cli import main
 from mmtransfer.config import build_config, merge
 from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.hub.publish import publish
+from mmtransfer.sound.classifier import SoundModel
+from mmtransfer.sound.classifier_task import SoundTask
 from mmtransfer.sound.examples import hold_out_sounds, read_sounds
 from mmtransfer.sound.scores import average_precision, score_multi_label
 from mmtransfer.speech.audio import decode_clip
@@ -139,6 +141,7 @@ def test_a_frozen_whisper_takes_clips_at_their_own_length(data, random_whisper, 
 def test_a_saved_model_gives_the_same_probabilities(data, wave, tmp_path, transfer):
     config = build_config(values(data, wave, tmp_path / "run", transfer=transfer))
     task = runs.set_up(config, CPU)
+    assert isinstance(task, SoundTask)
     task.begin(task.stages[0], CPU)
     samples = [make_sound("tone", 0.7, 5), make_sound("noise", 12.3, 5)]
     micro = task.prepare([0, 1], slice(None), 0)[0]
@@ -148,7 +151,9 @@ def test_a_saved_model_gives_the_same_probabilities(data, wave, tmp_path, transf
     expected = task.sound.predict(samples)
     (tmp_path / "saved").mkdir()
     task.save(tmp_path / "saved")
-    found = load(str(tmp_path / "saved")).predict(samples)
+    model = load(str(tmp_path / "saved"))
+    assert isinstance(model, SoundModel)
+    found = model.predict(samples)
     for one, other in zip(found, expected, strict=True):
         assert one.label == other.label
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
@@ -206,6 +211,7 @@ def test_a_finished_model_is_the_source_of_the_next(run, data, tmp_path):
 
 def test_windows_cover_a_clip_and_probabilities_are_averaged(run):
     model = load(str(run))
+    assert isinstance(model, SoundModel)
     assert model.windows(16_000) == [(0, 16_000)]
     assert model.windows(80_000) == [(0, 80_000)]
     assert model.windows(96_000) == [(0, 80_000), (16_000, 96_000)]
@@ -237,6 +243,7 @@ def test_clips_with_several_labels_or_none_are_learnt(data, wave, tmp_path):
     assert after["map"] >= 0.8
     assert after["per_class"]["noise"]["support"] == 6
     model = load(str(tmp_path / "run"))
+    assert isinstance(model, SoundModel)
     mixed = make_sound("noise", 1.0, 9) + make_sound("tone", 1.0, 9)
     shares = model.predict([mixed])[0].probabilities
     assert min(shares["noise"], shares["tone"]) > shares["click"]
@@ -324,7 +331,9 @@ def test_predict_classifies_files_and_tables(run, data, tmp_path, capsys, caplog
     clip = data / "validation" / "noise0.wav"
     assert main(["predict", str(run), "--audio", str(clip)]) == 0
     row = json.loads(capsys.readouterr().out)
-    expected = load(str(run)).predict([decode_clip(clip)])[0]
+    model = load(str(run))
+    assert isinstance(model, SoundModel)
+    expected = model.predict([decode_clip(clip)])[0]
     assert row["label"] == expected.label
     assert row["probabilities"] == pytest.approx(expected.probabilities)
     (tmp_path / "broken.wav").write_bytes(b"no audio")

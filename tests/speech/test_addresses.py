@@ -81,7 +81,7 @@ def test_nothing_that_is_told_of_an_address_holds_its_secret(address, tmp_path, 
     )
     for rows in ([{"name": "gate", "url": address}], [address], [{"name": address, "url": "x"}]):
         file.write_text(yaml.safe_dump({"cameras": rows}))
-        said.append(told(lambda: [c.name for c in load_options(file, model="m").sources]))
+        said.append(told(lambda: [c.name for c in load_options(file, model="m").sources]))  # type: ignore[union-attr]
     file.write_text(f"cameras:\n- {{name: gate, url: '{address}'\n")
     said.append(told(lambda: load_options(file, model="m")))
     for channel in (Webhook, Mqtt):

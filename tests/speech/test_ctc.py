@@ -11,7 +11,8 @@ from mmtransfer.cli import main
 from mmtransfer.config import HeadConfig, build_config
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
-from mmtransfer.speech.ctc import alphabet, new_ctc_model
+from mmtransfer.speech.ctc import CtcModel, alphabet, new_ctc_model
+from mmtransfer.speech.ctc_task import CtcTask
 from mmtransfer.transfer.stages import set_dropout
 from mmtransfer.transfer.task import Task
 
@@ -108,6 +109,7 @@ def test_wave_encoders_train_save_and_load_to_the_same_outputs(data, waves, tmp_
     from transformers import AutoModelForCTC, AutoProcessor
 
     plain = AutoModelForCTC.from_pretrained(run / "model").eval()
+    assert isinstance(model, CtcModel)
     inputs = model.inputs(clips()[:1], 1.0)
     with torch.no_grad():
         expected = plain(inputs["values"]).logits
@@ -168,6 +170,7 @@ def test_cached_activations_give_the_losses_of_the_whole_model(data, waves, stag
     found = []
     for task in (cached, plain):
         total = sum(task.loss(m, device) for m in task.prepare(range(8), slice(None), 0))
+        assert isinstance(total, torch.Tensor)
         total.backward()
         gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
         found.append((float(total.detach()), gradients))
@@ -193,6 +196,7 @@ def test_a_clip_too_short_for_its_transcript_is_named_and_skipped(data, waves, t
     config = values(data, waves["wav2vec2"], tmp_path / "run")
     config["data"]["train"] = str(folder)
     task = runs.set_up(build_config(config), CPU)
+    assert isinstance(task, CtcTask)
     assert len(task.train) == 2
     assert "clip1.wav (800 characters)" in caplog.text
     assert "more characters than the clip has frames" in caplog.text
@@ -257,12 +261,16 @@ def test_a_ctc_model_takes_no_language_that_is_not_its_own(letters, data, waves,
         load(letters, language="auto")
     with pytest.raises(UserError, match="expected a language"):
         load(letters, language="klingon")
-    assert load(letters, language="German").language == "de"
+    german = load(letters, language="German")
+    assert isinstance(german, CtcModel)
+    assert german.language == "de"
     model = new_ctc_model(
         resolve(str(waves["wav2vec2"])), ["ab"], language="en", head=HeadConfig(type="ctc")
     )
     model.save(tmp_path, "full")
-    assert load(str(tmp_path), language="en-US").language == "en"
+    english = load(str(tmp_path), language="en-US")
+    assert isinstance(english, CtcModel)
+    assert english.language == "en"
     with pytest.raises(UserError, match="recognises 'en', but the language is set to 'de'"):
         load(str(tmp_path), language="de")
 

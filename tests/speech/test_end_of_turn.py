@@ -128,7 +128,7 @@ def test_what_the_judge_cuts_does_not_depend_on_the_size_of_blocks(pattern, bloc
 
     def found(size):
         segmenter = Segmenter(SegmenterSettings(pause_s=0.45), size, Odd())
-        segmenter._probability = lambda x: np.where(x.reshape(-1, FRAME).max(1) > 0.5, 0.9, 0.1)
+        segmenter._probability = lambda x: np.where(x.reshape(-1, FRAME).max(1) > 0.5, 0.9, 0.1)  # type: ignore[assignment]
         whole = samples[: len(samples) // (size * FRAME) * size * FRAME]
         return [*segmenter.feed(whole), *segmenter.finish()]
 
@@ -234,7 +234,9 @@ def test_the_head_that_ships_belongs_to_the_adapter_that_ships():
 
 def test_the_shipped_head_ends_lines_of_the_example_video_sooner():
     """Most utterances of it end at once, and none later than after the longest wait."""
-    judge = open_recognizer("bundled:whisper-tiny.en").end_of_turn.judge()
+    head = open_recognizer("bundled:whisper-tiny.en").end_of_turn
+    assert head is not None
+    judge = head.judge()
     samples = np.concatenate(list(stream_audio(EXAMPLE / "monitor.mp4", lambda: False)))
     found = cut(samples[: 60 * SAMPLE_RATE], judge)
     waits = [at - segment.end for segment, at in found]
@@ -269,7 +271,7 @@ def test_at_a_camera_the_judge_ends_segments_unless_it_is_turned_off(monkeypatch
     monkeypatch.setattr(readers, "read_live", play)
     engine = ContextEngine(["one", "two", "three"], ["one", "two", "three"])
     monitor = Monitor(
-        Recognizer(engine, end_of_turn=judge),
+        Recognizer(engine, end_of_turn=judge),  # type: ignore[arg-type]
         live=LiveSettings(partial_s=float("inf"), learned_end=is_learned),
     )
     timer = threading.Timer(20, monitor.stop)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,7 +238,7 @@ def test_recognisers_share_one_interface(whisper_tiny):
 @pytest.fixture
 def gpu(monkeypatch):
     """What CTranslate2 would see and be given on a machine with a GPU."""
-    given = {}
+    given: dict[str, Any] = {}
     supported = {"cpu": {"int8", "float32"}, "cuda": {"int8", "float16", "float32"}}
 
     class Model:

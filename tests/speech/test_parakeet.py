@@ -11,6 +11,7 @@ from mmtransfer import runs
 from mmtransfer.config import build_config
 from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.models import load
+from mmtransfer.speech.ctc import CtcModel
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.transfer.encoders import FastConformerEncoder, speech_encoder
 
@@ -168,9 +169,12 @@ def test_a_whole_checkpoint_transcribes_as_transformers_does(whole):
 
 def test_its_own_pieces_are_learnt_where_they_spell_the_transcripts(whole, data, tmp_path):
     model = load(str(whole))
+    assert isinstance(model, CtcModel)
     assert [PIECES[n] for n in model.spell("ab ba c aa")] == ["▁ab", "▁ba", "▁c", "▁a", "a"]
     assert model.read(model.spell("ab ba  c"))[0] == "ab ba c"
     config = values(data, whole, tmp_path / "run", STAGES["frozen"])
     report = runs.train(build_config(config))
     assert report["target"]["before"] is not None
-    assert load(str(tmp_path / "run")).symbols == model.symbols
+    adapted = load(str(tmp_path / "run"))
+    assert isinstance(adapted, CtcModel)
+    assert adapted.symbols == model.symbols

@@ -75,7 +75,7 @@ class Threaded:
     short_s, window_s = float("inf"), 0.0
 
     def __init__(self):
-        self.batches, self.now, self.most = [], Counter(), Counter()
+        self.batches, self.now, self.most = [], Counter[float](), Counter[float]()
 
     def decode(self, clips, context_s):
         self.batches.append((len(clips), context_s))

@@ -83,6 +83,7 @@ def test_long_rehearsal_clips_do_not_lengthen_the_context_of_the_target(
 ):
     config = build_config(values(data, random_whisper, tmp_path / "run"))
     task = runs.set_up(config, CPU)
+    assert isinstance(task, SpeechTask)
     long = task._targets
     task.train.clips[long] = replace(task.train.clips[long], seconds=20.0)
     micros = task.prepare([0, 1, long], slice(None), 0)
@@ -166,6 +167,7 @@ def test_rehearsal_must_not_be_what_forgetting_is_measured_on(data, random_whisp
 
 def test_bundled_speech_is_general_and_small():
     folder = bundled_speech("en")
+    assert folder is not None
     assert bundled_speech("zh") is None
     size = sum(path.stat().st_size for path in folder.iterdir())
     assert size <= 8_000_000
@@ -314,7 +316,12 @@ def test_auto_goes_back_as_far_as_the_score_is_kept(data, random_whisper, monkey
 
     gone = []
     go = path.go
-    monkeypatch.setattr(path, "go", lambda share: (gone.append(share), go(share)))
+
+    def noted(share):
+        gone.append(share)
+        go(share)
+
+    monkeypatch.setattr(path, "go", noted)
     monkeypatch.setattr(training, "evaluate_task", evaluate)
     assert training.go_back(task, path, "auto", 0.01, None) == 0.6
     assert seen == [0.4, 0.5, 0.6]

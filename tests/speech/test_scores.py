@@ -121,6 +121,9 @@ def test_interval_covers_the_truth_about_95_times_in_100():
     for seed in range(200):
         scores = [ClipScore(int(e), 10, 0, 50, 10) for e in rng.binomial(10, 0.2, 60)]
         result = summarize_speech(scores, normalizer="none-v1", bootstrap_samples=300, seed=seed)
+        assert result.wer is not None
+        assert result.ci_low is not None
+        assert result.ci_high is not None
         assert result.ci_low <= result.wer <= result.ci_high
         covered += result.ci_low <= 0.2 <= result.ci_high
     assert 0.88 <= covered / 200 <= 0.99

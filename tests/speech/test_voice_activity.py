@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtransfer.speech.audio import SAMPLE_RATE, stream_audio
-from mmtransfer.speech.segments import Segmenter, SegmenterSettings
+from mmtransfer.speech.segments import Segment, Segmenter, SegmenterSettings
 from mmtransfer.speech.voice_activity import FRAME, SpeechProbability, speech_bounds
 
 
@@ -46,13 +46,15 @@ def test_blocks_of_any_size_give_the_same_probabilities(recording):
 
 def test_speech_bounds(recording):
     assert speech_bounds(np.zeros(SAMPLE_RATE, np.float32)) is None
-    start, end = speech_bounds(recording)
+    bounds = speech_bounds(recording)
+    assert bounds is not None
+    start, end = bounds
     assert 0 <= start < end <= len(recording) / SAMPLE_RATE
 
 
 def cut(samples, settings, sizes):
     segmenter = Segmenter(settings)
-    segments, position = [], 0
+    segments, position = list[Segment](), 0
     while position < len(samples):
         size = sizes[len(segments) % len(sizes)]
         segments += segmenter.feed(samples[position : position + size])

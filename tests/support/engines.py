@@ -77,7 +77,7 @@ class ContextEngine:
             self.hold.wait(10)
         self.turns += len(found) > 1
         known = self.alone if len(found) == 1 else self.together
-        words = []
+        words: list[Word] = []
         for level, at in found:
             for number, text in enumerate(known[_LEVELS.index(level)].split()):
                 start = (at[0] + number) * 512 / SAMPLE_RATE

@@ -177,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def object_link(self, oid: str) -> str:
         """Large files lie on another host, under an address that needs no token."""
-        return f"http://localhost:{self.server.server_address[1]}/objects/{oid}"
+        return f"http://localhost:{self.server.server_address[1]}/objects/{oid}"  # type: ignore[index]
 
     # --- who may do what ----------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Generator
 
 import pytest
 from support.engines import FakeEngine
@@ -72,5 +73,6 @@ def broken_off(journal, folder, stop_after):
         count += isinstance(item, Transcript)
         if count >= stop_after:
             break
+    assert isinstance(stream, Generator)
     stream.close()
     book.close()

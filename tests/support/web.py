@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ class Receiver:
     """A web server that answers as told and keeps what it got."""
 
     def __init__(self, *answers):
-        self.answers, self.got = list(answers), []
+        self.answers, self.got = list(answers), list[Any]()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):

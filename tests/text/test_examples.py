@@ -4,6 +4,7 @@ import logging
 import math
 import threading
 from collections import Counter
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,7 +45,8 @@ def pairs(source, **settings_):
 def make_set(rows, name="train"):
     """A set from (text, label) or (text, label, target, group) rows."""
     return TextSet(
-        name, [TextExample(*row, name=f"{name}.csv:{i}") for i, row in enumerate(rows, 2)]
+        name,
+        [TextExample(*row, name=f"{name}.csv:{i}") for i, row in enumerate(rows, 2)],  # type: ignore[misc]
     )
 
 
@@ -52,7 +54,7 @@ def make_set(rows, name="train"):
 
 
 def test_one_set_in_every_file_format_reads_the_same(tmp_path):
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"text": "good, very good", "label": "yes", "target": "food", "group": "a"},
         {"text": 'a "quoted"\nline', "label": "no", "target": None, "group": "b"},
         {"text": "很好 é", "label": "yes", "target": "服务", "group": None},
@@ -568,7 +570,7 @@ def test_real_sets_read_and_split():
     ]
     assert [len(part) for part in sst2] == [6920, 872]
     assert label_names(sst2[0]) == ["negative", "positive"]
-    refuse_text_leaks(*sst2, [])
+    refuse_text_leaks(sst2[0], sst2[1], [])
     news = read_texts(str(SHARED / "news_mtsc" / "train.csv"), CONFIG, name="train")
     train, held = hold_out_texts(news.examples, 0.1, 0)
     assert len(held) == pytest.approx(0.1 * len(news), rel=0.02)

@@ -2,6 +2,7 @@ import csv
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +22,13 @@ from mmtransfer.cli import main
 from mmtransfer.config import DataConfig, HeadConfig, build_config
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
-from mmtransfer.text.classifier import average_windows, length_batches, new_text_model
+from mmtransfer.text.classifier import TextModel, average_windows, length_batches, new_text_model
 from mmtransfer.text.classifier_task import SentimentTask
 from mmtransfer.text.examples import read_texts
 from mmtransfer.text.splits import load_text_splits
 
 CPU = {"device": "cpu", "threads": 1}
-PRESETS = {
+PRESETS: dict[str, list[Any]] = {
     "end_to_end": [{"frozen": "none"}],
     "feature": [{"frozen": "all"}],
     "combined": [{"frozen": "all", "steps": 12}, {"frozen": "none", "head_learning_rate": 1e-3}],
@@ -89,6 +90,7 @@ def test_a_run_learns_reports_and_loads_to_the_same_outputs(texts, text_backbone
     assert {"accuracy", "macro_f1", "ece", "ci_low", "ci_high", "examples"} <= set(scores)
     assert scores["seconds_wall"] > 0
     model = load(str(tmp_path / "run"))
+    assert isinstance(model, TextModel)
     assert model.labels == ["negative", "positive"]
     assert model.temperature == pytest.approx(report["model"]["temperature"])
     found = model.predict(["good harbour", "the awful port", "good harbour"])
@@ -99,8 +101,8 @@ def test_a_run_learns_reports_and_loads_to_the_same_outputs(texts, text_backbone
 
 @pytest.mark.parametrize("stages", ["feature", "combined", "lora", "few_shot"])
 def test_every_structure_learns(texts, text_backbone, tmp_path, stages):
-    steps = {"feature": 120, "lora": 150}.get(stages, 60)
-    config = values(texts, text_backbone, tmp_path / "run", stages, steps=steps)
+    count = {"feature": 120, "lora": 150}.get(stages, 60)
+    config = values(texts, text_backbone, tmp_path / "run", stages, steps=count)
     report = runs.train(build_config(config))
     # Half would be chance; a random backbone gives an adapter little to work with.
     assert report["target"]["after"]["accuracy"] > (0.65 if stages == "lora" else 0.8)
@@ -172,6 +174,7 @@ def test_rehearsal_is_mixed_into_the_epochs(texts, text_backbone, tmp_path):
         runs.train(build_config(config))
     config["transfer"]["rehearsal"] = 0.25
     task = runs.set_up(build_config(config), torch.device("cpu"))
+    assert isinstance(task, SentimentTask)
     epochs = [list(task.epoch(epoch)) for epoch in range(2)]
     old = [[index for index in epoch if index >= 64] for epoch in epochs]
     assert [len(part) for part in old] == [21, 21]  # 21 / 85 is a quarter
@@ -204,7 +207,9 @@ def test_what_a_label_means_is_learnt_from_its_texts(text_backbone, tmp_path):
     assert len(splits.train) + len(splits.validation) == 12 + 3
     assert not {"awful", "awful news", "fine"} & {one.text for one in splits.validation.examples}
     runs.train(config)
-    found = load(str(tmp_path / "run")).predict(["fine crane", "the awful crane"])
+    model = load(str(tmp_path / "run"))
+    assert isinstance(model, TextModel)
+    found = model.predict(["fine crane", "the awful crane"])
     assert [one.label for one in found] == ["1", "0"]
 
 
@@ -219,6 +224,7 @@ def test_label_smoothing_and_class_weights_change_the_loss_as_computed(
     unbalanced.write_text("\n".join(kept) + "\n")
     config["data"]["train"] = str(unbalanced)
     task = runs.set_up(build_config(config), torch.device("cpu"))
+    assert isinstance(task, SentimentTask)
     task.begin(task.stages[0], torch.device("cpu"))
     task.model.eval()
     micro = task.prepare([0, 1, len(kept) - 2], slice(None), 0)[0]
@@ -392,7 +398,7 @@ def test_impossible_configurations_are_one_line(texts, text_backbone, tmp_path, 
     def with_section(**sections):
         return refusal(config | sections, tmp_path, capsys)
 
-    stages = [{"frozen": 9}]
+    stages: list[dict[str, Any]] = [{"frozen": 9}]
     assert "the backbone has 3 layers" in with_section(transfer={"stages": stages})
     stages = [{"frozen": "none", "adapter": {"type": "lorra"}}]
     assert "expected one of dora" in with_section(transfer={"stages": stages})
@@ -414,11 +420,12 @@ def test_a_contrastive_stage_is_not_validated(texts, text_backbone, tmp_path, mo
     config["transfer"] = {"stages": PRESETS["few_shot"]}
     scored = []
     whole = SentimentTask.validate
-    monkeypatch.setattr(
-        SentimentTask,
-        "validate",
-        lambda task, *given: scored.append(task.stage.number) or whole(task, *given),
-    )
+
+    def validate(task, *given):
+        scored.append(task.stage.number)
+        return whole(task, *given)
+
+    monkeypatch.setattr(SentimentTask, "validate", validate)
     report = runs.train(build_config(config))
     stages = {row["stage"] for row in map(json.loads, (tmp_path / "run/metrics.jsonl").open())}
     assert stages == {0, 1}
@@ -472,14 +479,16 @@ def test_predict_writes_every_row_in_order_with_its_columns(
         source = list(csv.DictReader(file))
     text = output.read_text(encoding="utf-8")
     if ending == "csv":
-        found = list(csv.DictReader(text.splitlines()))
+        found: list[Any] = list(csv.DictReader(text.splitlines()))
         shares = [float(row["probability_positive"]) for row in found]
     else:
         found = [json.loads(line) for line in text.splitlines()]
         shares = [row["probabilities"]["positive"] for row in found]
     assert [row["text"] for row in found] == [row["text"] for row in source]
     assert [row["given_label"] for row in found] == [row["label"] for row in source]
-    expected = load(str(classifier)).predict([row["text"] for row in source])
+    model = load(str(classifier))
+    assert isinstance(model, TextModel)
+    expected = model.predict([row["text"] for row in source])
     assert [row["label"] for row in found] == [one.label for one in expected]
     np.testing.assert_allclose(shares, [o.probabilities["positive"] for o in expected], atol=2e-5)
     assert not list(tmp_path.glob("*.part"))
@@ -548,6 +557,7 @@ def test_other_backbones_train_partly_frozen_with_their_own_head(texts, kind, tm
 
     classify = pipeline("text-classification", model=str(tmp_path / "run" / "model"))
     model = load(str(tmp_path / "run"))
+    assert isinstance(model, TextModel)
     found = classify("good harbour news")[0]
     assert found["label"] in model.labels
 

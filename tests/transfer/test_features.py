@@ -68,7 +68,7 @@ def test_a_cache_that_an_earlier_version_wrote_is_used():
             writer.write(row)
         writer.finalize()
     (folder / "complete.json").write_text("{}")
-    calls = []
+    calls: list[int] = []
     kept = store(found, calls=calls)
     assert calls == []
     for index, array in enumerate(found):
@@ -94,7 +94,7 @@ def test_several_shards_read_as_one(monkeypatch):
 
 
 def test_a_second_use_computes_nothing():
-    found, calls = arrays(), []
+    found, calls = arrays(), list[int]()
     store(found, calls=calls)
     assert len(calls) == len(found)
     store(found, calls=calls)
@@ -105,7 +105,7 @@ def test_a_second_use_computes_nothing():
 
 def test_an_interrupted_computation_goes_on_where_it_stopped(monkeypatch):
     monkeypatch.setattr(features, "_SHARD_BYTES", 100)
-    found, calls = arrays(30), []
+    found, calls = arrays(30), list[int]()
 
     def breaking(rows):
         for row in rows:
@@ -116,7 +116,7 @@ def test_an_interrupted_computation_goes_on_where_it_stopped(monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         cached_features("test", "k", [a.size for a in found], breaking, dtype="float32")
-    again = []
+    again: list[int] = []
     kept = store(found, calls=again)
     assert 10 <= len(again) < 30
     for index, array in enumerate(found):
@@ -126,7 +126,7 @@ def test_an_interrupted_computation_goes_on_where_it_stopped(monkeypatch):
 def test_a_disk_that_would_not_hold_it_is_refused_before_anything_is_computed(monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 1 << 20))
-    calls = []
+    calls: list[int] = []
     with pytest.raises(UserError, match=r"needs 0\.00 GiB.*MMTRANSFER_CACHE"):
         store(arrays(), calls=calls)
     assert not calls
@@ -141,7 +141,7 @@ def test_values_that_half_precision_cannot_hold_are_refused():
 
 def _in_a_process(cache, log):
     os.environ["MMTRANSFER_CACHE"] = cache
-    calls = []
+    calls: list[int] = []
     kept = store(arrays(), calls=calls)
     with open(log, "a") as file:
         file.write(json.dumps([len(calls), float(kept[3].sum())]) + "\n")

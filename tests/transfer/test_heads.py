@@ -37,6 +37,7 @@ def test_poolings_by_hand():
     assert pool(values, mask, "max").tolist() == [[3.0, -2.0]]
     assert pool(values, mask, "first").tolist() == [[1.0, -4.0]]
     attention = Pooling(2, "attention")
+    assert attention.query is not None
     torch.nn.init.zeros_(attention.query.weight)
     torch.testing.assert_close(attention(values, mask), torch.tensor([[2.0, -3.0]]))
 
@@ -97,8 +98,11 @@ def test_layers_differ_in_scale_but_not_in_say():
 
 def test_convolutions_keep_every_position_in_its_place():
     stack = ConvStack(1, HeadConfig(conv_layers=1, conv_kernel=3, dropout=0.0))
-    torch.nn.init.constant_(stack.layers[0].weight, 1.0)
-    torch.nn.init.zeros_(stack.layers[0].bias)
+    convolution = stack.layers[0]
+    assert isinstance(convolution, torch.nn.Conv1d)
+    assert convolution.bias is not None
+    torch.nn.init.constant_(convolution.weight, 1.0)
+    torch.nn.init.zeros_(convolution.bias)
     row = torch.tensor([[[1.0], [10.0], [100.0], [1000.0]]])
     assert stack(row, torch.ones(1, 4)).flatten().tolist() == [11.0, 111.0, 1110.0, 1100.0]
 

@@ -24,7 +24,7 @@ def test_l2sp_pulls_source_weights_to_their_start_and_new_ones_to_zero():
     source, new = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor([3.0]))
     penalty = L2SP([source], [new], alpha=0.5, beta=0.1)
     with torch.no_grad():
-        source += torch.tensor([2.0, -1.0])
+        source.add_(torch.tensor([2.0, -1.0]))
     # 0.5 / 2 * (4 + 1) + 0.1 / 2 * 9
     assert float(penalty.penalty()) == pytest.approx(1.25 + 0.45)
     source.grad, new.grad = torch.tensor([1.0, 1.0]), torch.tensor([0.0])
@@ -39,8 +39,9 @@ def test_l2sp_gradient_is_that_of_its_penalty():
     start = source.detach().clone()
     penalty = L2SP([source], [], alpha=0.3, beta=0.0)
     with torch.no_grad():
-        source += torch.randn(5, generator=generator)
+        source.add_(torch.randn(5, generator=generator))
     (0.15 * (source - start).square().sum()).backward()
+    assert source.grad is not None
     expected = source.grad.clone()
     source.grad = torch.zeros(5)
     penalty.add_gradient()
@@ -73,6 +74,8 @@ def test_terms_stand_together_and_only_those_asked_for():
 class _Pull(Regulariser):
     """A penalty of another kind: every new weight towards one."""
 
+    parameters: list[nn.Parameter]
+
     @classmethod
     def of(cls, layout, config):
         term = cls()
@@ -84,6 +87,7 @@ class _Pull(Regulariser):
 
     def add_gradient(self):
         for parameter in self.parameters:
+            assert parameter.grad is not None
             parameter.grad.add_(parameter.detach() - 1, alpha=1e4)
 
 

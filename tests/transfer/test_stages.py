@@ -200,6 +200,7 @@ def test_class_weights_by_hand():
 def test_class_weights_average_to_one_and_favour_the_rare(counts):
     for kind in ("inverse", "effective"):
         weights = class_weights(counts, kind, 0.999)
+        assert weights is not None
         total = sum(n * w for n, w in zip(counts, weights, strict=True))
         assert total == pytest.approx(sum(counts))
         order = np.argsort(counts)
@@ -224,6 +225,7 @@ def test_contrastive_loss_of_single_examples_is_zero_with_a_gradient():
     loss = supervised_contrastive_loss(features, torch.tensor([0, 1]))
     loss.backward()
     assert float(loss.detach()) == 0
+    assert features.grad is not None
     assert torch.isfinite(features.grad).all()
 
 

@@ -108,7 +108,7 @@ def make_trainer(data, random_whisper, run_dir, **train):
     config = build_config(values(data, random_whisper, run_dir, **train))
     speech = load_speech_model(config.source_model)
     sets = [load_clips(data / name, config.data, name=name) for name in ("train", "validation")]
-    task = SpeechTask(speech, *sets, config)
+    task = SpeechTask(speech, sets[0], sets[1], config)
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(config.train, config.runtime)
     return training.Trainer(task, task.stages[0], config, accelerator, Path(run_dir))
