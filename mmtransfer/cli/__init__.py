@@ -1,6 +1,7 @@
 """The command line: parses, calls one function, prints.
 
     mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train FOLDER
+    mmtransfer relate configs/news_sentiment/feature.yaml --candidates MODEL
     mmtransfer evaluate MODEL --data FOLDER
     mmtransfer predict MODEL --text TEXT
     mmtransfer monitor MODEL VIDEO
@@ -29,6 +30,7 @@ from mmtransfer.speech.addresses import without_secrets
 
 VERBS = {
     "train": "adapt a source model to your data",
+    "relate": "rank source models and measure how far source domains are, untrained",
     "evaluate": "score a model on data",
     "predict": "classify texts or sounds",
     "monitor": "transcribe the speech in video and live streams",
@@ -150,7 +152,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
 def _refuse_unknown(unknown: list[str], arguments: argparse.Namespace) -> None:
     option = unknown[0].split("=")[0]
     hint = ""
-    if arguments.verb == "train" and option.startswith("--"):
+    if hasattr(arguments, "overrides") and option.startswith("--"):
         from mmtransfer.config import nearest_field
 
         hint = nearest_field(option.removeprefix("--")).replace("'", "--", 1).replace("'", "")
