@@ -2,6 +2,7 @@
 
     mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train FOLDER
     mmtransfer relate configs/news_sentiment/feature.yaml --candidates MODEL
+    mmtransfer lr-range configs/news_sentiment/end_to_end.yaml --data.train FILE
     mmtransfer evaluate MODEL --data FOLDER
     mmtransfer predict MODEL --text TEXT
     mmtransfer monitor MODEL VIDEO
@@ -31,6 +32,7 @@ from mmtransfer.speech.addresses import without_secrets
 VERBS = {
     "train": "adapt a source model to your data",
     "relate": "rank source models and measure how far source domains are, untrained",
+    "lr-range": "find a learning rate by a range test",
     "evaluate": "score a model on data",
     "predict": "classify texts or sounds",
     "monitor": "transcribe the speech in video and live streams",
@@ -143,7 +145,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     for name, help_text in VERBS.items():
         verb = verbs.add_parser(name, help=help_text, allow_abbrev=False)
         if name == asked:
-            module = import_module(f"mmtransfer.cli.{name}")
+            module = import_module(f"mmtransfer.cli.{name.replace('-', '_')}")
             module.add_arguments(verb)
             verb.set_defaults(run=module.run)
     return parser

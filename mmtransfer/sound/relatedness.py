@@ -25,7 +25,7 @@ FIGURES["balance"] = TEXT_FIGURES["balance"]
 
 
 class SoundInputs:
-    """Clips of a target and of source-domain sets, up to 100 of each drawn at random, of each the
+    """Clips of a target and of source-domain sets, up to `CLIPS` of each drawn at random, of each the
     first `data.window_seconds`.
 
     Raises:

@@ -28,7 +28,7 @@ from mmtransfer.transfer.networks import Network
 from mmtransfer.transfer.relatedness import Figure, draw
 from mmtransfer.transfer.splits import training_data
 
-CLIPS, SECONDS = 100, 300.0
+CLIPS, SECONDS = 64, 120.0
 """Most clips of a set that are looked at, and seconds of them together."""
 _FRAME = 320  # samples whose level is taken
 _NOISE_SHARE = 0.1  # of a clip's frames, at least, in which nobody speaks
@@ -189,7 +189,9 @@ class SpeechInputs:
     # --- alignment ----------------------------------------------------------------------------
 
     def _aligned(self, name: str) -> list[list[tuple[str, float]]]:
-        """(character, second of its middle) of each clip of a set; takes the loss on the way."""
+        """(character, second of its middle) of each of the target's clips, of other sets none; the
+        loss is taken on the way.
+        """
         losses, found = list[float](), list[list[tuple[str, float]]]()
         for clip in self._sets[name]:
             if not clip.text.strip():
@@ -197,7 +199,7 @@ class SpeechInputs:
                 continue
             with torch.inference_mode():
                 row, loss = self._align(clip)
-            found.append(row)
+            found.append(row if name == "target" else [])
             losses += [] if loss is None else [loss]
         self._losses[name] = losses
         return found

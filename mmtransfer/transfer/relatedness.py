@@ -21,7 +21,7 @@ FOLDS = 5
 PERMUTATIONS = 500
 _SHUFFLES = 5
 _RIDGES = 10.0 ** np.arange(-4, 2)  # of the features' mean squared singular value
-_ROUNDS, _SETTLED = 100, 1e-4
+_ROUNDS, _SETTLED, _TINY = 100, 1e-4, 1e-10
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
             gamma = (powers / (powers + ratio)).sum()
             weights = (powers * along / (ratio + powers) ** 2).sum()
             residual = (along / (1 + powers / ratio) ** 2).sum() + outside
-            alpha, beta = gamma / (weights + 1e-10), (count - gamma) / (residual + 1e-10)
+            alpha = max(gamma, _TINY) / (weights + _TINY)
+            beta = (count - gamma) / (residual + _TINY)
             if abs(alpha / beta - ratio) <= _SETTLED * ratio:
                 break
         ratio = alpha / beta
