@@ -1,6 +1,8 @@
 """The command line: parses, calls one function, prints.
 
     mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train FOLDER
+    mmtransfer relate configs/news_sentiment/feature.yaml --candidates MODEL
+    mmtransfer lr-range configs/news_sentiment/end_to_end.yaml --data.train FILE
     mmtransfer evaluate MODEL --data FOLDER
     mmtransfer predict MODEL --text TEXT
     mmtransfer monitor MODEL VIDEO
@@ -29,6 +31,8 @@ from mmtransfer.speech.addresses import without_secrets
 
 VERBS = {
     "train": "adapt a pretrained model to your data",
+    "relate": "rank source models and measure how far source domains are, untrained",
+    "lr-range": "find a learning rate by a range test",
     "evaluate": "score a model on data",
     "predict": "classify texts or sounds",
     "monitor": "transcribe the speech in video and live streams",
@@ -141,7 +145,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     for name, help_text in VERBS.items():
         verb = verbs.add_parser(name, help=help_text, allow_abbrev=False)
         if name == asked:
-            module = import_module(f"mmtransfer.cli.{name}")
+            module = import_module(f"mmtransfer.cli.{name.replace('-', '_')}")
             module.add_arguments(verb)
             verb.set_defaults(run=module.run)
     return parser
@@ -150,7 +154,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
 def _refuse_unknown(unknown: list[str], arguments: argparse.Namespace) -> None:
     option = unknown[0].split("=")[0]
     hint = ""
-    if arguments.verb == "train" and option.startswith("--"):
+    if hasattr(arguments, "overrides") and option.startswith("--"):
         from mmtransfer.config import nearest_field
 
         hint = nearest_field(option.removeprefix("--")).replace("'", "--", 1).replace("'", "")

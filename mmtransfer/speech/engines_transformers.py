@@ -176,7 +176,14 @@ class TransformersWhisper(_TransformersEngine):
             words: tuple[Word, ...] = ()
             seconds = min(len(clips[index]) / SAMPLE_RATE, context_s)
             if seconds >= self.options.words_from_s and tokens:
-                words = self._words(model, hidden[index], prompts[index], tokens, seconds)
+                words, _ = timed_words(
+                    model,
+                    self.speech.processor.tokenizer,
+                    hidden[index],
+                    prompts[index],
+                    tokens,
+                    seconds,
+                )
             text = speech.processor.tokenizer.decode(tokens, skip_special_tokens=True)
             language = languages[index]
             hypotheses.append(
@@ -309,31 +316,36 @@ class TransformersWhisper(_TransformersEngine):
                 rows.append((text, float(total[row, 0]) / len(text), no_speech[row], False))
         return rows
 
-    def _words(
-        self,
-        model: Any,
-        hidden: torch.Tensor,
-        prompt: torch.Tensor,
-        tokens: tuple[int, ...],
-        seconds: float,
-    ) -> tuple[Word, ...]:
-        """Words with times: dynamic time warping over the attention of the alignment heads
-        (as in Whisper's released code, whisper/timing.py).
-        """
-        text = torch.tensor([*tokens, self._end], device=self.device)
-        inputs = torch.cat([prompt, text[:-1]])[None]
-        frames = max(1, round(seconds / _FRAME_S))
-        weights, states = _cross_attention(model, inputs, hidden[None])
-        attention = weights[:, len(prompt) - 1 :, :frames]  # rows that predict text and the end
-        attention = (attention - attention.mean(-2, keepdim=True)) / (
-            attention.std(-2, keepdim=True, unbiased=False) + 1e-8
-        )
-        cost = -attention.mean(0).cpu().numpy().astype(np.float64)
-        starts = dynamic_time_warping(cost) * _FRAME_S
-        logits = model.proj_out(states[0, len(prompt) - 1 : -1]).float()
-        shares = logits.softmax(-1).gather(1, text[:-1, None])[:, 0]
-        names = self.speech.processor.tokenizer.convert_ids_to_tokens(list(tokens))
-        return align_words(names, starts[:-1].tolist(), shares.tolist(), float(starts[-1]))
+
+def timed_words(
+    model: Any,
+    tokenizer: Any,
+    hidden: torch.Tensor,
+    prompt: torch.Tensor,
+    tokens: Sequence[int],
+    seconds: float,
+) -> tuple[tuple[Word, ...], torch.Tensor]:
+    """Words with times of a clip's text, by dynamic time warping over the attention of the
+    alignment heads (as in Whisper's released code, whisper/timing.py); and the log probability of
+    each token and of the end [token + 1].
+
+    `hidden` are the encoder's states [frame, width], `prompt` the decoder's first tokens [token].
+    """
+    text = torch.tensor([*tokens, model.config.eos_token_id], device=hidden.device)
+    inputs = torch.cat([prompt, text[:-1]])[None]
+    frames = max(1, round(seconds / _FRAME_S))
+    weights, states = _cross_attention(model, inputs, hidden[None])
+    attention = weights[:, len(prompt) - 1 :, :frames]  # rows that predict text and the end
+    attention = (attention - attention.mean(-2, keepdim=True)) / (
+        attention.std(-2, keepdim=True, unbiased=False) + 1e-8
+    )
+    cost = -attention.mean(0).cpu().numpy().astype(np.float64)
+    starts = dynamic_time_warping(cost) * _FRAME_S
+    logits = model.proj_out(states[0, len(prompt) - 1 :]).float()
+    shares = logits.log_softmax(-1).gather(1, text[:, None])[:, 0]
+    names = tokenizer.convert_ids_to_tokens(list(tokens))
+    own = shares[:-1].exp().tolist()
+    return align_words(names, starts[:-1].tolist(), own, float(starts[-1])), shares
 
 
 def _cross_attention(

@@ -55,6 +55,10 @@ class Interrupted(Exception):  # noqa: N818 - an event, not an error
         self.exit_code = 128 + signal_number
 
 
+class NotFiniteError(UserError):
+    """A loss or a gradient that is not finite."""
+
+
 @dataclass
 class TrainState:
     """Where a run stands, beside weights and optimiser."""
@@ -333,7 +337,7 @@ class Trainer:
             micros = self._halve(step, indices, micros)
         loss = float(self.accelerator.reduce(loss_sum, "sum")) / max(total, 1.0)
         if not math.isfinite(loss):
-            raise UserError(
+            raise NotFiniteError(
                 f"Loss is {loss} at step {step + 1} on the batch: {self.task.names(indices)}. "
                 "Lower train.learning_rate, or look at these examples."
             )
@@ -343,7 +347,7 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         norm = float(norm)
         if not math.isfinite(norm) and self.accelerator.scaler is None:
-            raise UserError(
+            raise NotFiniteError(
                 f"Gradient norm is {norm} at step {step + 1} on the batch: "
                 f"{self.task.names(indices)}. Lower train.learning_rate."
             )
