@@ -356,6 +356,9 @@ class TrainConfig(_Section):
     """Stop after this many evaluations without improvement; 0 never stops early."""
     checkpoint_every: int = Field(0, ge=0)
     """Steps between checkpoints for --resume; 0 writes one at every evaluation."""
+    keep_checkpoints: int = Field(0, ge=0)
+    """Models of the last evaluations to keep in `snapshots` of the run folder, for
+    `mmtransfer merge RUN --method last`."""
     workers: int = Field(0, ge=0)
     """Threads of the training process that prepare batches ahead; 0 takes one."""
     report_to: Literal["none", "trackio", "tensorboard", "wandb"] = "none"

@@ -3,6 +3,7 @@
     mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train FOLDER
     mmtransfer evaluate MODEL --data FOLDER
     mmtransfer predict MODEL --text TEXT
+    mmtransfer merge MODEL MODEL --to RUN
     mmtransfer monitor MODEL VIDEO
     mmtransfer publish RUN USER/NAME
     mmtransfer backbones
@@ -31,6 +32,7 @@ VERBS = {
     "train": "adapt a pretrained model to your data",
     "evaluate": "score a model on data",
     "predict": "classify texts or sounds",
+    "merge": "combine several models into one",
     "monitor": "transcribe the speech in video and live streams",
     "publish": "upload a run to the Hugging Face Hub",
     "backbones": "list the pretrained models that need no download",

@@ -141,9 +141,11 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def evaluate(
-        cls, checkpoint: Checkpoint, data: str, config: Config, device: torch.device
+        cls, checkpoint: Checkpoint, data: Any, config: Config, device: torch.device
     ) -> dict[str, Any]:
-        """Scores of a finished model on data, with `metric`, `skipped`, `seconds_wall`."""
+        """Scores of a finished model on data (a path or name, or a set that was loaded), with
+        `metric`, `skipped`, `seconds_wall` and the `outcomes` of each example.
+        """
 
     @classmethod
     def rehearsal_share(cls, config: Config) -> float:
