@@ -17,6 +17,7 @@ _LAZY = {
     "Recognizer": "mmtransfer.speech.recognition",
     "train": "mmtransfer.runs",
     "evaluate": "mmtransfer.runs",
+    "compare": "mmtransfer.runs.compare",
     "merge": "mmtransfer.runs.merge",
     "evaluate_recording": "mmtransfer.monitoring.score",
     "load_monitor": "mmtransfer.monitoring",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from mmtransfer.monitoring.score import evaluate_recording as evaluate_recording
     from mmtransfer.runs import evaluate as evaluate
     from mmtransfer.runs import train as train
+    from mmtransfer.runs.compare import compare as compare
     from mmtransfer.runs.merge import merge as merge
     from mmtransfer.speech.recognition import Recognizer as Recognizer
     from mmtransfer.speech.whisper import load_speech_model as load_speech_model

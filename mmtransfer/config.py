@@ -46,6 +46,9 @@ class DataConfig(_Section):
     transcribes English is adapted, else `none`."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the training clips held out when no validation data is named."""
+    train_share: float = Field(1.0, gt=0, le=1)
+    """Share of the training examples that is used; that of a smaller share is part of it. For
+    learning curves (see `mmtransfer compare`)."""
     file_column: str = "file_name"
     """Column with the path of the recording, relative to the manifest."""
     text_column: str | None = None
@@ -230,6 +233,8 @@ class TransferConfig(_Section):
     combined: feature, then end to end. lora: a low-rank adapter. Used where no stages are given."""
     stages: list[StageConfig] = Field(default_factory=list)
     """The stages, in order."""
+    scratch: bool = False
+    """Start from random weights in the source's place, to see what the source is worth."""
     cache: Literal["disk", "none"] = "disk"
     """disk: each example passes the frozen layers once, and their output is kept in the cache
     folder. none: it passes them every time."""

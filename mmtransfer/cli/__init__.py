@@ -3,6 +3,7 @@
     mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train FOLDER
     mmtransfer evaluate MODEL --data FOLDER
     mmtransfer predict MODEL --text TEXT
+    mmtransfer compare CONFIG.yaml --steps N --to DIR
     mmtransfer merge MODEL MODEL --to RUN
     mmtransfer monitor MODEL VIDEO
     mmtransfer publish RUN USER/NAME
@@ -32,6 +33,7 @@ VERBS = {
     "train": "adapt a pretrained model to your data",
     "evaluate": "score a model on data",
     "predict": "classify texts or sounds",
+    "compare": "train structures side by side and say which differences are real",
     "merge": "combine several models into one",
     "monitor": "transcribe the speech in video and live streams",
     "publish": "upload a run to the Hugging Face Hub",
@@ -152,7 +154,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
 def _refuse_unknown(unknown: list[str], arguments: argparse.Namespace) -> None:
     option = unknown[0].split("=")[0]
     hint = ""
-    if arguments.verb == "train" and option.startswith("--"):
+    if arguments.verb in ("train", "compare") and option.startswith("--"):
         from mmtransfer.config import nearest_field
 
         hint = nearest_field(option.removeprefix("--")).replace("'", "--", 1).replace("'", "")

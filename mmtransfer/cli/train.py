@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="the configuration (see configs/)")
     parser.add_argument("--run-dir", help="run folder to write (the same as --run_dir)")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    parser.set_defaults(overrides=_add_fields(parser))
+    parser.set_defaults(overrides=add_fields(parser))
 
 
-def _add_fields(parser: argparse.ArgumentParser) -> Any:
+def add_fields(parser: argparse.ArgumentParser) -> Any:
     """Add an option for every configuration field; returns what reads them back, nested."""
     from pydantic_settings import (
         BaseSettings,

@@ -63,6 +63,8 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
     if task.is_scored_before and accelerator.is_main_process:
         before = _scores_before(task, run_dir, accelerator.device)
     accelerator.wait_for_everyone()
+    if config.transfer.scratch:
+        task.forget_source()
     path = source_path(config, task)
     with tracked(accelerator, config):
         results = train_stages(task, task.stages, config, accelerator, run_dir, resume=resume)

@@ -190,6 +190,13 @@ class Task(ABC):
         """The line back to the source, if the result may lie on it."""
         return None
 
+    def forget_source(self) -> None:
+        """Put random weights, by the seed, into the place of the source's."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.runtime.seed)
+            fresh = type(self.host)(self.host.config)
+        self.host.load_state_dict(fresh.state_dict())
+
     # --- stages ------------------------------------------------------------------------------
 
     def begin(self, stage: Stage, device: torch.device) -> None:
