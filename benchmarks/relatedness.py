@@ -101,8 +101,8 @@ def domains(reviews: Path, sst2: Path, folder: Path) -> dict[str, Any]:
     owner = np.array(owners)
     accuracy: dict[str, dict[str, float]] = {}
     for name, train in files.items():
-        data = {"train": train, "validation": everything}
-        _, records = trained(build_config(merge(TEXT, {"data": data})))
+        own = {"train": train, "validation": everything}
+        _, records = trained(build_config(merge(TEXT, {"data": own})))
         labels = sorted({text.label for text in tests})
         right = np.array(records).argmax(1) == [labels.index(text.label) for text in tests]
         accuracy[name] = {other: float(right[owner == other].mean()) for other in files}
@@ -110,7 +110,7 @@ def domains(reviews: Path, sst2: Path, folder: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for target in files:
         others = {name: path for name, path in files.items() if name != target}
-        data = {"train": files[target], "source_domain": others}
+        data: dict[str, Any] = {"train": files[target], "source_domain": others}
         found = relate(build_config(merge(TEXT, {"data": data})))
         print(target, f"relate: {found.seconds:.1f} s", flush=True)
         for source, figures in found.distances.items():

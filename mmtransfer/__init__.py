@@ -19,6 +19,8 @@ _LAZY = {
     "evaluate": "mmtransfer.runs",
     "relate": "mmtransfer.runs.relate",
     "lr_range": "mmtransfer.runs.lr_range",
+    "compare": "mmtransfer.runs.compare",
+    "merge": "mmtransfer.runs.merge",
     "evaluate_recording": "mmtransfer.monitoring.score",
     "load_monitor": "mmtransfer.monitoring",
     "monitor": "mmtransfer.monitoring",
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     from mmtransfer.monitoring.score import evaluate_recording as evaluate_recording
     from mmtransfer.runs import evaluate as evaluate
     from mmtransfer.runs import train as train
+    from mmtransfer.runs.compare import compare as compare
     from mmtransfer.runs.lr_range import lr_range as lr_range
+    from mmtransfer.runs.merge import merge as merge
     from mmtransfer.runs.relate import relate as relate
     from mmtransfer.speech.recognition import Recognizer as Recognizer
     from mmtransfer.speech.whisper import load_speech_model as load_speech_model

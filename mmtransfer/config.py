@@ -46,6 +46,9 @@ class DataConfig(_Section):
     transcribes English is adapted, else `none`."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the training clips held out when no validation data is named."""
+    train_share: float = Field(1.0, gt=0, le=1)
+    """Share of the training examples that is used; that of a smaller share is part of it. For
+    learning curves (see `mmtransfer compare`)."""
     file_column: str = "file_name"
     """Column with the path of the recording, relative to the manifest."""
     text_column: str | None = None
@@ -230,6 +233,8 @@ class TransferConfig(_Section):
     combined: feature, then end to end. lora: a low-rank adapter. Used where no stages are given."""
     stages: list[StageConfig] = Field(default_factory=list)
     """The stages, in order."""
+    scratch: bool = False
+    """Start from random weights in the source's place, to see what the source is worth."""
     cache: Literal["disk", "none"] = "disk"
     """disk: each example passes the frozen layers once, and their output is kept in the cache
     folder. none: it passes them every time."""
@@ -356,6 +361,9 @@ class TrainConfig(_Section):
     """Stop after this many evaluations without improvement; 0 never stops early."""
     checkpoint_every: int = Field(0, ge=0)
     """Steps between checkpoints for --resume; 0 writes one at every evaluation."""
+    keep_checkpoints: int = Field(0, ge=0)
+    """Models of the last evaluations to keep in `snapshots` of the run folder, for
+    `mmtransfer merge RUN --method last`."""
     workers: int = Field(0, ge=0)
     """Threads of the training process that prepare batches ahead; 0 takes one."""
     report_to: Literal["none", "trackio", "tensorboard", "wandb"] = "none"

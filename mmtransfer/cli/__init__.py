@@ -5,6 +5,8 @@
     mmtransfer lr-range configs/news_sentiment/end_to_end.yaml --data.train FILE
     mmtransfer evaluate MODEL --data FOLDER
     mmtransfer predict MODEL --text TEXT
+    mmtransfer compare CONFIG.yaml --steps N --to DIR
+    mmtransfer merge MODEL MODEL --to RUN
     mmtransfer monitor MODEL VIDEO
     mmtransfer publish RUN USER/NAME
     mmtransfer backbones
@@ -35,6 +37,8 @@ VERBS = {
     "lr-range": "find a learning rate by a range test",
     "evaluate": "score a model on data",
     "predict": "classify texts or sounds",
+    "compare": "train structures side by side and say which differences are real",
+    "merge": "combine several models into one",
     "monitor": "transcribe the speech in video and live streams",
     "publish": "upload a run to the Hugging Face Hub",
     "backbones": "list the pretrained models that need no download",

@@ -91,7 +91,7 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mmtransfer.runs.report import forgetting_note, metric_name, metric_rows
+    from mmtransfer.runs.report import forgetting_note, gain_note, metric_name, metric_rows
 
     better = "higher" if report["higher_is_better"] else "lower"
     table = Table(title=f"{metric_name(report['metric'])} with 95 % interval; {better} is better")
@@ -108,6 +108,9 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
         line += f"; shortest safe context {report['model']['shortest_context_s']:g} s"
     console.print(line, highlight=False)
     console.print(f"run folder: {run_dir}", highlight=False, soft_wrap=True)
+    gain = gain_note(report)
+    if gain is not None:
+        console.print(gain, highlight=False, soft_wrap=True, markup=False)
     note = forgetting_note(report)
     if note is not None:
         console.print(note, highlight=False, soft_wrap=True, style="bold red", markup=False)

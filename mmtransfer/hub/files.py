@@ -67,6 +67,12 @@ def _download(source: str, revision: str | None) -> tuple[Path, str | None]:
                 allow_patterns=[*MODEL_FILES, *PICKLED_FILES],
                 ignore_patterns=["*/*"],
             )
+        if not any(any(Path(folder).glob(p)) for p in ("*.safetensors", *PICKLED_FILES)):
+            folder = snapshot_download(  # an ensemble's members
+                source,
+                revision=Path(folder).name,
+                allow_patterns=[f"member-*/{pattern}" for pattern in MODEL_FILES],
+            )
     except (OSError, ValueError, HFValidationError, HTTPError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(

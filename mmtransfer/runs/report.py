@@ -19,9 +19,11 @@ from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config
 from mmtransfer.hub.bundled import BUNDLES, PREFIX
 from mmtransfer.models import TASKS
+from mmtransfer.runs.significance import Difference, holm, paired_difference
 from mmtransfer.transfer.task import Task
 from mmtransfer.transfer.trainer import TrainResult
 
+_SMALLEST_P = 0.001
 _RELATIONS = {"full": "finetune", "adapter": "adapter", "head": "finetune"}
 
 
@@ -37,17 +39,17 @@ def make_report(
     `Splits.evaluated`.
     """
     metric, splits = task.metric, task.splits
+    tests = change_tests(before, after, metric, seed=config.runtime.seed)
 
-    def change(name: str) -> float | None:
-        """How much the metric of the set improved."""
-        old, new = (scores[name] and scores[name][metric] for scores in (before, after))
-        if old is None or new is None:
-            return None
-        return float(new - old if task.higher_is_better else old - new)
+    def lost(name: str) -> dict[str, Any]:
+        test = tests[f"source domain {name}"]
+        found = None if test is None else test.turned()
+        return {
+            "forgetting": None if found is None else found.value,
+            "forgetting_test": None if found is None else found.as_dict(),
+        }
 
-    def minus(value: float | None) -> float | None:
-        return None if value is None else -value
-
+    gain = tests["target"]
     report: dict[str, Any] = {
         "task": config.task,
         "metric": metric,
@@ -55,16 +57,14 @@ def make_report(
         "source_model": config.source_model,
         "form": task.form,
         "loads_with_transformers": task.is_plain,
-        "target": {"before": before["target"], "after": after["target"]},
+        "target": _pair(before["target"], after["target"]),
         "source_domain": {
-            name: {
-                "before": before[f"source domain {name}"],
-                "after": after[f"source domain {name}"],
-                "forgetting": minus(change(f"source domain {name}")),
-            }
+            name: _pair(before[f"source domain {name}"], after[f"source domain {name}"])
+            | lost(name)
             for name in splits.source_domain
         },
-        "gain": change("target"),
+        "gain": None if gain is None else gain.value,
+        "gain_test": None if gain is None else gain.as_dict(),
         "rehearsal": _rehearsal_report(config, task),
         "cost": {
             "steps": sum(result.steps for result in results),
@@ -85,6 +85,38 @@ def make_report(
         "versions": _versions(),
     }
     return report | {"forgetting": judge_forgetting(config, report)}
+
+
+def change_tests(
+    before: Mapping[str, Any], after: Mapping[str, Any], metric: str, *, seed: int
+) -> dict[str, Difference | None]:
+    """How much better each set is decoded or classified than before, and whether that is real. The
+    gain on the target is one question, what is lost on the source domains another, of as many
+    parts as there are sets (Holm 1979).
+    """
+    found = {}
+    for name, scores in after.items():
+        old = before[name]
+        is_known = bool(old) and bool(scores)
+        found[name] = (
+            paired_difference(old["outcomes"], scores["outcomes"], metric, seed=seed)
+            if is_known
+            else None
+        )
+    sources = {name: test for name, test in found.items() if name != "target"}
+    return found | holm(sources)
+
+
+def _pair(before: dict[str, Any] | None, after: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "before": None if before is None else without_outcomes(before),
+        "after": without_outcomes(after),
+    }
+
+
+def without_outcomes(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores of a set, without those of each example."""
+    return {name: value for name, value in scores.items() if name != "outcomes"}
 
 
 def _rehearsal_report(config: Config, task: Task) -> dict[str, Any]:
@@ -152,12 +184,37 @@ def metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for name, pair in [("target", report["target"]), *report["source_domain"].items()]:
         before, after = pair["before"], pair["after"]
         label = name if name == "target" else f"source domain: {name}"
-        is_known = before and before[metric] is not None and after[metric] is not None
-        change = f"{after[metric] - before[metric]:+.4f}" if is_known else "–"
+        test = report["gain_test"] if name == "target" else pair["forgetting_test"]
+        is_better_up = report["higher_is_better"] == (name == "target")
+        change = change_text(test, turned=not is_better_up)
         rows.append((label, shown(before), shown(after), change))
     if "monitored" in report["target"]:
         rows.insert(1, ("target, as monitored", "–", shown(report["target"]["monitored"]), "–"))
     return rows
+
+
+def change_text(test: Mapping[str, Any] | None, *, turned: bool = False) -> str:
+    """A difference with its interval and whether it is real; `turned` where less of the metric is
+    better.
+    """
+    if test is None:
+        return "–"
+    found = Difference(*(test[name] for name in ("value", "low", "high", "p", "examples")))
+    return str(found.turned() if turned else found)
+
+
+def gain_note(report: dict[str, Any]) -> str | None:
+    """A line that says whether the gain on the target is real; None where it is not known."""
+    test = report["gain_test"]
+    if test is None:
+        return None
+    name, count = metric_name(report["metric"]), f"{test['examples']} {_counted(report)}"
+    p = f"p < {_SMALLEST_P:g}" if test["p"] < _SMALLEST_P else f"p = {test['p']:.3f}"
+    interval = f"{abs(test['value']):.4f} {name} [{test['low']:+.4f}, {test['high']:+.4f}], {p}"
+    where = f"on the target, by the same {count}"
+    if not test["real"]:
+        return f"no gain that is more than chance {where}: {interval}"
+    return f"{'real gain' if test['value'] > 0 else 'real loss'} {where}: {interval}"
 
 
 def forgetting_note(report: dict[str, Any]) -> str | None:
@@ -275,13 +332,18 @@ def _results(report: dict[str, Any]) -> str:
     normalizer = f", normaliser `{after['normalizer']}`" if "normalizer" in after else ""
     text = f"""## Results
 
-{name} with 95 % bootstrap interval{normalizer}; {direction} is better. A source-domain
-row shows the change on the domain of the source model.
+{name} with 95 % bootstrap interval{normalizer}; {direction} is better. A source-domain row shows
+what the model gained or lost on the domain it came from. A change is real where a paired test on the same
+{_counted(report)} (approximate randomisation, p < 0.05, Holm's correction over the source rows) and
+the paired bootstrap interval agree that it is more than chance.
 
 | set | before | after | change |
 |---|---|---|---|
 {rows}
 """
+    note = gain_note(report)
+    if note is not None:
+        text += f"\n{note[0].upper()}{note[1:]}.\n"
     if "monitored" in report["target"]:
         text += f"""
 As monitored: by {decoding_note(report["target"]["monitored"]["decoding"])}, as `mmtransfer monitor`

@@ -17,13 +17,15 @@ from mmtransfer.config import Config, build_config, merge, resolved
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.models import TASKS, task_for, task_of
-from mmtransfer.runs.report import finite, make_report, write_report
+from mmtransfer.runs.report import finite, make_report, without_outcomes, write_report
 from mmtransfer.runtime import choose_device, make_accelerator, tracked, use_runtime
 from mmtransfer.transfer.stages import SourcePath
 from mmtransfer.transfer.task import Task
 from mmtransfer.transfer.trainer import go_back, train_stages
 
 logger = logging.getLogger(__name__)
+OUTCOMES = "outcomes.json"
+"""Of a run folder: for each of its sets what the model made of each example."""
 
 
 def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
@@ -61,6 +63,8 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
     if task.is_scored_before and accelerator.is_main_process:
         before = _scores_before(task, run_dir, accelerator.device)
     accelerator.wait_for_everyone()
+    if config.transfer.scratch:
+        task.forget_source()
     path = source_path(config, task)
     with tracked(accelerator, config):
         results = train_stages(task, task.stages, config, accelerator, run_dir, resume=resume)
@@ -82,7 +86,8 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
         report = make_report(config, task, before, after, results, accelerator)
         report["share_of_way"] = share
         if monitored is not None:
-            report["target"]["monitored"] = monitored
+            report["target"]["monitored"] = without_outcomes(monitored)
+        write_outcomes(run_dir, {"before": before, "after": after})
         write_report(run_dir, config, report)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -130,6 +135,16 @@ def _claim(run_dir: Path, resume: bool) -> None:
         )
 
 
+def write_outcomes(run_dir: Path, scores: dict[str, dict[str, Any]]) -> None:
+    """Keep what each model made of each example, set by set, so that it can be compared later."""
+    found = {
+        when: {name: of and of["outcomes"] for name, of in sets.items()}
+        for when, sets in scores.items()
+    }
+    with atomic_path(run_dir / OUTCOMES) as part:
+        part.write_text(json.dumps(found), encoding="utf-8")
+
+
 def _scores(task: Task, device: torch.device) -> dict[str, dict[str, Any]]:
     return {name: task.score(found, device) for name, found in task.splits.evaluated.items()}
 
@@ -160,7 +175,7 @@ def evaluate(
     `model` is a run folder, a checkpoint folder, a Hub id or `bundled:NAME`; `data` any form that
     training takes; `language` goes before that of `config`. Returns the fields of `SpeechScore` or
     `ClassificationScore` with `metric`, `seconds_wall` (recognition or classification alone),
-    `skipped`, and for speech `seconds_audio`.
+    `skipped`, and for speech `seconds_audio`. The interval is that of the main metric.
 
     Raises:
         UserError: a model or data that cannot be used.
@@ -173,4 +188,4 @@ def evaluate(
         checkpoint = resolve(model, config.revision)
         task, device = task_of(checkpoint), choose_device(config.runtime)
         result: dict[str, Any] = finite(task.evaluate(checkpoint, data, config, device))
-    return result
+    return without_outcomes(result)

@@ -443,14 +443,15 @@ class SoundTask(Task):
 
     @classmethod
     def evaluate(
-        cls, checkpoint: Checkpoint, data: str, config: Config, device: torch.device
+        cls, checkpoint: Checkpoint, data: str | SoundSet, config: Config, device: torch.device
     ) -> dict[str, Any]:
         """Scores of a classifier on labelled clips."""
         sound = cls.load(checkpoint, None)
-        sounds = read_sounds(data, config.data, name="data")
+        where = data if isinstance(data, str) else data.name
+        sounds = read_sounds(data, config.data, name="data") if isinstance(data, str) else data
         if not sound.is_multi:
             sounds = drop_unlabelled(sounds)
-        refuse_labels(sounds, sound.labels, is_multi=sound.is_multi, where=data)
+        refuse_labels(sounds, sound.labels, is_multi=sound.is_multi, where=where)
         sound.network.to(device)
         started = time.perf_counter()
         return {

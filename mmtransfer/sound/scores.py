@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ class MultiLabelScore:
     per_class: dict[str, dict[str, float]]
     """Label to precision, recall, f1, average_precision and support (examples)."""
     labels: list[str]
+    outcomes: dict[str, list[list[float]]] = field(default_factory=dict, repr=False)
+    """`targets` and `probabilities` of each example, by class."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -103,4 +105,8 @@ def score_multi_label(
             for i, label in enumerate(labels)
         },
         labels=list(labels),
+        outcomes={
+            "targets": targets.tolist(),
+            "probabilities": np.round(probabilities.astype(float), 6).tolist(),
+        },
     )

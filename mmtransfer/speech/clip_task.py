@@ -132,20 +132,22 @@ class ClipTask(Task):
 
     @classmethod
     def evaluate(
-        cls, checkpoint: Checkpoint, data: str, config: Config, device: torch.device
+        cls, checkpoint: Checkpoint, data: str | ClipSet, config: Config, device: torch.device
     ) -> dict[str, Any]:
         """Scores of a recogniser on data, as it is used."""
-        read = read_clips(data, config.data)
+        read = read_clips(data, config.data) if isinstance(data, str) else data.clips
         language = config.data.language or usual_language(read)
         model: SpeechModel | CtcModel = cls.load(checkpoint, language)
-        clips = load_clips(
-            data,
-            config.data,
-            name="data",
-            max_seconds=model.max_context_s,
-            languages=model.languages if isinstance(model, SpeechModel) else None,
-            clips=read,
-        )
+        clips = data
+        if isinstance(clips, str):
+            clips = load_clips(
+                clips,
+                config.data,
+                name="data",
+                max_seconds=model.max_context_s,
+                languages=model.languages if isinstance(model, SpeechModel) else None,
+                clips=read,
+            )
         opened, decoding = None, dict[str, Any]()
         if config.evaluation.engine is None:
             model.model.to(device)

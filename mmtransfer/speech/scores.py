@@ -190,6 +190,8 @@ class SpeechScore:
     normalizer: str
     languages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Where clips are in several languages: of each its clips, its metric and the rate by that."""
+    outcomes: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    """`errors` and `units` of each clip, by the metric that counts."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -253,6 +255,10 @@ def summarize_speech(
         silence_clips=len(silence),
         hallucinated_words=sum(s.emitted for s in silence),
         normalizer=normalizer,
+        outcomes={
+            "errors": [getattr(s, units[0]) for s in scores],
+            "units": [getattr(s, units[1]) for s in scores],
+        },
     )
 
 

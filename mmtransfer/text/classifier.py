@@ -464,6 +464,8 @@ def load_text_model(checkpoint: Checkpoint) -> TextModel:
         )
     if metadata is not None and metadata.task != "sentiment":
         raise UserError(f"{source}: expected a text classifier, found a {metadata.task} model.")
+    if metadata is not None and "members" in metadata.own:
+        raise UserError(f"{source}: expected a single text classifier, found an ensemble.")
     if metadata is None:
         head, labels = HeadConfig(type="native"), _plain_labels(source, folder)
     elif checkpoint.is_plain_adapter:

@@ -26,6 +26,7 @@ from mmtransfer.text.classifier import (
     load_text_model,
     new_text_model,
 )
+from mmtransfer.text.ensemble import is_ensemble, load_ensemble
 from mmtransfer.text.examples import TextExample, TextSet, check_labels, read_texts
 from mmtransfer.text.splits import load_text_splits
 from mmtransfer.transfer.classification import (
@@ -139,7 +140,9 @@ class SentimentTask(Task):
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, language: str | None) -> TextModel:
-        """A text classifier."""
+        """A text classifier, or several in one."""
+        if is_ensemble(checkpoint):
+            return load_ensemble(checkpoint)
         return load_text_model(checkpoint)
 
     # --- training ---------------------------------------------------------------------------
@@ -390,12 +393,14 @@ class SentimentTask(Task):
 
     @classmethod
     def evaluate(
-        cls, checkpoint: Checkpoint, data: str, config: Config, device: torch.device
+        cls, checkpoint: Checkpoint, data: str | TextSet, config: Config, device: torch.device
     ) -> dict[str, Any]:
         """Scores of a classifier on labelled texts."""
         text = cls.load(checkpoint, None)
-        texts = read_texts(data, config.data, name="data", split="validation")
-        check_labels(texts, text.labels, where=data)
+        texts = data
+        if isinstance(texts, str):
+            texts = read_texts(texts, config.data, name="data", split="validation")
+        check_labels(texts, text.labels, where=data if isinstance(data, str) else texts.name)
         text.network.to(device)
         started = time.perf_counter()
         score = evaluate_texts(text, texts, config, device)

@@ -21,6 +21,7 @@ from mmtransfer.hub.checkpoint import Checkpoint, other_kind, resolve
 from mmtransfer.progress import track
 from mmtransfer.runtime import choose_device, use_runtime
 from mmtransfer.text.classifier import Prediction, TextModel, cut_note, load_text_model
+from mmtransfer.text.ensemble import is_ensemble, load_ensemble
 
 logger = logging.getLogger(__name__)
 _ROWS = 2048  # held at a time; sorted by length within, so batches waste little
@@ -70,7 +71,9 @@ def _classifier(model: str | Checkpoint | TextModel, runtime: RuntimeConfig) -> 
         checkpoint = resolve(model) if isinstance(model, str) else model
         if checkpoint.kind != "sentiment":
             raise other_kind(checkpoint, "a text classifier")
-        model = load_text_model(checkpoint)
+        model = (
+            load_ensemble(checkpoint) if is_ensemble(checkpoint) else load_text_model(checkpoint)
+        )
     model.network.to(choose_device(runtime))
     return model
 

@@ -95,6 +95,16 @@ def adapter_shapes(folder: Path) -> dict[str, list[int]]:
         raise UserError(f"{folder}: cannot be loaded as an adapter ({reason}).") from None
 
 
+def check_settings(path: Path) -> None:
+    """Make sure that peft runs no code for an adapter's settings.
+
+    Raises:
+        ValueError: a module that it would import.
+    """
+    if json.loads(path.read_text(encoding="utf-8")).get("megatron_config"):
+        raise ValueError("megatron_config: expected null")
+
+
 def load_merged(model: Any, folder: Path, *, prefix: str = "") -> Any:
     """A model with the adapter of a folder merged into it; `prefix` as for `save_adapter`.
 
@@ -107,9 +117,7 @@ def load_merged(model: Any, folder: Path, *, prefix: str = "") -> Any:
         with tempfile.TemporaryDirectory() as plain, warnings.catch_warnings():
             # peft fills them at random and only warns.
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            settings = json.loads((folder / f"{prefix}{_FILES[0]}").read_text(encoding="utf-8"))
-            if settings.get("megatron_config"):  # with it, peft imports a module that it names
-                raise ValueError("megatron_config: expected null")
+            check_settings(folder / f"{prefix}{_FILES[0]}")
             if prefix:
                 for name in _FILES:
                     shutil.copyfile(folder / f"{prefix}{name}", Path(plain, name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class ClassificationScore:
     labels: list[str]
     temperature: float
     """What logits are divided by."""
+    outcomes: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    """`targets` and `predictions` of each example, as class indices."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -122,6 +124,7 @@ def score_classification(
         confusion=confusion.tolist(),
         labels=list(labels),
         temperature=float(temperature),
+        outcomes={"targets": targets.tolist(), "predictions": predictions.tolist()},
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+import numpy as np
+
 from mmtransfer.config import Config
 from mmtransfer.errors import UserError
 
@@ -83,6 +85,11 @@ def load_splits(
         train = train.subset("train", chosen, skipped=True)
     else:
         validation = read(data.validation, "validation", "validation")
+    if data.train_share < 1:
+        # By one order for all shares and seeds.
+        order = np.random.default_rng(0).permutation(len(train))
+        kept = sorted(order[: max(1, round(len(train) * data.train_share))].tolist())
+        train = train.subset("train", kept, skipped=True)
     train = extend(train)
     refuse_leaks(train, validation)
     sources = {name: read(path, name, "source") for name, path in data.source_domain.items()}

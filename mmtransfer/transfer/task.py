@@ -141,9 +141,11 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def evaluate(
-        cls, checkpoint: Checkpoint, data: str, config: Config, device: torch.device
+        cls, checkpoint: Checkpoint, data: Any, config: Config, device: torch.device
     ) -> dict[str, Any]:
-        """Scores of a finished model on data, with `metric`, `skipped`, `seconds_wall`."""
+        """Scores of a finished model on data (a path or name, or a set that was loaded), with
+        `metric`, `skipped`, `seconds_wall` and the `outcomes` of each example.
+        """
 
     @classmethod
     def rehearsal_share(cls, config: Config) -> float:
@@ -187,6 +189,13 @@ class Task(ABC):
     def source_path(self) -> SourcePath | None:
         """The line back to the source, if the result may lie on it."""
         return None
+
+    def forget_source(self) -> None:
+        """Put random weights, by the seed, into the place of the source's."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.runtime.seed)
+            fresh = type(self.host)(self.host.config)
+        self.host.load_state_dict(fresh.state_dict())
 
     # --- stages ------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import signal
 import threading
 import time
@@ -237,7 +238,8 @@ class Trainer:
             name: getattr(config, name).model_dump(mode="json")
             for name in ("train", "transfer", "head", "augment")
         }
-        del self._fixed["train"]["report_to"]  # changes nothing that is trained
+        for name in ("report_to", "keep_checkpoints"):  # change nothing that is trained
+            del self._fixed["train"][name]
         self._seed = (config.runtime.seed, stage.number)
         task.model.to(accelerator.device)
         with accelerator.main_process_first():  # the others find its cached activations
@@ -422,6 +424,18 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_weights(self.best_weights, self.task.model, trained_only=True)
 
+    def _keep_snapshot(self) -> None:
+        """A model of this step, as a finished run has one, in the place of the oldest."""
+        kept, folder = self.config.keep_checkpoints, self.run_dir / "snapshots"
+        is_whole = self.task.adapted is None or self.task.form == "adapter"
+        if not (kept and is_whole and self.accelerator.is_main_process):
+            return
+        with atomic_path(folder / f"step-{self.state.offset + self.state.step:08d}") as part:
+            part.mkdir(parents=True)
+            self.task.carrier.save(part, self.task.form, self.task.adapted)
+        for old in sorted(folder.glob("step-*"))[:-kept]:
+            shutil.rmtree(old)
+
     # --- checkpoints --------------------------------------------------------------------------
 
     def _settings(self) -> dict[str, Any]:
@@ -581,6 +595,7 @@ class Trainer:
                         }
                         | {f"validation_{name}": value for name, value in metrics.items()}
                     )
+                    self._keep_snapshot()
                     progress.evaluated(self.task.metric, metrics[self.task.metric])
                     self.task.train_mode()
                 progress.step(loss, state.units / max(state.seconds, 1e-9))

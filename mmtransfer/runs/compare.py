@@ -1,0 +1,338 @@
+"""Structures of transfer side by side: each trained with several seeds on shares of the data.
+
+    mmtransfer compare configs/news_sentiment/combined.yaml --data.train news.csv
+        --data.validation more_news.csv --steps 200 --to runs/compared
+
+Every cell is an ordinary run folder. Started again, a comparison goes on where it was stopped:
+finished cells are not run again, the one that was interrupted resumes from its checkpoint. What a
+frozen backbone gives is cached once for all cells.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from mmtransfer.cache import atomic_path
+from mmtransfer.config import Config, StageConfig, build_config, resolved
+from mmtransfer.config import merge as merge_values
+from mmtransfer.errors import UserError
+from mmtransfer.runs.comparison import Cell, Comparison, summarize, write_comparison
+from mmtransfer.runs.memory import peak_bytes, reset_peak
+from mmtransfer.runs.training import OUTCOMES, evaluate, train
+from mmtransfer.transfer.stages import stage_configs
+
+logger = logging.getLogger(__name__)
+STRUCTURES = ("source", "scratch", "feature", "combined", "end_to_end", "lora")
+_PILOT_STEPS = 6
+_EVALUATIONS = 4  # of a stage, so that its best weights are found
+_PLAN = "plan.json"
+
+
+def compare(
+    config: Config,
+    *,
+    structures: Mapping[str, list[dict[str, Any]] | None] | Sequence[str] | None = None,
+    seeds: int = 3,
+    steps: int | None = None,
+    seconds: float | None = None,
+    shares: Sequence[float] = (1.0,),
+    to: str | None = None,
+) -> Comparison:
+    """Train every structure with every seed on every share of the data, and compare.
+
+    `structures` are names of `STRUCTURES`, or a mapping from names to lists of stages (None for a
+    known name). The budget of each run is a number of `steps`, shared evenly by its stages, or of
+    `seconds` of training, from which its steps follow by a short trial. Cells lie in `to`, by
+    default the configuration's run folder.
+
+    Raises:
+        UserError: no validation data, no budget or two, one seed, an unknown structure, shares
+            that are none, or a folder with another comparison.
+    """
+    chosen = _structures(structures)
+    _check(config, chosen, seeds, steps, seconds, shares)
+    folder = Path(to or config.run_dir)
+    plan = _Plan(config, folder, chosen, seeds, steps, seconds, sorted({*shares, 1.0}))
+    plan.claim()
+    cells = [plan.run(cell) for cell in plan.cells()]
+    found = summarize(plan.describe(), cells, seed=config.runtime.seed)
+    write_comparison(folder, found)
+    return found
+
+
+def _structures(
+    given: Mapping[str, list[dict[str, Any]] | None] | Sequence[str] | None,
+) -> dict[str, list[dict[str, Any]] | None]:
+    if given is None:
+        given = STRUCTURES
+    found = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given)
+    for name, stages in found.items():
+        if stages is None and name not in STRUCTURES:
+            raise UserError(
+                f"structures: expected some of {', '.join(STRUCTURES)}, or NAME=STAGES with a list "
+                f"of stages, found {name!r}."
+            )
+    return found
+
+
+def _check(
+    config: Config,
+    structures: Mapping[str, Any],
+    seeds: int,
+    steps: int | None,
+    seconds: float | None,
+    shares: Sequence[float],
+) -> None:
+    if (steps is None) == (seconds is None):
+        raise UserError("compare needs one budget for every run: --steps N or --seconds S.")
+    if (steps or seconds or 0) <= 0:
+        raise UserError(f"the budget: expected more than 0, found {steps or seconds}.")
+    if seeds < 2:
+        raise UserError(
+            f"seeds: expected 2 or more, found {seeds}. One run says nothing of what another seed "
+            "would have given."
+        )
+    if len([name for name in structures if name != "source"]) < 1:
+        raise UserError("structures: expected one that is trained beside the source.")
+    if config.data.validation is None:
+        raise UserError(
+            "data.validation is not set. A comparison needs one set for all runs: name it."
+        )
+    wrong = [share for share in shares if not 0 < share <= 1]
+    if wrong:
+        raise UserError(f"shares: expected numbers above 0 and up to 1, found {wrong[0]:g}.")
+    longest = max(_stage_count(config, name, stages) for name, stages in structures.items())
+    if steps is not None and steps < longest:
+        raise UserError(
+            f"the budget: {steps} steps do not hold one run of {longest} stages. Raise --steps."
+        )
+
+
+def _stage_count(config: Config, name: str, stages: list[dict[str, Any]] | None) -> int:
+    if stages is not None:
+        return len(stages)
+    return 2 if name == "combined" else 1
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A cell: what is trained, on how much, from which seed."""
+
+    structure: str
+    share: float
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Name of its run folder."""
+        return f"{self.structure}-{self.share:g}-{self.seed}"
+
+
+class _Plan:
+    """All cells of a comparison and where they lie."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        structures: dict[str, list[dict[str, Any]] | None],
+        seeds: int,
+        steps: int | None,
+        seconds: float | None,
+        shares: Sequence[float],
+    ):
+        self.config, self.folder, self.structures = config, folder, structures
+        self.seeds = [config.runtime.seed + number for number in range(seeds)]
+        self.steps, self.seconds, self.shares = steps, seconds, shares
+        self._steps_of: dict[str, int] = {}
+
+    def claim(self) -> None:
+        """Keep what is compared in the folder.
+
+        Raises:
+            UserError: it holds something else.
+        """
+        path = self.folder / _PLAN
+        plan = json.loads(json.dumps(self._identity()))
+        if path.is_file():
+            old = json.loads(path.read_text(encoding="utf-8"))
+            differing = sorted(key for key in plan if old.get(key) != plan[key])
+            if differing:
+                raise UserError(
+                    f"{self.folder}: holds a comparison with other settings "
+                    f"({', '.join(differing)}). Choose another folder with --to, or remove it."
+                )
+            return
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise UserError(
+                f"{self.folder}: is there already. Choose another folder with --to, or remove it."
+            )
+        with atomic_path(path) as part:
+            part.write_text(json.dumps(plan, indent=2), encoding="utf-8")
+
+    def _identity(self) -> dict[str, Any]:
+        """What may not change between two starts; more structures, shares and seeds may come."""
+        values = resolved(self.config)
+        for name in ("run_dir", "runtime"):
+            del values[name]
+        return {
+            "config": values,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "seed": self.seeds[0],
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What was compared, for the report."""
+        return {
+            "task": self.config.task,
+            "source_model": Path(self.config.source_model).name,
+            "structures": {
+                name: [
+                    stage.model_dump(mode="json", exclude_defaults=True)
+                    for stage in self._stages(name)
+                ]
+                for name in self.structures
+                if name != "source"
+            },
+            "seeds": self.seeds,
+            "shares": list(self.shares),
+            "steps": self.steps,
+            "seconds": self.seconds,
+        }
+
+    def cells(self) -> list[_Key]:
+        """Seed by seed, so that an early stop leaves whole comparisons; smaller shares first."""
+        return [
+            _Key(name, share, seed)
+            for seed in self.seeds
+            for share in self.shares
+            for name in self.structures
+            if name != "source"
+        ]
+
+    def run(self, key: _Key) -> Cell:
+        """The cell's results; it is trained unless it is finished."""
+        folder = self.folder / "cells" / key.folder
+        report = folder / "report.json"
+        if not report.is_file():
+            logger.info("%s: seed %d, share %g", key.structure, key.seed, key.share)
+            config = self._config(key, folder)
+            reset_peak()
+            train(config, resume=True)
+            with atomic_path(folder / "memory.json") as part:
+                part.write_text(json.dumps({"peak_bytes": peak_bytes()}), encoding="utf-8")
+        if not (folder / "use.json").is_file():
+            with atomic_path(folder / "use.json") as part:
+                part.write_text(json.dumps(self._use(key, folder)), encoding="utf-8")
+        return Cell(
+            structure=key.structure,
+            share=key.share,
+            seed=key.seed,
+            report=json.loads(report.read_text(encoding="utf-8")),
+            outcomes=json.loads((folder / OUTCOMES).read_text(encoding="utf-8")),
+            measured={
+                **_read(folder / "memory.json"),
+                **_read(folder / "use.json"),
+            },
+        )
+
+    def _use(self, key: _Key, folder: Path) -> dict[str, Any]:
+        """Size on the disk; and how fast it is used, measured once for a structure."""
+        files = [path for path in (folder / "model").rglob("*") if path.is_file()]
+        found: dict[str, Any] = {"stored_bytes": sum(path.stat().st_size for path in files)}
+        if (key.share, key.seed) == (1.0, self.seeds[0]):
+            data = self.config.data.validation
+            assert data is not None
+            scores = evaluate(str(folder), data, config=self.config)
+            count = scores.get("clips", scores.get("examples"))
+            found["examples_per_second"] = count / max(scores["seconds_wall"], 1e-6)
+        return found
+
+    # --- configurations -----------------------------------------------------------------------
+
+    def _stages(self, name: str) -> list[StageConfig]:
+        given = self.structures[name]
+        preset = name if name not in ("scratch", "source") else "end_to_end"
+        values = self.config.model_dump()
+        transfer = {**values["transfer"], "preset": preset, "stages": given or []}
+        if given is not None:
+            transfer["preset"] = "end_to_end"
+        return stage_configs(build_config({**values, "transfer": transfer}, origin=name))
+
+    def _config(self, key: _Key, folder: Path, steps: int | None = None) -> Config:
+        stages = self._stages(key.structure)
+        steps = steps or self._budget(key)
+        each, more = divmod(steps, len(stages))
+        filled = [
+            stage.model_copy(update={"epochs": None, "steps": each + (number < more)})
+            for number, stage in enumerate(stages)
+        ]
+        values = merge_values(
+            self.config.model_dump(mode="json"),
+            {
+                "run_dir": str(folder),
+                "data": {"train_share": key.share},
+                "transfer": {
+                    "stages": [stage.model_dump(mode="json") for stage in filled],
+                    "scratch": key.structure == "scratch",
+                },
+                "train": {
+                    "epochs": None,
+                    "steps": None,
+                    "evaluate_every": max(1, each // _EVALUATIONS),
+                },
+                "runtime": {"seed": key.seed},
+            },
+        )
+        if key.structure == "scratch":
+            values["transfer"]["interpolate"] = "none"
+            values["data"]["rehearsal"] = "none"
+            values["transfer"]["rehearsal"] = None
+        return build_config(values, origin=key.structure)
+
+    def _budget(self, key: _Key) -> int:
+        """Steps of a run; for a budget in seconds as many as a short trial says."""
+        if self.steps is not None:
+            return self.steps
+        if key.structure not in self._steps_of:
+            folder = self.folder / "trials" / key.structure
+            stages = len(self._stages(key.structure))
+            if not (folder / "report.json").is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                train(
+                    self._config(_Key(key.structure, 1.0, key.seed), folder, _PILOT_STEPS * stages)
+                )
+            each = _seconds_per_step(folder / "metrics.jsonl")
+            assert self.seconds is not None
+            steps = int(self.seconds / each)
+            if steps < stages:
+                raise UserError(
+                    f"the budget: {self.seconds:g} s do not hold one run of {key.structure}, whose "
+                    f"steps take {each:.2f} s. Raise --seconds."
+                )
+            self._steps_of[key.structure] = steps
+        return self._steps_of[key.structure]
+
+
+def _seconds_per_step(metrics: Path) -> float:
+    """Median over the steps of a run, without evaluations."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    times: dict[int, list[float]] = {}
+    for row in rows:
+        if "loss" in row:
+            times.setdefault(row["stage"], []).append(row["seconds"])
+    gaps = [b - a for own in times.values() for a, b in zip([0.0, *own], own, strict=False)]
+    return max(1e-4, median(gaps))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
