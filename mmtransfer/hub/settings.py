@@ -89,7 +89,7 @@ def _check_number(path: Path, name: str, key: str, number: float) -> None:
 
 
 def check_labels(labels: Any, path: Path) -> None:
-    """Make sure that the classes in a file of a model can be told apart by their names.
+    """Make sure that the classes in a file of a model have distinct names.
 
     Raises:
         UserError: none, no text, an empty name, or one that occurs twice.

@@ -125,7 +125,7 @@ class Pipeline:
 
     @property
     def _is_over(self) -> bool:
-        # A recording that could not be kept is told of before it is no longer being cut.
+        # That a clip could not be kept is reported before it counts as cut.
         is_quiet = self._ordering.is_over and not self._moments.is_busy
         return is_quiet and self._events.empty()
 

@@ -120,7 +120,7 @@ def _basic(text: str) -> str:
 
 
 def _unbracketed(text: str) -> str:
-    """A text without what is in brackets, which is not said; in time that grows with its length."""
+    """A text without what is in brackets, which is not speech; in time linear in its length."""
     for pattern, ends in ((_BRACKETS, ">]"), (_PARENTHESES, ")")):
         end = 1 + max(text.rfind(mark) for mark in ends)
         text = pattern.sub("", text[:end]) + text[end:]
