@@ -1,19 +1,24 @@
 """The cache folder, and atomic writes into it."""
 
 import atexit
+import errno
+import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from mmtransfer.errors import UserError
 
 logger = logging.getLogger(__name__)
+_SEAL = "whole.json"
 _stand_ins: dict[Path, Path] = {}  # by cache root that cannot be written
 _making_one = threading.Lock()
 
@@ -33,15 +38,89 @@ def cache_path(*parts: str) -> Path:
     if _exists(path) or root not in _stand_ins:
         try:
             if _exists(path):
-                return path
-            path.parent.mkdir(parents=True, exist_ok=True)
+                if _is_trusted(path, root):
+                    return path
+                logger.warning("%s: is another user's, or others may write it; made anew", path)
+                remove(path)
+            make_private(path.parent)
             tempfile.TemporaryFile(dir=path.parent).close()  # access rights alone do not tell
             return path
         except OSError as error:
             _stand_in(root, error)
     path = _stand_ins[root].joinpath(*parts)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     return path
+
+
+def _is_trusted(path: Path, root: Path) -> bool:
+    """Whether what a cache holds can only have been put there by this user, the system's or, where
+    others cannot write into it, the cache's own.
+    """
+    if not hasattr(os, "geteuid"):
+        return True
+    folder, found, own = root.stat(), path.lstat(), os.geteuid()
+    if folder.st_uid == own and not folder.st_mode & stat.S_IRWXO:
+        return True
+    owners = {own, 0}
+    if not folder.st_mode & stat.S_IWOTH:
+        owners.add(folder.st_uid)
+    is_open = found.st_mode & stat.S_IWOTH and not stat.S_ISLNK(found.st_mode)
+    return found.st_uid in owners and not is_open
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that is not there yet, for this user alone."""
+    missing = [folder, *folder.parents]
+    for path in reversed(missing[: next(i for i, path in enumerate(missing) if path.is_dir())]):
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
+def open_private(path: Path, mode: str, *, follow: bool = False, **options: Any) -> IO[Any]:
+    """Open a file to write; a new one is for this user alone.
+
+    A link in its place is not followed; with `follow` one that this user made is.
+
+    Raises:
+        UserError: a link.
+    """
+    is_own = follow and path.is_symlink() and path.lstat().st_uid == os.geteuid()
+    extra = 0 if is_own else getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return open(path, mode, opener=lambda p, flags: os.open(p, flags | extra, 0o600), **options)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path}: expected a file to write, found a link. Remove it.") from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def seal(folder: Path) -> None:
+    """Note what a finished folder of the cache holds; see `is_whole`."""
+    (folder / _SEAL).write_text(json.dumps(_sizes(folder)), encoding="utf-8")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder of the cache is there as it was sealed, by the sizes of its files."""
+    try:
+        sizes = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return bool(sizes == _sizes(folder))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != _SEAL
+    }
 
 
 def _root() -> Path:

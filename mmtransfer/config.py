@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mmtransfer.data import USUAL_COLUMNS
+from mmtransfer.data.files import read_text
 from mmtransfer.data.languages import normal_language
+from mmtransfer.data.printing import shortened
 from mmtransfer.errors import UserError
 
 logger = logging.getLogger(__name__)
+_MOST_YAML_BYTES, _MOST_NODES = 16 << 20, 1_000_000
+_LONGEST_NAME = 200  # of a key in a message
+_MOST_PROBLEMS = 10  # that one message names
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -282,11 +289,11 @@ class HeadConfig(_Section):
     layers: Literal["last", "all"] | list[int] = "last"
     """Backbone layers that feed the head (0: the input of the first layer). Several are summed
     with learned weights (Peters et al. 2018)."""
-    conv_layers: int = Field(0, ge=0)
+    conv_layers: int = Field(0, ge=0, le=64)
     """1-D convolutions between the features and the pooling or the output."""
-    conv_width: int | None = Field(None, ge=1)
+    conv_width: int | None = Field(None, ge=1, le=65_536)
     """Channels of the convolutions; by default the backbone's width."""
-    conv_kernel: int = Field(3, ge=1)
+    conv_kernel: int = Field(3, ge=1, le=1023)
     """Width of the convolutions in positions; odd."""
     pooling: Literal["mean", "max", "attention", "first"] = "mean"
     """How positions become one vector."""
@@ -438,7 +445,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
 
@@ -447,26 +454,54 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file as a mapping.
 
     Raises:
-        UserError: no such file, not UTF-8 or YAML, or not a mapping at the top.
+        UserError: no such file, not UTF-8 or YAML, not a mapping at the top, or one that grows
+            without end by its aliases.
     """
     path = Path(path)
+    if not os.path.lexists(path):
+        raise UserError(f"{path}: no such configuration file. See configs/ for examples.")
+    text = read_text(path, most=_MOST_YAML_BYTES)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file. See configs/ for examples.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable UTF-8 YAML file: {error}") from None
+        loader = _Loader(text)  # a SafeLoader
+        try:
+            node = loader.get_single_node()
+            if node is not None and _size(node, {}) > _MOST_NODES:
+                raise UserError(f"{path}: expected at most {_MOST_NODES} values, aliases counted.")
+            values = None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         # Without the line itself, which may hold the password of a camera.
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
         problem = getattr(error, "problem", None) or str(error)
         raise UserError(f"{where}: not valid YAML: {' '.join(problem.split())}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: nested too deeply.") from None
+    except (ValueError, TypeError, OverflowError, AttributeError, KeyError):
+        # Of values that look like dates and numbers, and are none.
+        raise UserError(
+            f"{path}: not valid YAML: a value is no date or number although it looks like one, or "
+            "is marked as one (!!int). Put it in quotes."
+        ) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of keys, found a {type(values).__name__}.")
     return values
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a document has when its aliases are written out."""
+    if id(node) not in known:
+        known[id(node)] = 1  # of what refers to itself
+        below: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            below = node.value
+        known[id(node)] = 1 + sum(_size(part, known) for part in below)
+    return known[id(node)]
 
 
 def field_names(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
@@ -537,16 +572,36 @@ def build_config(values: Mapping[str, Any], *, origin: str = "configuration") ->
     except ValidationError as error:
         problems = []
         for item in error.errors():
-            name = ".".join(str(part) for part in item["loc"])
+            name = ".".join(str(part) for part in item["loc"])[:_LONGEST_NAME]
             if item["type"] == "extra_forbidden":
                 problems.append(f"unknown key '{name}'.{nearest_field(name)}")
             else:
                 message = item["msg"].removeprefix("Value error, ")
-                found = "" if isinstance(item["input"], (dict, _Section)) else item["input"]
                 where = f"{name}: " if name else ""
-                shown = f", found {found!r}" if found != "" else ""
-                problems.append(f"{where}{message}{shown}.")
-        raise UserError(f"{origin}: " + " ".join(problems)) from None
+                problems.append(f"{where}{message}{_found(item['input'])}.")
+        more = f" And {len(problems) - _MOST_PROBLEMS} more." if problems[_MOST_PROBLEMS:] else ""
+        raise UserError(f"{origin}: " + " ".join(problems[:_MOST_PROBLEMS]) + more) from None
+
+
+def _found(value: Any) -> str:
+    """A wrong value, short; nothing for a whole section."""
+    if isinstance(value, (dict, BaseModel)) or value == "":
+        return ""
+    return f", found {shortened(value)}"
+
+
+def checked(model: type[Checked], values: Any, where: str) -> Checked:
+    """Values of a file as what they should be.
+
+    Raises:
+        UserError: the first that is wrong.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])[:_LONGEST_NAME]
+        raise UserError(f"{where}: {name}: {first['msg']}{_found(first['input'])}.") from None
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:

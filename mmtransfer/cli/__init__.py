@@ -28,6 +28,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from mmtransfer import __version__
+from mmtransfer.data.printing import printable
 from mmtransfer.errors import UserError
 from mmtransfer.speech.addresses import without_secrets
 
@@ -87,8 +88,8 @@ def main(argv: list[str] | None = None) -> int:
 class _Public(logging.Formatter):
     """Messages alone, without what addresses in them hold back."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(super().format(record))
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of the library
+        return printable(without_secrets(super().formatMessage(record)))
 
 
 def entry() -> NoReturn:
@@ -117,7 +118,7 @@ def _prepare_output() -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"mmtransfer: error: {without_secrets(message)}", file=sys.stderr)
+    print(f"mmtransfer: error: {printable(without_secrets(message))}", file=sys.stderr)
     return 2
 
 

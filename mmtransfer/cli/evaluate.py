@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from mmtransfer.cli.common import add_model, count, data_config, quiet_libraries
+from mmtransfer.data.printing import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _print_classes(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from mmtransfer.runs.report import metric_name
 
@@ -162,10 +164,10 @@ def _print_classes(result: dict[str, Any]) -> None:
     if "confusion" in result:
         table.title = "rows: true class"
         for label in result["labels"]:
-            table.add_column(f"→ {label}", justify="right")
+            table.add_column(Text(f"→ {printable(label)}"), justify="right")
     confusion = result.get("confusion") or [[]] * len(result["labels"])
     for label, row in zip(result["labels"], confusion, strict=True):
         scores = result["per_class"][label]
         shares = [f"{scores[name]:.3f}" for name in names]
-        table.add_row(label, *shares, f"{scores['support']:.0f}", *map(str, row))
+        table.add_row(Text(printable(label)), *shares, f"{scores['support']:.0f}", *map(str, row))
     Console().print(table)

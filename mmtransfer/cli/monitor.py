@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mmtransfer.cli.common import add_model, quiet_libraries
+from mmtransfer.data.printing import printable, whole_text
 from mmtransfer.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,7 +106,10 @@ def _add_recognition(parser: argparse.ArgumentParser) -> None:
         "(default 84)",
     )
     parser.add_argument(
-        "--prompt", metavar="TEXT", help="names and words to expect, as prompt of the decoder"
+        "--prompt",
+        type=whole_text,
+        metavar="TEXT",
+        help="names and words to expect, as prompt of the decoder",
     )
     parser.add_argument(
         "--context",
@@ -138,6 +142,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keywords",
+        type=whole_text,
         nargs="+",
         action="extend",
         metavar="PHRASE",
@@ -260,10 +265,12 @@ def _follow(session: Session, terminal: Sink) -> int:
     try:
         for item in session.items():
             if isinstance(item, SourceEvent):
-                print(f"{item.camera}: {item.event} {item.detail}".strip(), file=sys.stderr)
+                print(
+                    printable(f"{item.camera}: {item.event} {item.detail}".strip()), file=sys.stderr
+                )
             elif isinstance(item, SourceEnd):
                 if isinstance(item.error, MediaError):
-                    print(f"mmtransfer: error: {item.error}", file=sys.stderr)
+                    print(printable(f"mmtransfer: error: {item.error}"), file=sys.stderr)
             else:
                 terminal.write(item)
     finally:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
 from mmtransfer.cli.common import add_model, count, data_config, quiet_libraries
+from mmtransfer.data.printing import json_line, printable, whole_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
     from mmtransfer.text.prediction import predict_file, predict_texts
 
     if arguments.text:
-        for row in predict_texts(checkpoint, arguments.text, arguments.target, runtime=runtime):
-            print(json.dumps(row, ensure_ascii=False))
+        # Bytes that are no UTF-8 come as halves of surrogate pairs.
+        texts = [whole_text(text) for text in arguments.text]
+        target = whole_text(arguments.target) if arguments.target else None
+        for row in predict_texts(checkpoint, texts, target, runtime=runtime):
+            print(json_line(row))
         return 0
     counts = predict_file(
         checkpoint,
@@ -72,7 +75,7 @@ def _run_sounds(arguments: argparse.Namespace, checkpoint: Any, runtime: Any) ->
 
     if arguments.audio:
         for row in predict_recordings(checkpoint, arguments.audio, runtime=runtime):
-            print(json.dumps(row, ensure_ascii=False))
+            print(json_line(row))
         return 0
     counts = predict_clips(
         checkpoint,
@@ -87,4 +90,5 @@ def _run_sounds(arguments: argparse.Namespace, checkpoint: Any, runtime: Any) ->
 
 
 def _print_counts(counts: dict[str, int]) -> None:
-    print(", ".join(f"{count} {label}" for label, count in counts.items()), file=sys.stderr)
+    counted = ", ".join(f"{count} {label}" for label, count in counts.items())
+    print(printable(counted), file=sys.stderr)

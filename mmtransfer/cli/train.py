@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from mmtransfer.cli.common import quiet_libraries
+from mmtransfer.data.printing import printable
 from mmtransfer.errors import UserError
 
 
@@ -90,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _print_report(run_dir: str, report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from mmtransfer.runs.report import forgetting_note, gain_note, metric_name, metric_rows
 
@@ -98,7 +100,7 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
     for column in ("set", "before", "after", "change"):
         table.add_column(column, justify="left" if column == "set" else "right")
     for row in metric_rows(report):
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     cost = report["cost"]
     console = Console()
     console.print(table)
@@ -106,8 +108,8 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
     line += f"{cost['best_step']}; saved as {report['form']}"
     if "shortest_context_s" in report["model"]:
         line += f"; shortest safe context {report['model']['shortest_context_s']:g} s"
-    console.print(line, highlight=False)
-    console.print(f"run folder: {run_dir}", highlight=False, soft_wrap=True)
+    console.print(line, highlight=False, markup=False)
+    console.print(f"run folder: {run_dir}", highlight=False, soft_wrap=True, markup=False)
     gain = gain_note(report)
     if gain is not None:
         console.print(gain, highlight=False, soft_wrap=True, markup=False)

@@ -15,11 +15,14 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from mmtransfer.data import USUAL_COLUMNS
+from mmtransfer.data.files import check_regular
+from mmtransfer.data.printing import whole_text
 from mmtransfer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +31,9 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _LONGEST_FIELD = 2**26  # characters; a quote that is never closed must not swallow all memory
 _FIELD_LIMIT = threading.Lock()
 _ROWS_AT_ONCE, _CHARACTERS_AT_ONCE = 512, 2**22  # of a CSV file
+_LONGEST_LINE = 2 * _LONGEST_FIELD
+_HEAD_CHARACTERS = 2**24  # of the rows that are looked at for column names
+_BATCH_ROWS = 64  # of a Parquet file: a few bytes can stand for as many long texts
 _QUOTED_LINES = 1000  # of a TSV file in one cell
 _HEAD = 100  # rows looked at for column names: JSON objects may leave out what they lack
 _NAMED = 5
@@ -47,7 +53,13 @@ def with_columns(
     Raises:
         UserError: a column that is not there.
     """
-    head = list(islice(rows, _HEAD))
+    head: list[tuple[int, Row]] = []
+    characters = 0
+    for numbered in islice(rows, _HEAD):
+        head.append(numbered)
+        characters += row_characters(numbered[1])
+        if characters > _HEAD_CHARACTERS:
+            break
     columns = list(dict.fromkeys(chain(*(row for _, row in head))))
     for setting, column in roles.items():
         if column is None or column in columns:
@@ -60,6 +72,11 @@ def with_columns(
                 f"Set {option.format(setting.replace('_', '-') if option[0] == '-' else setting)}."
             )
     return chain(head, rows)
+
+
+def row_characters(row: Row) -> int:
+    """Characters of the texts in a row."""
+    return sum(len(value) for value in row.values() if isinstance(value, str))
 
 
 def _other_delimiter(columns: Sequence[str]) -> str:
@@ -101,6 +118,7 @@ def numbered_rows(
         raise UserError(f"{path}: no such file (expected a table).")
     if path.is_dir():
         raise UserError(f"{path}: is a folder; expected a file: {', '.join(SUFFIXES)}.")
+    check_regular(path)
     kind = path.suffix.lower()
     if kind not in SUFFIXES:
         raise UserError(
@@ -194,9 +212,24 @@ def _long_fields() -> Iterator[None]:
             csv.field_size_limit(before)
 
 
+def _lines(path: Path, file: Any) -> Iterator[str]:
+    """The lines of a file.
+
+    Raises:
+        UserError: one that would take all memory.
+    """
+    for number, line in enumerate(iter(partial(file.readline, _LONGEST_LINE + 1), ""), 1):
+        if len(line) > _LONGEST_LINE:
+            raise UserError(
+                f"{path}:{number}: a line of more than {_LONGEST_LINE >> 20} million characters. "
+                "Expected a row to a line."
+            )
+        yield line
+
+
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(_lines(path, file), strict=True)
         header: list[str] = []
         shape: _Shape | None = None
         while rows := _next_csv(path, reader):
@@ -324,7 +357,7 @@ def _tsv_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """
     with path.open(encoding="utf-8-sig") as file:
         header: list[str] = []
-        numbered = enumerate(file, 1)
+        numbered = enumerate(_lines(path, file), 1)
         for number, line in numbered:
             if not line.strip():
                 continue
@@ -373,7 +406,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
     # By line breaks alone: text may hold other characters that end lines elsewhere.
     with path.open(encoding="utf-8-sig") as file:
         first = True
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(path, file), 1):
             if not line.strip():
                 continue
             try:
@@ -397,7 +430,18 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
                     "and line, as pandas writes them with to_json(orient='records', lines=True)."
                 )
             first = False
-            yield number, row
+            yield number, _whole(row) if _HALF.search(line) else row
+
+
+def _whole(value: Any) -> Any:
+    """A value of JSON, which can spell half of a surrogate pair (a cut emoji), without such."""
+    if isinstance(value, str):
+        return whole_text(value)
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    if isinstance(value, dict):
+        return {whole_text(name): _whole(part) for name, part in value.items()}
+    return value
 
 
 class _RepeatedNameError(ValueError):
@@ -415,6 +459,7 @@ def _distinct_names(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _DECODER = json.JSONDecoder(object_pairs_hook=_distinct_names)
 
 
@@ -427,7 +472,7 @@ def _parquet_rows(path: Path, chunk: int) -> Iterator[tuple[int, Row]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             _refuse_repeated(str(path), file.schema_arrow.names)
             classes = _class_names(file.schema_arrow)
-            for batch in file.iter_batches(batch_size=chunk):
+            for batch in file.iter_batches(batch_size=min(chunk, _BATCH_ROWS)):
                 for row in batch.to_pylist():
                     number += 1
                     _name_classes(row, classes, f"{path}:{number}")
@@ -525,10 +570,7 @@ def plain(value: Any, where: str, column: str) -> str:
         UserError: a cell that is no text or number.
     """
     if type(value) is str:
-        if not value.isascii():
-            # JSON can spell half of a surrogate pair (a cut emoji), which no tokeniser takes.
-            value = value.encode("utf-8", "replace").decode("utf-8")
-        return " ".join(value.split())
+        return " ".join(whole_text(value).split())
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):

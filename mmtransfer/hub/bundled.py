@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.cache import atomic_path, cache_path
+from mmtransfer.cache import atomic_path, cache_path, is_whole, seal
 from mmtransfer.errors import UserError
 from mmtransfer.hub.ctranslate2_files import hugging_face_weights, read_variables
 
@@ -140,7 +140,8 @@ def materialize(name: str) -> Path:
     if bundle.task == "text":  # already a Hugging Face checkpoint
         # The marker keeps the 90 MB checksum from being paid at every start.
         stat = parts[0].stat()
-        marker = cache_path("bundled", f"{bundle.name}-{stat.st_size}-{stat.st_mtime_ns}.verified")
+        mark = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
+        marker = cache_path("bundled", f"{bundle.name}-{mark}.verified")
         if not marker.exists():
             _check_sha256(bundle, parts)
             marker.touch()
@@ -148,14 +149,15 @@ def materialize(name: str) -> Path:
     from filelock import FileLock
 
     folder = cache_path("bundled", f"{bundle.name}-{bundle.sha256[:12]}-v{_CONVERTER_VERSION}")
-    if folder.is_dir():
+    if is_whole(folder):
         return folder
     with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
+        if not is_whole(folder):
             logger.info("unpacking %s, once", PREFIX + bundle.name)
             _check_sha256(bundle, parts)
             with atomic_path(folder) as part:
                 convert_whisper(parts, parts[0].parent, part)
+                seal(part)
     return folder
 
 

@@ -5,17 +5,19 @@ Nothing here needs torch, so that a camera can be monitored without loading it.
 
 from __future__ import annotations
 
-import json
 import re
+import reprlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mmtransfer.errors import UserError
 from mmtransfer.hub.bundled import BUNDLES, PREFIX, get_bundle, is_installed
 from mmtransfer.hub.files import (
     ADAPTER,
     PROCESSOR,
+    check_files,
     fetch,
     files_digest,
     is_plain_adapter,
@@ -23,6 +25,7 @@ from mmtransfer.hub.files import (
     model_files,
 )
 from mmtransfer.hub.metadata import Base, Metadata, damaged, read_metadata
+from mmtransfer.hub.settings import read_settings
 
 SHORT_PREFIX = "short_"
 """Of the files of an adapter that decodes short contexts, beside the weights it stands on."""
@@ -130,6 +133,7 @@ def resolve(source: str, revision: str | None = None) -> Checkpoint:
 
 def _resolve(source: str, revision: str | None, *, is_base: bool) -> Checkpoint:
     folder, commit = fetch(source, revision)
+    check_files(folder)
     metadata, base = read_metadata(folder), None
     is_plain = metadata is None and is_plain_adapter(folder)
     if is_base and (is_plain or (metadata is not None and metadata.form != "full")):
@@ -140,8 +144,12 @@ def _resolve(source: str, revision: str | None, *, is_base: bool) -> Checkpoint:
         base = _resolve(metadata.base.source, metadata.base.revision, is_base=True)
     with load_errors(source, "a model"):
         beneath = folder if base is None else base.folder
-        config = json.loads((beneath / "config.json").read_text(encoding="utf-8"))
-        architecture, classes = str(config["model_type"]), tuple(config.get("architectures") or [])
+        config = read_settings(beneath / "config.json")
+        architecture = _text(beneath, config, "model_type")
+        named = config.get("architectures") or []
+        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+            raise _wrong(beneath, "architectures", "names of classes", named)
+        classes = tuple(named)
     kind = _kind(folder, architecture, classes) if metadata is None else metadata.task
     found = Checkpoint(
         source,
@@ -159,6 +167,20 @@ def _resolve(source: str, revision: str | None, *, is_base: bool) -> Checkpoint:
     return found if short is None else replace(found, short=short)
 
 
+def _text(folder: Path, config: dict[str, Any], key: str) -> str:
+    found = config.get(key)
+    if not isinstance(found, str):
+        raise _wrong(folder, key, "a name", found)
+    return found
+
+
+def _wrong(folder: Path, key: str, expected: str, found: Any) -> UserError:
+    return UserError(
+        f"{folder / 'config.json'}: {key}: expected {expected}, found {reprlib.repr(found)}. "
+        "Correct it, or save or download the model again."
+    )
+
+
 def _kind(folder: Path, architecture: str, classes: tuple[str, ...]) -> str:
     """What a checkpoint from elsewhere is loaded as."""
     if any(name.endswith("ForCTC") for name in classes):
@@ -171,11 +193,8 @@ def _kind(folder: Path, architecture: str, classes: tuple[str, ...]) -> str:
 def _takes_sound(folder: Path) -> bool:
     for path in (folder / name for name in PROCESSOR):
         if path.is_file():
-            with load_errors(str(path), "a processor"):
-                settings = json.loads(path.read_text(encoding="utf-8"))
-            parts = [settings]
-            if isinstance(settings, dict):
-                parts.append(settings.get("feature_extractor"))
+            settings = read_settings(path)
+            parts = [settings, settings.get("feature_extractor")]
             if any(isinstance(part, dict) and "sampling_rate" in part for part in parts):
                 return True
     return False
@@ -224,11 +243,8 @@ def other_kind(found: Checkpoint, expected: str) -> UserError:
 def _plain_adapter(folder: Path) -> tuple[Metadata, Checkpoint]:
     """What a plain adapter says of itself, and the model that it names as its base."""
     path = folder / ADAPTER
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        name, revision = settings["base_model_name_or_path"], settings.get("revision")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise damaged(path) from None
+    settings = read_settings(path)
+    name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     where = f"{path}: base_model_name_or_path"
     if not isinstance(name, str) or not name or not isinstance(revision, str | None):
         raise UserError(f"{where}: expected the model it was made for, found {name!r:.60}.")

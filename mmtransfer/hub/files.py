@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mmtransfer.cache import atomic_path, cache_path
+from mmtransfer.data.files import MOST_JSON_BYTES, check_regular, read_object
 from mmtransfer.errors import UserError
 from mmtransfer.hub.bundled import PREFIX, materialize
 
@@ -19,6 +20,8 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What a model on the Hub consists of; files in folders are other formats of the same."""
 PICKLED_FILES = ("pytorch_model.bin", "pytorch_model-*.bin", "adapter_model.bin")
 """Weights from before safetensors, fetched and opened where there are no others."""
+_MOST_INDEX = 64 << 20
+_SHOWN = 400  # characters of what a library says
 
 
 def fetch(source: str, revision: str | None = None) -> tuple[Path, str | None]:
@@ -99,17 +102,39 @@ def pickled_files(folder: Path, kind: str = "model") -> list[Path]:
     index = folder / f"{pickled}.index.json"
     if not index.is_file():
         return []
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        paths = sorted(folder / name for name in names if Path(name).name == name)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        names, paths = set(), []
+    return _indexed_files(index)
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    """The files of weights that an index names, which lie beside it.
+
+    Raises:
+        UserError: it names none, or others.
+    """
+    named = read_object(index, most=_MOST_INDEX).get("weight_map")
+    names = set(map(str, named.values())) if isinstance(named, dict) else set()
+    paths = sorted(index.parent / name for name in names if Path(name).name == name)
     if not paths or len(paths) < len(names) or not all(path.is_file() for path in paths):
         raise UserError(
             f"{index}: expected the names of the files beside it that hold the weights, found "
             "others. Save or download the model again."
         )
     return paths
+
+
+def check_files(folder: Path) -> None:
+    """Make sure that a model's files can be opened: regular ones, of a size that settings have, and
+    no weights elsewhere.
+
+    Raises:
+        UserError: the first that is not so.
+    """
+    for path in model_files(folder):
+        check_regular(path, most=MOST_JSON_BYTES if path.suffix == ".json" else None)
+        if path.name.endswith(".safetensors.index.json"):
+            for named in _indexed_files(path):
+                if named.suffix != ".safetensors":
+                    raise UserError(f"{path}: expected weights as safetensors, found {named.name}.")
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -130,13 +155,23 @@ def files_digest(paths: Iterable[Path]) -> str:
     total = hashlib.sha256()
     for path in sorted(paths):
         stat = path.stat()
-        mark = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        # By the time of its last change as well, which nobody can set.
+        mark = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
         known = cache_path("digests", hashlib.sha256(mark.encode()).hexdigest()[:32])
-        if not known.exists():
+        digest = known.read_text() if known.exists() else ""
+        if not re.fullmatch("[0-9a-f]{64}", digest):
             with path.open("rb") as file, atomic_path(known) as part:
-                part.write_text(hashlib.file_digest(file, "sha256").hexdigest())
-        total.update(f"{path.name} {known.read_text()}\n".encode())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                part.write_text(digest)
+        total.update(f"{path.name} {digest}\n".encode())
     return total.hexdigest()
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an exception is an error, also one of a library in Rust (the tokenizers): those are
+    no `Exception`.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 @contextmanager
@@ -144,12 +179,10 @@ def load_errors(source: str, what: str) -> Iterator[None]:
     """Failures of loading a checkpoint as one line."""
     try:
         yield
-    except Exception as error:
-        known = (OSError, ValueError, KeyError, RuntimeError)
-        is_known = isinstance(error, known) or type(error).__name__ == "SafetensorError"
-        if isinstance(error, UserError) or not is_known:
+    except BaseException as error:  # libraries raise whatever a wrong value brings about
+        if isinstance(error, UserError) or not is_failure(error):
             raise
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:_SHOWN]
         raise UserError(
             f"{source}: cannot be loaded as {what} ({first_line}). Expected a run folder, "
             "a checkpoint folder, a Hub id, or a name that `mmtransfer backbones` lists."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from torch import nn
 from mmtransfer.errors import UserError
 from mmtransfer.hub.files import load_errors
 from mmtransfer.hub.pickled import safe_weights
+from mmtransfer.hub.settings import check_settings, read_settings
 from mmtransfer.progress import no_library_bars
 
 _ATTENTION = ("eager", "sdpa")  # any other name is a package, or a repository whose code is run
@@ -35,6 +35,7 @@ def loading(source: str, what: str, folder: Path) -> Iterator[None]:
     """
     from transformers import dynamic_module_utils as library
 
+    check_settings(folder)
     with _ONE_AT_A_TIME, load_errors(source, what), no_library_bars():
         seconds = library.TIME_OUT_REMOTE_CODE
         library.TIME_OUT_REMOTE_CODE = 0  # how long it waits for an answer; 0: it does not ask
@@ -65,7 +66,7 @@ def load_weights(
     """
     # A folder without it would be taken for an adapter, and a model loaded that the adapter names.
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_settings(path)
     for key in ("attn_implementation", "_attn_implementation"):
         if config.get(key) not in (None, *_ATTENTION):
             raise UserError(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mmtransfer.data.files import read_object
 from mmtransfer.errors import UserError
 from mmtransfer.hub.files import METADATA
 
@@ -83,11 +84,10 @@ def read_metadata(folder: Path) -> Metadata | None:
     path = folder / METADATA
     if not path.is_file():
         return None
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        number = int(values.pop("format"))
-    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
-        raise damaged(path) from None
+    values = read_object(path)
+    number = values.pop("format", None)
+    if type(number) is not int:
+        raise damaged(path)
     if number > _FORMAT:
         raise UserError(
             f"{path}: format {number} is newer than this version reads ({_FORMAT}). Upgrade "
@@ -108,18 +108,28 @@ def read_metadata(folder: Path) -> Metadata | None:
 
 def _is_sound(found: Metadata) -> bool:
     """Whether its values are of the kinds that loaders expect."""
-    names = (*(found.labels or []), *(found.symbols or []))
+    lists = (found.labels, found.symbols)
     return (
         isinstance(found.task, str)
         and isinstance(found.form, str)
-        and isinstance(found.base, Base | None)
+        and (found.base is None or _is_sound_base(found.base))
         and isinstance(found.language, str | None)
-        and all(isinstance(x, list | None) for x in (found.labels, found.symbols))
-        and all(isinstance(name, str) for name in names)
+        and all(isinstance(names, list | None) for names in lists)
+        and all(isinstance(name, str) for names in lists for name in names or [])
         and all(isinstance(x, dict | None) for x in (found.head, found.text, found.short_reader))
         and all(
             isinstance(x, int | float | None) for x in (found.shortest_context_s, found.window_s)
         )
+    )
+
+
+def _is_sound_base(base: Any) -> bool:
+    return (
+        isinstance(base, Base)
+        and isinstance(base.source, str)
+        and isinstance(base.revision, str | None)
+        and isinstance(base.model_id, str | None)
+        and isinstance(base.digest, str)
     )
 
 

@@ -11,6 +11,8 @@ from mmtransfer.errors import UserError
 from mmtransfer.hub.files import MODEL_FILES
 from mmtransfer.hub.metadata import read_metadata
 
+_GIT = (".gitattributes", ".gitignore")
+
 
 def publish(run: str | Path, repo_id: str, *, private: bool = True, dry_run: bool = False) -> str:
     """Upload a run's model in one commit; returns the commit's address.
@@ -44,7 +46,7 @@ def publish(run: str | Path, repo_id: str, *, private: bool = True, dry_run: boo
         raise UserError(f"{repo_id}: {error} Expected USER/NAME.") from None
     if "/" not in repo_id:
         raise UserError(f"{repo_id}: names no user or organisation. Expected USER/NAME.")
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = _own_files(folder)
     try:
         card = ModelCard.load(folder / "README.md")
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -74,6 +76,25 @@ def publish(run: str | Path, repo_id: str, *, private: bool = True, dry_run: boo
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{repo_id}: the Hub did not take the model ({reason}).") from None
     return str(commit.commit_url)
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """The files of a model's folder.
+
+    Raises:
+        UserError: a link, which could lead anywhere, or what is no file of a model.
+    """
+    found = sorted(folder.rglob("*"))
+    for path in [folder, *found]:
+        if path.is_symlink():
+            raise UserError(
+                f"{path}: is a link; what it leads to may not be meant for others. Put a copy in "
+                "its place, or remove it."
+            )
+        is_hidden = path.name.startswith(".") and path.name not in _GIT
+        if path is not folder and (is_hidden or not (path.is_file() or path.is_dir())):
+            raise UserError(f"{path}: is no file of a model; remove it before publishing.")
+    return [path for path in found if path.is_file()]
 
 
 def _is_model_file(name: str) -> bool:

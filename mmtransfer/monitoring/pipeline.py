@@ -96,7 +96,7 @@ class Pipeline:
     def items(self, stopping: threading.Event) -> Iterator[Item]:
         """What happens, until every source has ended."""
         deadline: float | None = None
-        while not self._is_over:
+        while True:
             self._dispatch()
             yield from self._ordering.items()
             if self._is_over:
@@ -125,7 +125,9 @@ class Pipeline:
 
     @property
     def _is_over(self) -> bool:
-        return self._ordering.is_over and not self._moments.is_busy
+        # That a clip could not be kept is reported before it counts as cut.
+        is_quiet = self._ordering.is_over and not self._moments.is_busy
+        return is_quiet and self._events.empty()
 
     def _output(self, source: Source) -> Output:
         return self._ordering.outputs[source.number]

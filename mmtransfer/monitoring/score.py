@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from mmtransfer.data.files import check_regular
+from mmtransfer.data.printing import whole_text
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.events import Transcript
 from mmtransfer.monitoring.loading import load_monitor
@@ -19,6 +21,7 @@ from mmtransfer.speech.scores import default_normalizer, get_normalizer, speech_
 from mmtransfer.speech.subtitles import read_subtitles
 
 _SUBTITLES = (".srt", ".vtt", ".ass", ".ssa")
+_MOST_BYTES, _LATEST_S = 64 << 20, 1e8
 REFERENCES = (".json", ".jsonl", *_SUBTITLES, ".txt")
 _BOOTSTRAP_SAMPLES = 1000
 
@@ -108,13 +111,14 @@ def read_reference(path: str | Path) -> list[Spoken]:
         raise UserError(f"{path}: expected a reference in {', '.join(REFERENCES)}.")
     kind = path.suffix.lower()
     text, spoken = "", list[Spoken]()
+    if not path.exists():
+        raise UserError(f"{path}: no such reference.")
     try:
         if kind in _SUBTITLES:
             spoken = [Spoken(cue.text, cue.start, cue.end) for cue in read_subtitles(path)]
         else:
+            check_regular(path, most=_MOST_BYTES)
             text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such reference.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be used as a reference ({error}); write UTF-8.") from None
     if kind == ".txt":
@@ -141,9 +145,11 @@ def _objects(path: Path, text: str) -> list[Spoken]:
         if not isinstance(item, dict) or not isinstance(item.get("text"), str):
             raise UserError(f"{path}: item {number}: expected an object with a string `text`.")
         times = (item.get("start"), item.get("end"))
-        if not all(at is None or isinstance(at, int | float) for at in times):
+        if not all(
+            at is None or (type(at) in (int, float) and 0 <= at <= _LATEST_S) for at in times
+        ):
             raise UserError(f"{path}: item {number}: start and end are numbers of seconds.")
-        spoken.append(Spoken(item["text"], *times))
+        spoken.append(Spoken(whole_text(item["text"]), *times))
     return spoken
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
+from mmtransfer.cache import make_private
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.monitoring.delivery import open_channels, take_up
@@ -209,7 +210,7 @@ def _check_places(
                 f"{clips}: lies in {folder}, which is monitored, so clips would be transcribed "
                 "as well. Name another folder."
             )
-    clips.mkdir(parents=True, exist_ok=True)
+    make_private(clips)
     if not os.access(clips, os.W_OK):
         raise UserError(f"{clips}: the folder for alert clips is not writable.")
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from mmtransfer.errors import UserError
 from mmtransfer.hub.pickled import safe_weights
-from mmtransfer.transfer.adapters import check_settings
+from mmtransfer.transfer.adapters import safe_adapter
 
 Rule = Callable[[torch.Tensor | None, list[torch.Tensor]], torch.Tensor]
 """A tensor from the source's (None where the source has none) and those of the tuned models, all in
@@ -205,13 +205,13 @@ def merge_adapters(
     target.mkdir(parents=True)
     names = [f"parent{number}" for number in range(len(adapters))]
     try:
-        for folder in adapters:
-            check_settings(folder / "adapter_config.json")
-        found = PeftModel.from_pretrained(
-            model, adapters[0], adapter_name=names[0], use_safetensors=True, trust_remote_code=False
-        )
+        with safe_adapter(model, adapters[0]) as safe:
+            found = PeftModel.from_pretrained(
+                model, safe, adapter_name=names[0], use_safetensors=True, trust_remote_code=False
+            )
         for name, folder in zip(names[1:], adapters[1:], strict=True):
-            found.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
+            with safe_adapter(model, folder) as safe:
+                found.load_adapter(str(safe), adapter_name=name, use_safetensors=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             found.add_weighted_adapter(

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from mmtransfer.config import DataConfig, HeadConfig
+from mmtransfer.config import DataConfig, HeadConfig, checked
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint, other_kind
-from mmtransfer.hub.files import METADATA
+from mmtransfer.hub.files import METADATA, load_errors
 from mmtransfer.hub.loading import loading
 from mmtransfer.hub.metadata import Base, damaged, write_metadata
+from mmtransfer.hub.settings import check_labels
 from mmtransfer.progress import no_library_bars
 from mmtransfer.speech.audio import SAMPLE_RATE, decode_clip
 from mmtransfer.speech.contexts import context_step_s
@@ -264,6 +265,7 @@ def load_sound_model(checkpoint: Checkpoint) -> SoundModel:
     temperature, is_multi = metadata.temperature, metadata.own.get("is_multi")
     if base is None or metadata.head is None or not labels or not isinstance(is_multi, bool):
         raise damaged(checkpoint.folder / METADATA)
+    check_labels(labels, checkpoint.folder / METADATA)
     if not window_s or not isinstance(temperature, int | float) or not temperature > 0:
         raise damaged(checkpoint.folder / METADATA)
     model = _load_encoder(checkpoint)
@@ -272,14 +274,17 @@ def load_sound_model(checkpoint: Checkpoint) -> SoundModel:
     if checkpoint.adapter is not None:
         model = load_merged(model, checkpoint.adapter)
     encoder = speech_encoder(model)
-    head = HeadConfig.model_validate(metadata.head)
+    head = checked(HeadConfig, metadata.head, f"{checkpoint.folder / METADATA}: head")
     module = build_head("classifier", encoder.width, encoder.depth, len(labels), head, 0)
     read_head(checkpoint.folder, module)
     network = Network(encoder, module, head).eval()
     extractor = _load_extractor(source, checkpoint.folder)
-    return SoundModel(
+    found = SoundModel(
         network, extractor, labels, window_s, is_multi, base, float(temperature), source
     )
+    with load_errors(source, "a sound classifier"):  # of settings that only show when it computes
+        found.predict([np.zeros(SAMPLE_RATE, np.float32)], device="cpu")
+    return found
 
 
 def _load_encoder(checkpoint: Checkpoint) -> Any:

@@ -52,6 +52,10 @@ class MissingChannelError(MediaError):
     """A recording that has no such channel."""
 
 
+class LongMediaError(MediaError):
+    """A recording that is longer than was asked for."""
+
+
 class TruncatedMediaError(MediaError):
     """A recording that ends before the duration in its container."""
 
@@ -98,7 +102,7 @@ def open_media(source: str | Path, stopped: Callable[[], bool] = lambda: False) 
     container = None
     try:
         opened = _piped(source, stopped) if is_once else media_file(source)
-        options: dict[str, Any] = {"metadata_errors": "replace"}
+        options: dict[str, Any] = {"metadata_errors": "replace", "options": reach(source)}
         if "://" in str(source):
             options["timeout"] = _URL_TIMEOUT_S
         if is_stdin and _is_pcm(source):
@@ -133,6 +137,16 @@ def open_media(source: str | Path, stopped: Callable[[], bool] = lambda: False) 
     for track in tracks:
         plain_layout(track)
     return container
+
+
+def reach(source: str | Path) -> dict[str, str]:
+    """FFmpeg's options for what else a recording may open: a file (a playlist, a session's
+    description) no address, and what is piped in nothing at all.
+    """
+    if "://" in str(source):
+        return {}
+    is_once = is_piped(str(source))
+    return {"protocol_whitelist": "crypto,data" if is_once else "file,crypto,data"}
 
 
 def media_file(source: str | Path) -> Any:
@@ -508,14 +522,23 @@ def _picture_goes_on(source: str | Path, start: float, end: float) -> bool:
     return False
 
 
-def decode_clip(source: str | Path, start: float = 0.0, end: float | None = None) -> np.ndarray:
+def decode_clip(
+    source: str | Path,
+    start: float = 0.0,
+    end: float | None = None,
+    *,
+    longest_s: float | None = None,
+) -> np.ndarray:
     """A recording, or the part from `start` to `end` seconds of what `stream_audio` gives, as
     float32 [samples] at 16 kHz. What is very quiet is brought up.
 
     Raises:
         MediaError: unreadable, without audio, or nothing between `start` and `end`.
+        LongMediaError: longer than `longest_s`; no more of it is decoded.
     """
-    samples, heard = _stretch(source, start, end)
+    if is_piped(str(source)):
+        raise MediaError(f"{source}: expected a file, found a pipe or a device.")
+    samples, heard = _stretch(source, start, end, longest_s)
     wanted = 0 if end is None else round((end - start) * SAMPLE_RATE)
     if heard < max(0.05 * SAMPLE_RATE, 0.5 * wanted):
         asked = (
@@ -527,12 +550,17 @@ def decode_clip(source: str | Path, start: float = 0.0, end: float | None = None
 
 
 def _stretch(
-    source: str | Path, start: float, end: float | None, *, seek: bool = True
+    source: str | Path,
+    start: float,
+    end: float | None,
+    longest_s: float | None,
+    *,
+    seek: bool = True,
 ) -> tuple[np.ndarray, int]:
     """The samples from `start` to `end`, and how many of them were recorded."""
     first, stop = round(start * SAMPLE_RATE), None if end is None else round(end * SAMPLE_RATE)
     kept: list[np.ndarray] = []
-    heard = 0
+    heard = count = 0
     with open_media(source) as container:
         reading = _Reading(container, source)
         timeline, at = reading.timeline(0.0), 0
@@ -541,7 +569,7 @@ def _stretch(
             begins = reading.begins()
             if begins is None or begins > start:
                 # Stamps lead nowhere: silence comes first, or a clock that jumped.
-                return _stretch(source, start, end, seek=False)
+                return _stretch(source, start, end, longest_s, seek=False)
             timeline, at = reading.timeline(begins), round(begins * SAMPLE_RATE)
         try:
             for block, is_recorded in reading.blocks(timeline):
@@ -550,6 +578,11 @@ def _stretch(
                 if len(part):
                     kept.append(part)
                     heard += len(part) * is_recorded
+                    count += len(part)
+                    if longest_s is not None and count > longest_s * SAMPLE_RATE:
+                        raise LongMediaError(
+                            f"{public_address(str(source))}: is longer than {longest_s:g} s."
+                        )
                 if stop is not None and at >= stop:
                     break
         except TruncatedMediaError:

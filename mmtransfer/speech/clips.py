@@ -23,7 +23,13 @@ from mmtransfer.data.languages import is_listed, normal_language, read_language
 from mmtransfer.data.tables import numbered_rows, plain, with_columns
 from mmtransfer.errors import UserError
 from mmtransfer.progress import track
-from mmtransfer.speech.audio import SAMPLE_RATE, MediaError, decode_clip, stream_audio
+from mmtransfer.speech.audio import (
+    SAMPLE_RATE,
+    LongMediaError,
+    MediaError,
+    decode_clip,
+    stream_audio,
+)
 from mmtransfer.speech.recordings import (
     is_recording,
     is_visible,
@@ -39,6 +45,8 @@ _CACHE_VERSION = "2"  # raise it when decoding changes
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.tsv", "metadata.parquet")
 _SUBTITLES = (".srt", ".vtt", ".ass", ".ssa")
 _PARTIAL = {"forced", "foreign", "signs", "songs", "commentary"}  # in names of subtitles
+_CUT = "Cut it by start and end columns or by subtitles."
+_LATEST_S = 1e8  # in a recording: three years
 _MOST_TAGS = 3  # between the name of a recording and the ending of its subtitles
 
 
@@ -249,7 +257,7 @@ def seconds_cell(value: Any, where: str, column: str) -> float | None:
         if not text.strip():
             return None
         seconds = math.nan
-    if not 0 <= seconds < math.inf:
+    if not 0 <= seconds <= _LATEST_S:
         if not text:  # not a number, as tables have it where there is none
             return None
         raise UserError(f"{where}: column '{column}': expected seconds, found {text[:40]!r}.")
@@ -391,26 +399,37 @@ def _subtitle_clips(subtitle: _Subtitle, config: DataConfig) -> list[Clip]:
 # --- decoding and cache --------------------------------------------------------------------------
 
 
-def _decode_cached(clip: Clip) -> Clip:
+def _decode_cached(clip: Clip, longest_s: float) -> Clip:
     """Decode a clip, or find it in the cache; fill in length, digest and cache path."""
     try:
         path = clip.path.resolve(strict=True)
-    except OSError:
+        stat = path.stat()
+    except (OSError, ValueError, RuntimeError):  # also of NUL in a name, and links in a circle
         raise MediaError(f"{clip.path}: no such file.") from None
-    stat = path.stat()
     key = json.dumps(
         [_CACHE_VERSION, str(path), stat.st_size, stat.st_mtime_ns, clip.start, clip.end]
     )
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     cached = cache_path("audio", name[:2], f"{name}.npy")
-    if cached.exists():
-        samples = np.load(cached)
-    else:
-        samples = decode_clip(path, clip.start, clip.end).astype(np.float16)
+    samples = _cached_samples(cached)
+    if samples is None:
+        samples = decode_clip(path, clip.start, clip.end, longest_s=longest_s).astype(np.float16)
         with atomic_path(cached) as part, part.open("wb") as file:
             np.save(file, samples)
+    if len(samples) > longest_s * SAMPLE_RATE:
+        raise LongMediaError(f"{path}: is longer than {longest_s:g} s.")
     digest = hashlib.sha256(samples.tobytes()).hexdigest()[:32] if samples.any() else ""
     return replace(clip, seconds=len(samples) / SAMPLE_RATE, digest=digest, cached=cached)
+
+
+def _cached_samples(path: Path) -> np.ndarray | None:
+    """The samples of a file in the cache; None if it is not there, or damaged."""
+    try:
+        samples = np.load(path)  # no pickles
+    except (OSError, ValueError, EOFError, MemoryError):
+        return None
+    is_whole = isinstance(samples, np.ndarray) and samples.dtype == np.float16 and samples.ndim == 1
+    return samples if is_whole and bool(np.isfinite(samples).all()) else None
 
 
 def load_clips(
@@ -437,33 +456,26 @@ def load_clips(
     if languages is not None:
         _refuse_languages(source, clips, languages)
 
-    def attempt(clip: Clip) -> Clip | str:
+    def attempt(clip: Clip) -> Clip | MediaError:
         try:
-            return _decode_cached(clip)
+            return _decode_cached(clip, max_seconds)
         except MediaError as error:
-            return str(error)
+            return error
 
     with ThreadPoolExecutor(_READERS) as pool:
         results = list(track(pool.map(attempt, clips), f"reading {name}", total=len(clips)))
-    failed = [result for result in results if isinstance(result, str)]
-    for line in failed:
+    long = [error for error in results if isinstance(error, LongMediaError)]
+    others = (e for e in results if not isinstance(e, LongMediaError))
+    failed = [str(error) for error in others if isinstance(error, MediaError)]
+    skipped = [*failed, *(f"{error} {_CUT}" for error in long)]
+    for line in skipped:
         logger.warning("skipped: %s", line)
     if len(failed) > config.max_undecodable * len(clips):
         raise UserError(
             f"{source}: {len(failed)} of {len(clips)} clips could not be decoded "
             f"(data.max_undecodable is {config.max_undecodable:g}). First: {failed[0]}"
         )
-    usable: list[Clip] = []
-    skipped = list(failed)
-    for clip in (result for result in results if isinstance(result, Clip)):
-        if clip.seconds > max_seconds:
-            skipped.append(
-                f"{clip.path}: {clip.seconds:.1f} s is longer than {max_seconds:g} s; cut it by "
-                "start and end columns or by subtitles."
-            )
-            logger.warning("skipped: %s", skipped[-1])
-        else:
-            usable.append(clip)
+    usable = [result for result in results if isinstance(result, Clip)]
     if not usable:
         raise UserError(f"{source}: none of the {len(clips)} clips is usable. First: {skipped[0]}")
     return ClipSet(name, usable, skipped)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmtransfer.config import HeadConfig
+from mmtransfer.config import HeadConfig, checked
 from mmtransfer.data.languages import read_language
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint
@@ -349,7 +349,7 @@ def _load_transfer(checkpoint: Checkpoint, metadata: Metadata, language: str | N
     if checkpoint.adapter is not None:
         model = load_merged(model, checkpoint.adapter)
     encoder = speech_encoder(model)
-    head = HeadConfig.model_validate(metadata.head)
+    head = checked(HeadConfig, metadata.head, f"{checkpoint.folder / METADATA}: head")
     symbols = metadata.symbols
     module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, 0)
     read_head(checkpoint.folder, module)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mmtransfer.cache import atomic_path, cache_path
+from mmtransfer.cache import atomic_path, cache_path, is_whole, seal
 from mmtransfer.errors import UserError
 from mmtransfer.hub.bundled import PREFIX, get_bundle, weight_files
 from mmtransfer.hub.checkpoint import Checkpoint
@@ -65,9 +65,9 @@ def converted(checkpoint: Checkpoint, *, compute_type: str = "int8") -> Path:
 
     key = "-".join([checkpoint.digest[:24], compute_type, f"v{_CONVERTER_VERSION}"])
     folder = cache_path("ctranslate2", version("ctranslate2"), key)
-    if not folder.is_dir():
+    if not is_whole(folder):
         with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
+            if not is_whole(folder):
                 name = checkpoint.source
                 logger.info("converting %s to CTranslate2 %s, once", name, compute_type)
                 with atomic_path(folder) as part:
@@ -75,6 +75,7 @@ def converted(checkpoint: Checkpoint, *, compute_type: str = "int8") -> Path:
                         _convert_bundled(checkpoint, compute_type, part)
                     else:
                         _convert(checkpoint, compute_type, part)
+                    seal(part)
     return folder
 
 

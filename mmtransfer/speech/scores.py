@@ -25,6 +25,9 @@ _OPTIONAL = re.compile(
 )
 # Thai and Lao am is typed as one letter, or as two with the tone on either.
 _TONE_FIRST = re.compile(r"([\u0e48-\u0e4b\u0ec8-\u0ecb])([\u0e4d\u0ecd])")
+_BRACKETS, _PARENTHESES = re.compile(r"[<\[][^>\]]*[>\]]"), re.compile(r"\(([^)]+?)\)")
+_LONG_TEXT = 4000  # characters; a segment has at most a few hundred
+_OPEN, _LONG_DIGITS = re.compile(r"[(<\[]"), re.compile(r"\d{100}")
 _PRIVATE = 0xF0000  # where characters for private use begin
 
 
@@ -95,13 +98,15 @@ def get_normalizer(name: str) -> Normalizer:
 
 
 def _english(published: Callable[[str], str], text: str) -> str:
+    text = _unbracketed(" ".join(text.split()))
+    if len(text) > _LONG_TEXT:  # the published expressions take the square of what is left of them
+        text = " ".join(_LONG_DIGITS.sub(r"\g<0> ", _OPEN.sub(" ", text)).split())
     words = _shown(published(_hidden(_essential(text)))).split()
     return " ".join(word for word in words if any(map(str.isalnum, word)))  # "..." is none
 
 
 def _basic(text: str) -> str:
-    text = re.sub(r"[<\[][^>\]]*[>\]]", "", text.lower())  # what is in brackets is not said
-    text = re.sub(r"\(([^)]+?)\)", "", text)
+    text = _unbracketed(text.lower())
     text = unicodedata.normalize("NFKC", _essential(text)).lower().replace("i\u0307", "i")
     text = _TONE_FIRST.sub(r"\2\1", text)
     kept: list[str] = []
@@ -112,6 +117,14 @@ def _basic(text: str) -> str:
         elif kept and not kept[-1].isspace():  # the mark of a symbol goes with it
             kept.append(character)
     return "".join(kept)
+
+
+def _unbracketed(text: str) -> str:
+    """A text without what is in brackets, which is not speech; in time linear in its length."""
+    for pattern, ends in ((_BRACKETS, ">]"), (_PARENTHESES, ")")):
+        end = 1 + max(text.rfind(mark) for mark in ends)
+        text = pattern.sub("", text[:end]) + text[end:]
+    return text
 
 
 def _essential(text: str) -> str:

@@ -133,6 +133,16 @@ def choose_speech_rehearsal(config: Config, language: str | None, share: float) 
     return choose_rehearsal(config, usual=usual)
 
 
+def _cached_texts(path: Path, count: int) -> list[str] | None:
+    """So many transcripts in the cache; None if they are not there, or damaged."""
+    try:
+        texts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_whole = isinstance(texts, list) and len(texts) == count
+    return texts if is_whole and all(isinstance(text, str) for text in texts) else None
+
+
 def transcribe(
     source: SpeechModel | CtcModel, clips: ClipSet, config: Config, device: torch.device
 ) -> ClipSet:
@@ -151,7 +161,8 @@ def transcribe(
         **({"languages": spoken} if any(spoken) else {}),
     )
     path = cache_path("transcripts", f"{key}.json")
-    if not path.exists():
+    texts = _cached_texts(path, len(spoken))
+    if texts is None:
         found = decode_clips(
             source,
             clips.clips,
@@ -165,7 +176,6 @@ def transcribe(
         ]
         with atomic_path(path) as part:
             part.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
-    texts = json.loads(path.read_text(encoding="utf-8"))
     usable = [replace(c, text=text) for c, text in zip(clips.clips, texts, strict=True) if text]
     if not usable:
         raise UserError(

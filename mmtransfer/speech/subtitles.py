@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmtransfer.data.encodings import decode_text
+from mmtransfer.data.files import check_regular
 from mmtransfer.errors import UserError
 
 logger = logging.getLogger(__name__)
+_MOST_BYTES = 64 << 20  # weeks of speech
 _SHORTEST_S = 0.05  # nothing is said in less
 _ADJOINING_S = 0.1  # between cues that follow each other on the screen
 _ROLLING = 0.3  # of cues that repeat what stood on the screen
@@ -86,6 +88,7 @@ def read_subtitles(path: Path, *, language: str | None = None) -> list[Cue]:
         UserError: an encoding that is not known, a time that cannot be read, no cues, or hardly
             any with text.
     """
+    check_regular(path, most=_MOST_BYTES)
     decoded = decode_text(path.read_bytes(), language)
     if decoded is None:
         raise UserError(
@@ -181,9 +184,12 @@ def parse_ass(text: str, path: Path | str = "") -> list[Cue]:
         )
     cues = dict[tuple[float, float, str], Cue]()
     for (number, _), event in zip(rows, events, strict=True):
+        event.text = event.text.replace(r"\{", "\0").replace(r"\}", "\1")
+        # Each brace behind the last closing one would be followed to the end of the line.
+        closed, mark, rest = event.text.rpartition("}")
+        event.text = closed + mark + rest.replace("{", "\0")
         if event.is_comment or event.is_drawing:
             continue
-        event.text = event.text.replace(r"\{", "\0").replace(r"\}", "\1")
         shown = event.plaintext.replace("\0", "{").replace("\1", "}").translate(_UNSEEN)
         lines = (" ".join(line.split()) for line in shown.split("\n"))
         cue = Cue(event.start / 1000, event.end / 1000, "\n".join(filter(None, lines)), number)

@@ -12,6 +12,8 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -86,14 +88,24 @@ def _rows_times(stacked: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _network() -> _SileroNetwork:
     path = cache_path("voice_activity", f"silero-{version('silero-vad')}.npz")
-    if not path.exists():
+    weights = _cached_weights(path)
+    if weights is None:
+        weights = _package_weights()
         with atomic_path(path) as part, part.open("wb") as file:
-            np.savez(file, allow_pickle=False, **_package_weights())
+            np.savez(file, allow_pickle=False, **weights)
     # Threads of products as small as these wait for each other ten times as long as they multiply.
     # NumPy has one setting for the whole process, and nothing here gains from more than one.
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)
-    with np.load(path) as weights:
-        return _SileroNetwork(dict(weights))
+    return _SileroNetwork(weights)
+
+
+def _cached_weights(path: Path) -> dict[str, np.ndarray] | None:
+    """Weights in the cache; None if they are not there, or damaged."""
+    try:
+        with np.load(path) as weights:
+            return dict(weights)
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return None
 
 
 def _package_weights() -> dict[str, np.ndarray]:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmtransfer.config import DataConfig, HeadConfig
+from mmtransfer.config import DataConfig, HeadConfig, checked
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint, other_kind
-from mmtransfer.hub.files import METADATA
+from mmtransfer.hub.files import METADATA, load_errors
 from mmtransfer.hub.loading import load_weights, loading
 from mmtransfer.hub.metadata import Base, Metadata, damaged, write_metadata
+from mmtransfer.hub.settings import check_labels
 from mmtransfer.progress import no_library_bars
 from mmtransfer.runtime import is_out_of_memory
 from mmtransfer.transfer.adapters import adapter_shapes, load_merged, save_adapter
@@ -99,7 +100,8 @@ class TextModel:
         for indices in (with_target, without):
             if indices:
                 pairs = [str(targets[i]) for i in indices] if indices is with_target else None
-                encoded = self._encode([texts[i] for i in indices], pairs)
+                with load_errors(self.source, "the tokenizer of these texts"):
+                    encoded = self._encode([texts[i] for i in indices], pairs)
                 found.update(zip(indices, encoded, strict=True))
         return [found[index] for index in range(len(texts))]
 
@@ -474,7 +476,12 @@ def load_text_model(checkpoint: Checkpoint) -> TextModel:
     else:
         if metadata.head is None or metadata.labels is None:
             raise damaged(folder / METADATA)
-        head, labels = HeadConfig.model_validate(metadata.head), metadata.labels
+        head, labels = (
+            checked(HeadConfig, metadata.head, f"{folder / METADATA}: head"),
+            metadata.labels,
+        )
+    is_own = metadata is not None and not checkpoint.is_plain_adapter
+    check_labels(labels, folder / METADATA if is_own else checkpoint.weights / "config.json")
     tokenizer = _load_tokenizer(source, checkpoint.holding("tokenizer*"))
     with loading(source, "a text classifier", beneath):
         from transformers import AutoModel, AutoModelForSequenceClassification
@@ -491,10 +498,10 @@ def load_text_model(checkpoint: Checkpoint) -> TextModel:
         module = build_head("classifier", encoder.width, encoder.depth, len(labels), head, 0)
         read_head(folder, module)
     if metadata is not None and metadata.text is not None:
-        settings = TextSettings(**metadata.text)
+        settings = _recorded_settings(metadata.text, folder, tokenizer, model)
     else:
         settings = _settings(DataConfig(), tokenizer, model)
-    return TextModel(
+    text_model = TextModel(
         Network(encoder, module, head).eval(),
         tokenizer,
         labels,
@@ -503,6 +510,15 @@ def load_text_model(checkpoint: Checkpoint) -> TextModel:
         _temperature(folder, metadata),
         source,
     )
+    with load_errors(source, "a text classifier"):  # of settings that only show when it computes
+        encoded = text_model.encode(["a"], [None])
+        logits = text_model.encoded_logits(encoded, device="cpu")
+    if not np.isfinite(logits).all():
+        raise UserError(
+            f"{source}: gives no numbers (NaN or infinity); expected logits of its classes. Save "
+            "or download the model again."
+        )
+    return text_model
 
 
 def _adapter_labels(checkpoint: Checkpoint) -> tuple[list[str], dict[str, Any]]:
@@ -532,6 +548,15 @@ def _adapter_labels(checkpoint: Checkpoint) -> tuple[list[str], dict[str, Any]]:
     return labels, options
 
 
+def _recorded_settings(
+    recorded: dict[str, Any], folder: Path, tokenizer: Any, model: Any
+) -> TextSettings:
+    """What `TextModel.save` noted, if the model can do it."""
+    values = {name: value for name, value in recorded.items() if name != "targets"}
+    data = checked(DataConfig, values, f"{folder / METADATA}: text")
+    return replace(_settings(data, tokenizer, model), targets=recorded.get("targets"))
+
+
 def _temperature(folder: Path, metadata: Metadata | None) -> float:
     found = 1.0 if metadata is None else metadata.temperature
     low, high = _TEMPERATURES
@@ -548,7 +573,7 @@ def _plain_labels(source: str, folder: Path) -> list[str]:
 
     with loading(source, "a text encoder", folder):
         names = AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
-    return [names[index] for index in sorted(names)]
+        return [names[index] for index in sorted(names)]
 
 
 def _load_tokenizer(source: str, folder: Path) -> Any:
@@ -561,11 +586,23 @@ def _load_tokenizer(source: str, folder: Path) -> Any:
     return tokenizer
 
 
+def _longest(tokenizer: Any, positions: Any) -> int:
+    """Tokens that a model takes at once."""
+    for number in (positions, tokenizer.model_max_length):
+        # A library writes 1e30 where it knows none.
+        if not isinstance(number, int | float) or isinstance(number, bool) or not number >= 8:
+            raise UserError(
+                "the longest text (max_position_embeddings, model_max_length): expected a number "
+                f"of tokens from 8, found {reprlib.repr(number)}. Correct the model's settings."
+            )
+    return int(min(positions, tokenizer.model_max_length))
+
+
 def _settings(data: DataConfig, tokenizer: Any, model: Any) -> TextSettings:
     positions = getattr(model.config, "max_position_embeddings", None) or _LONGEST
     if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         positions -= 2  # these count positions from the padding id on
-    limit = min(positions, tokenizer.model_max_length)
+    limit = _longest(tokenizer, positions)
     if data.max_tokens is not None and data.max_tokens > limit:
         raise UserError(
             f"data.max_tokens: the backbone takes at most {limit} tokens, found {data.max_tokens}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import sys
 from collections import Counter
@@ -12,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
+from mmtransfer.cache import open_private
 from mmtransfer.config import DataConfig, RuntimeConfig, text_columns
-from mmtransfer.data.tables import numbered_rows, plain, with_columns
+from mmtransfer.data.printing import json_line, spreadsheet_cell
+from mmtransfer.data.tables import numbered_rows, plain, row_characters, with_columns
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint, other_kind, resolve
 from mmtransfer.progress import track
@@ -25,8 +26,9 @@ from mmtransfer.text.ensemble import is_ensemble, load_ensemble
 
 logger = logging.getLogger(__name__)
 _ROWS = 2048  # held at a time; sorted by length within, so batches waste little
+_CHARACTERS = 2**24  # of their texts, likewise
 _PREFIX = "probability_"
-_GIVEN = "given_label"
+_GIVEN = "given_"
 
 
 def predict(
@@ -130,6 +132,10 @@ def predict_file(
                 with_target += sum(target is not None for target in targets)
     for note in (
         cut_note(cut, total, text_model.settings),
+        f"{writer.formulas} cells that begin as formulas do got a ' before them, so that no "
+        "spreadsheet runs them."
+        if writer.formulas
+        else None,
         f"{empty} of {total} rows have no text; their class means nothing." if empty else None,
         f"column '{columns['target_column']}' is not used; the model was trained without targets."
         if with_target and text_model.settings.targets is False
@@ -166,18 +172,26 @@ def _checked(data: str, columns: dict[str, str | None]) -> Iterator[_Given]:
 
 
 def _chunks(rows: Iterator[_Given]) -> Iterator[list[_Given]]:
-    while chunk := list(islice(rows, _ROWS)):
+    chunk: list[_Given] = []
+    characters = 0
+    for given in rows:
+        chunk.append(given)
+        characters += row_characters(given.row)
+        if len(chunk) == _ROWS or characters > _CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk
 
 
 @contextmanager
-def opened(part: Path | None, done: int) -> Iterator[TextIO]:
+def opened(part: Path | None, done: int) -> Iterator[IO[str]]:
     """An output to write, behind the rows that are `done`; standard output without a file."""
     if part is None:
         yield sys.stdout
         return
     part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("a" if done else "w", encoding="utf-8", newline="") as file:
+    with open_private(part, "a" if done else "w", encoding="utf-8", newline="") as file:
         yield file
 
 
@@ -187,7 +201,7 @@ def written(part: Path, kind: str) -> int:
         return 0
     position = end = rows = 0
     quoted = False
-    with part.open("r+b") as file:
+    with open_private(part, "r+b") as file:
         for line in file:
             position += len(line)
             # A quoted CSV cell may hold line breaks: a row ends at a break outside quotes.
@@ -201,27 +215,45 @@ def written(part: Path, kind: str) -> int:
 
 
 class RowWriter:
-    """Rows with their predictions, as CSV or JSON lines. A label that a row came with is kept as
-    `given_label`.
+    """Rows with their predictions, as CSV or JSON lines. A column that a row came with, and that is
+    written anew (its label), is kept as `given_label`.
     """
 
     def __init__(
-        self, file: TextIO, kind: str, columns: Sequence[str], labels: list[str], *, header: bool
+        self, file: IO[str], kind: str, columns: Sequence[str], labels: list[str], *, header: bool
     ):
         self._file, self._kind = file, kind
-        own = [_GIVEN if name == "label" else name for name in columns]
-        names = [*own, "label", *(_PREFIX + label for label in labels)]
-        self._csv = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        names = ["label", *(_PREFIX + label for label in labels)]
+        self._taken = {*names} if kind == ".csv" else {"label", "probabilities"}
+        self._own: dict[str, str] = {}
+        self.formulas = 0
+        """Cells that a spreadsheet would have run."""
+        self._csv = csv.writer(file, lineterminator="\n")
+        self._columns, self._names = list(columns), names
         if kind == ".csv" and header:
-            self._csv.writeheader()
+            self._write_cells([*map(self._own_name, columns), *names])
 
     def write(self, row: dict[str, Any], label: str, probabilities: dict[str, float]) -> None:
         """Write one row."""
-        own = {_GIVEN if name == "label" else name: value for name, value in row.items()}
         shares = {name: round(p, 6) for name, p in probabilities.items()}
         if self._kind == ".csv":
-            columns = {_PREFIX + name: p for name, p in shares.items()}
-            self._csv.writerow({**own, "label": label, **columns})
+            values = {"label": label} | {_PREFIX + name: p for name, p in shares.items()}
+            own = [row.get(name, "") for name in self._columns]
+            self._write_cells([*own, *(values.get(name, "") for name in self._names)])
             return
-        out = {**own, "label": label, "probabilities": shares}
-        self._file.write(json.dumps(out, ensure_ascii=False, default=str) + "\n")
+        given = {self._own_name(name): value for name, value in row.items()}
+        self._file.write(json_line({**given, "label": label, "probabilities": shares}) + "\n")
+
+    def _own_name(self, name: str) -> str:
+        if name not in self._own:
+            free = name
+            while free in self._taken:
+                free = _GIVEN + free
+            self._taken.add(free)
+            self._own[name] = free
+        return self._own[name]
+
+    def _write_cells(self, cells: Sequence[Any]) -> None:
+        safe = [spreadsheet_cell(cell) for cell in cells]
+        self.formulas += sum(a is not b for a, b in zip(safe, cells, strict=True))
+        self._csv.writerow(safe)

@@ -7,7 +7,6 @@ layers, and the hidden states of layer `depth` are the encoder's output, its fin
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mmtransfer.data.files import read_object
 from mmtransfer.errors import UserError
 from mmtransfer.hub.loading import load_weights
 from mmtransfer.transfer.stages import rest_of
@@ -301,7 +301,10 @@ class SpeechEncoder(nn.Module, ABC):
     @classmethod
     def symbols(cls, folder: Path) -> list[str]:
         """Output symbols of a CTC model of transformers, by number; `|` stands between words."""
-        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        vocabulary = read_object(folder / "vocab.json")
+        numbers = list(vocabulary.values())
+        if not all(type(n) is int for n in numbers) or len(set(numbers)) < len(numbers):
+            raise UserError(f"{folder / 'vocab.json'}: expected symbols, each with its number.")
         return sorted(vocabulary, key=lambda symbol: vocabulary[symbol])
 
     def put_together(self, output: nn.Linear, blank: int, dropout: float) -> Any:

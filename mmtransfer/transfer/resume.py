@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmtransfer.cache import atomic_path
+from mmtransfer.data.files import read_json
 from mmtransfer.errors import UserError
+from mmtransfer.runtime import is_out_of_memory
 
 
 def write_weights(path: Path, model: torch.nn.Module, *, trained_only: bool = False) -> None:
@@ -56,12 +60,33 @@ def write_checkpoint(
         (part / "state.json").write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def whole_checkpoint(folder: Path) -> Iterator[None]:
+    """What is damaged in a checkpoint as one line."""
+    try:
+        yield
+    except Exception as error:  # libraries raise whatever it is that they find
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{folder}: the checkpoint is damaged ({reason}). Start anew in another run folder."
+        ) from None
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    saved = read_json(folder / "state.json")
+    if not isinstance(saved, dict):
+        raise ValueError(f"expected an object in state.json, found a {type(saved).__name__}")
+    return saved
+
+
 def read_position(folder: Path) -> dict[str, Any] | None:
     """Where the run of a checkpoint stands; None if there is no checkpoint."""
     if not folder.is_dir():
         return None
-    saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return dict(saved["state"])
+    with whole_checkpoint(folder):
+        return dict(_saved(folder)["state"])
 
 
 def read_checkpoint(
@@ -70,11 +95,19 @@ def read_checkpoint(
     """Put the weights into the model; returns (optimiser state, position).
 
     Raises:
-        UserError: the checkpoint was written with other settings.
+        UserError: the checkpoint is damaged, or was written with other settings.
     """
-    saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    with whole_checkpoint(folder):
+        saved = _saved(folder)
+        _check_settings(folder, saved["settings"], settings)
+        read_weights(folder / "model.safetensors", model)
+        optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        return dict(optimizer), dict(saved["state"])
+
+
+def _check_settings(folder: Path, saved: dict[str, Any], settings: dict[str, Any]) -> None:
     for key, new in settings.items():
-        old = saved["settings"][key]
+        old = saved[key]
         if old == new:
             continue
         if isinstance(new, dict):
@@ -86,6 +119,3 @@ def read_checkpoint(
             f"{folder}: the checkpoint was written with another {key} ({old}, now {new}). Resume "
             "with the same settings, or start anew in another run folder."
         )
-    read_weights(folder / "model.safetensors", model)
-    optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    return optimizer, saved["state"]

@@ -29,6 +29,7 @@ from accelerate.utils import gather_object
 
 from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config
+from mmtransfer.data.files import read_json
 from mmtransfer.errors import UserError
 from mmtransfer.progress import TrainingProgress
 from mmtransfer.runtime import is_out_of_memory
@@ -36,6 +37,7 @@ from mmtransfer.transfer.resume import (
     read_checkpoint,
     read_position,
     read_weights,
+    whole_checkpoint,
     write_checkpoint,
     write_weights,
 )
@@ -149,11 +151,13 @@ def train_stages(
     results: list[TrainResult] = []
     state = TrainState()
     saved = read_position(folder / "last") if resume else None
-    first = int(saved["stage"]) if saved is not None else 0
+    with whole_checkpoint(folder):
+        first = int(saved["stage"]) if saved is not None else 0
     if first:
-        rows = json.loads(finished.read_text(encoding="utf-8"))[:first]
-        results = [TrainResult(**row) for row in rows]
-        read_weights(folder / f"stage-{first}.safetensors", task.model)
+        with whole_checkpoint(folder):
+            rows = read_json(finished)[:first]
+            results = [TrainResult(**row) for row in rows]
+            read_weights(folder / f"stage-{first}.safetensors", task.model)
     for stage in stages[first:]:
         state = TrainState(
             stage=stage.number,
@@ -475,11 +479,12 @@ class Trainer:
         optimizer, state = read_checkpoint(
             self.checkpoint, self.task.model, settings=self._settings()
         )
-        self.optimizer.optimizer.load_state_dict(optimizer["optimizer"])
-        self.task.model.to(self.accelerator.device)
-        if optimizer["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(optimizer["scaler"])
-        self.state = TrainState(**state)
+        with whole_checkpoint(self.checkpoint):
+            self.optimizer.optimizer.load_state_dict(optimizer["optimizer"])
+            self.task.model.to(self.accelerator.device)
+            if optimizer["scaler"] is not None and self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(optimizer["scaler"])
+            self.state = TrainState(**state)
         return True
 
     def load_best(self) -> None:
@@ -506,7 +511,7 @@ class Trainer:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except json.JSONDecodeError:
+            except (ValueError, KeyError, TypeError, RecursionError):
                 break  # the process was killed in the middle of this line
         with atomic_path(self.metrics_path) as part:
             part.write_text("".join(kept), encoding="utf-8")

@@ -14,16 +14,18 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.cache import atomic_path
+from mmtransfer.cache import atomic_path, make_private, open_private
+from mmtransfer.data.files import read_object
+from mmtransfer.data.printing import json_line, printable
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.events import LineKind
 from mmtransfer.monitoring.journal.known import Known
 from mmtransfer.monitoring.journal.records import Record, record_of
 from mmtransfer.monitoring.journal.spool import Spool
-from mmtransfer.monitoring.sources.cameras import printable
 from mmtransfer.speech.addresses import public_address
 from mmtransfer.speech.audio import beginning_digest
 
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 _HEADER = "journal.json"
 _FORMAT = 2
 _ROTATE_BYTES = 64 << 20
+_LONGEST_LINE = 16 << 20  # bytes; what is longer is damaged
 _SAMPLE_BYTES = 1 << 16  # of a recording, that tell it from another of the same name
 
 
@@ -59,8 +62,8 @@ class Journal:
         self._damaged: dict[tuple[Path, int], str] = {}  # lines, and what is wrong with them
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(f"{folder}: expected a folder for the journal, found a file.")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self._folder / ".lock")
+        make_private(self._folder)
+        self._lock = FileLock(self._folder / ".lock", mode=0o600)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -93,14 +96,14 @@ class Journal:
                     f"{self._folder}: holds .jsonl files, but no journal. Give --journal an empty "
                     "folder."
                 )
-            with atomic_path(path) as part:
-                part.write_text(json.dumps(own, indent=2), encoding="utf-8")
+            with atomic_path(path) as part, open_private(part, "w", encoding="utf-8") as file:
+                file.write(json.dumps(own, indent=2))
             return
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_object(path)
             other, known = dict(found["model"]), dict(found["sources"])
             other["name"], other["digest"], found["format"]
-        except (ValueError, KeyError, TypeError):
+        except (UserError, ValueError, KeyError, TypeError):
             raise UserError(
                 f"{path}: damaged. Give --journal another folder, and keep this one's .jsonl files."
             ) from None
@@ -131,12 +134,13 @@ class Journal:
     @property
     def files(self) -> list[Path]:
         """The journal's files, oldest first."""
-        return sorted(self._folder.glob("????-??-??.*.jsonl"))
+        found = self._folder.glob("????-??-??.*.jsonl")
+        return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
     def _mend(self) -> None:
         """Cut off a line that was being written when the process was killed."""
         for path in self.files[-1:]:
-            with path.open("rb+") as file:
+            with open_private(path, "rb+") as file:
                 data = file.read()
                 whole = data.rfind(b"\n") + 1
                 if whole < len(data):
@@ -167,7 +171,8 @@ class Journal:
     def _lines(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """The numbered lines of a file."""
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            lines = iter(partial(file.readline, _LONGEST_LINE), b"")
+            for number, line in enumerate(lines, 1):
                 try:
                     found = json.loads(line)
                     is_whole = isinstance(found, dict) and isinstance(found.get("camera"), str)
@@ -235,7 +240,7 @@ class Journal:
     def _text(self, line: Mapping[str, Any]) -> str:
         if self.channels and line.get("event") in (LineKind.ALERT, LineKind.SOUND):
             line = {**line, "to": self.channels}
-        return json.dumps(line, ensure_ascii=False) + "\n"
+        return json_line(line) + "\n"
 
     def _current(self, more: int) -> Any:
         day = time.strftime("%Y-%m-%d")
@@ -247,7 +252,7 @@ class Journal:
             if self._file is not None:
                 self._file.close()
             path = self._folder / f"{day}.{number:04d}.jsonl"
-            self._file, self._day = path.open("ab", buffering=0), day
+            self._file, self._day = open_private(path, "ab", buffering=0), day
         return self._file
 
     def close(self) -> None:

@@ -7,13 +7,19 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mmtransfer.cache import atomic_path
+from mmtransfer.cache import atomic_path, make_private, open_private
+from mmtransfer.data.files import check_regular
+from mmtransfer.data.printing import json_line
+from mmtransfer.errors import UserError
 from mmtransfer.speech.segments import Segment
 
 logger = logging.getLogger(__name__)
+_LONGEST_HEAD = 1 << 16  # bytes
+_LATEST_S = 1e11  # since 1970
 _SUFFIX = ".segment"  # a line of JSON, then 16-bit samples
 
 
@@ -22,12 +28,16 @@ class Spool:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self.bytes = sum(path.stat().st_size for path in folder.glob(f"*{_SUFFIX}"))
+        make_private(folder)
+        self.bytes = sum(
+            path.stat().st_size for path in folder.glob(f"*{_SUFFIX}") if path.is_file()
+        )
         """Size of all that waits."""
 
     def _path(self, name: str) -> Path:
-        return self._folder / (hashlib.sha256(name.encode()).hexdigest()[:24] + _SUFFIX)
+        return self._folder / (
+            hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:24] + _SUFFIX
+        )
 
     def add(self, camera: str, name: str, segment: Segment) -> None:
         """Write a segment; when this returns, a killed process does not lose it."""
@@ -40,9 +50,9 @@ class Spool:
             "samples": len(segment.samples),
         }
         samples = np.clip(np.round(segment.samples * 32768), -32768, 32767).astype("<i2")
-        data = json.dumps(head, ensure_ascii=False).encode() + b"\n" + samples.tobytes()
-        with atomic_path(self._path(name)) as part:
-            part.write_bytes(data)
+        data = json_line(head).encode() + b"\n" + samples.tobytes()
+        with atomic_path(self._path(name)) as part, open_private(part, "wb") as file:
+            file.write(data)
         self.bytes += len(data)
 
     def holds(self, name: str) -> bool:
@@ -69,19 +79,33 @@ class Spool:
         """
         heads = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
-            with path.open("rb") as file:
-                line = file.readline()
-            try:
-                head = json.loads(line)
-                whole = len(line) + 2 * head["samples"] == path.stat().st_size
-                if not whole or path != self._path(head["id"]):
-                    raise ValueError("not as it was written")
-            except (ValueError, KeyError, TypeError):
+            head = self._head(path)
+            if head is None:
                 logger.warning("%s: corrupt; renamed to .damaged and skipped", path)
                 path.replace(path.with_suffix(".damaged"))
-                continue
-            heads.append(head)
+            else:
+                heads.append(head)
         for head in sorted(heads, key=lambda head: head["start"]):
             silence = np.broadcast_to(np.float32(0), head["samples"])
             segment = Segment(head["start"], head["end"], silence, head["samples_start"])
             yield head["camera"], head["id"], segment
+
+    def _head(self, path: Path) -> dict[str, Any] | None:
+        """What a file says of its segment; None if it is not as it was written."""
+        try:
+            size = check_regular(path)
+            with path.open("rb") as file:
+                line = file.readline(_LONGEST_HEAD)
+            head = json.loads(line)
+            texts = (head["camera"], head["id"])
+            times = (head["start"], head["end"], head["samples_start"])
+            is_whole = (
+                all(isinstance(text, str) for text in texts)
+                and all(type(at) in (int, float) and abs(at) < _LATEST_S for at in times)
+                and type(head["samples"]) is int
+                and len(line) + 2 * head["samples"] == size
+                and path == self._path(head["id"])
+            )
+        except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return head if is_whole else None

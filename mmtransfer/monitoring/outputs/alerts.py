@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import logging
 import queue
 import re
@@ -18,6 +17,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
+from mmtransfer.data.printing import json_line
 from mmtransfer.errors import UserError
 from mmtransfer.speech.addresses import checked_address, host_of, public_address, without_secrets
 
@@ -141,7 +141,7 @@ class Webhook(_Queued):
         self._thread.start()
 
     def _deliver(self, alert: Mapping[str, Any]) -> None:
-        body = json.dumps(alert, ensure_ascii=False).encode()
+        body = json_line(alert).encode()
         headers = {"Content-Type": "application/json; charset=utf-8"}
         if self._secret:
             signature = hmac.new(self._secret.encode(), body, hashlib.sha256).hexdigest()
@@ -234,7 +234,7 @@ class Mqtt(_Queued):
                 self._settled(alert, STOPPED)
                 return
         self._answered.clear()
-        self._client.publish(self._topic, json.dumps(alert, ensure_ascii=False), qos=1)
+        self._client.publish(self._topic, json_line(alert), qos=1)
         while not self._answered.wait(0.05):  # paho sends it again on every new connection
             if self._closing.is_set():
                 self._settled(alert, STOPPED)

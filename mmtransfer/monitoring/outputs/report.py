@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from mmtransfer.data.printing import printable
 from mmtransfer.monitoring.events import Alert, Sound, Transcript
-from mmtransfer.monitoring.sources.cameras import printable
 from mmtransfer.speech.recordings import AUDIO_SUFFIXES
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ escaping what would be a tag; so it forms the lines of ASS alone.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -17,7 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Protocol
 
-from mmtransfer.cache import atomic_path
+from mmtransfer.cache import atomic_path, open_private
+from mmtransfer.data.printing import json_line, printable
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.events import Alert, Partial, Sound, Transcript
 from mmtransfer.monitoring.lines import rows
@@ -44,7 +44,7 @@ def line(item: Transcript | Partial) -> str:
     the local time of day; with the sentiment, if it was classified.
     """
     label = f" ({item.sentiment})" if isinstance(item, Transcript) and item.sentiment else ""
-    return f"{_span(item)} {item.text}{label}"
+    return printable(f"{_span(item)} {item.text}{label}")
 
 
 def _span(item: Transcript | Partial | Sound) -> str:
@@ -82,19 +82,20 @@ class StandardOutput:
         """Print the line."""
         is_terminal = sys.stdout.isatty()
         clear = "\r\033[K" if self._partial and is_terminal else ""
-        name = f"{item.camera} " if self._name_source else ""
+        name = f"{printable(item.camera)} " if self._name_source else ""
         if isinstance(item, Partial):
             if self._partial and not is_terminal:
                 print(f"~ {name}{line(item)}", flush=True)
             elif self._partial:
                 width = shutil.get_terminal_size().columns - 1
-                print(clear + f"{name}{item.text}"[-width:], end="", flush=True)
+                print(clear + printable(f"{name}{item.text}")[-width:], end="", flush=True)
         elif isinstance(item, Alert):
             doubt = f"; text rejected: {item.rejected}" if item.rejected else ""
-            print(f"{clear}ALERT {item.camera}: {item.keyword} ({item.matched}{doubt})", flush=True)
+            alert = f"ALERT {item.camera}: {item.keyword} ({item.matched}{doubt})"
+            print(clear + printable(alert), flush=True)
         elif isinstance(item, Sound):
             louder = f"{item.level_db:.0f} dB, background {item.background_db:.0f} dB"
-            print(f"{clear}SOUND {item.camera} {_span(item)}: {louder}", flush=True)
+            print(clear + printable(f"SOUND {item.camera} {_span(item)}: {louder}"), flush=True)
         elif not self._quiet:
             mark = "~ " if item.revision else ""
             print(clear + mark + name + line(item), flush=True)
@@ -118,8 +119,9 @@ class ReportSink:
     def close(self) -> None:
         """Write the report."""
         text = report(self._source, self._items, folder=self._path.parent)
-        with atomic_path(self._path) as part:
-            part.write_text(text, encoding="utf-8")
+        data = text.encode("utf-8", "backslashreplace")  # in the JSON that the page holds
+        with atomic_path(self._path) as part, open_private(part, "wb") as file:
+            file.write(data)
 
 
 class FileSink:
@@ -128,7 +130,7 @@ class FileSink:
     def __init__(self, path: Path):
         self._path = path
         self._count = 0
-        self._file: IO[str] = path.open("w", encoding="utf-8")
+        self._file: IO[str] = open_private(path, "w", follow=True, encoding="utf-8")
         if path.suffix == ".vtt":
             self._file.write("WEBVTT\n\n")
         elif path.suffix == ".ass":
@@ -142,9 +144,9 @@ class FileSink:
         self._count += 1
         suffix = self._path.suffix
         if suffix == ".jsonl":
-            text = json.dumps(asdict(item), ensure_ascii=False) + "\n"
+            text = json_line(asdict(item)) + "\n"
         elif suffix == ".ass":
-            body = "\n".join(map(escape_ass, rows(item.text)))
+            body = "\n".join(map(escape_ass, rows(printable(item.text))))
             text = _ass([(item.start, item.end, body)]).rstrip("\n").rpartition("\n")[2] + "\n"
         elif suffix == ".txt":
             text = f"{'~ ' if item.revision else ''}{line(item)}\n"
@@ -152,7 +154,9 @@ class FileSink:
             separator = "," if suffix == ".srt" else "."
             start, end = (clock(t, decimals=3, separator=separator) for t in (item.start, item.end))
             is_vtt = suffix == ".vtt"
-            body = "\n".join(escape_subtitle(row, is_vtt=is_vtt) for row in rows(item.text))
+            body = "\n".join(
+                escape_subtitle(row, is_vtt=is_vtt) for row in rows(printable(item.text))
+            )
             number = f"{self._count}\n" if suffix == ".srt" else ""
             text = f"{number}{start} --> {end}\n{body}\n\n"
         self._file.write(text)

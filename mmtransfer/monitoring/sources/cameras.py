@@ -13,12 +13,14 @@ from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
+from mmtransfer.data.printing import printable, shortened
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.keywords import Keywords
 from mmtransfer.speech.addresses import checked_address, public_address, without_secrets
 
 RENAMED = {"watch": "keywords", "clips": "alert_clips"}
 """Options by the names that version 0.1 had for them, which are refused with the new one."""
+_LONGEST_NAME = 180  # bytes of a file's name, which may have 255 with all that is put to it
 _SHOWN = 80  # characters of what was found in place of a camera
 
 
@@ -73,7 +75,7 @@ def cameras_of(content: Mapping[str, Any], path: Path) -> list[Camera]:
         if not isinstance(row, dict):
             raise UserError(
                 f"{path}: camera {number}: expected keys with values ({known}), found "
-                f"{without_secrets(repr(row)[:_SHOWN])}."
+                f"{without_secrets(shortened(row)[:_SHOWN])}."
             )
         where = f"{path}: camera {number}"
         try:
@@ -139,11 +141,15 @@ def _short_name(source: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """A camera's or segment's name as part of a file's: names that differ never become the same."""
+    """A camera's or segment's name as part of a file's: names that differ never become the same,
+    and none is too long for a file.
+    """
     plain = re.sub(r"[^\w.@-]+", "-", name)
-    if plain == name and not name.startswith("."):
+    if plain == name and not name.startswith(".") and len(name.encode()) <= _LONGEST_NAME:
         return name
-    return f"{plain.lstrip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    short = plain.lstrip(".").encode("utf-8", "replace")[:_LONGEST_NAME].decode("utf-8", "ignore")
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{short}-{digest[: 6 if short == plain.lstrip('.') else 16]}"
 
 
 def same_form(name: str) -> str:
@@ -151,12 +157,3 @@ def same_form(name: str) -> str:
     whichever system wrote it.
     """
     return unicodedata.normalize("NFC", name)
-
-
-def printable(text: str) -> str:
-    r"""A name as files and terminals take it: bytes that are no UTF-8, and control characters, are
-    written as in `\x0a`.
-    """
-    return "".join(
-        f"\\x{ord(c) & 0xFF:02x}" if unicodedata.category(c) in ("Cc", "Cs") else c for c in text
-    )

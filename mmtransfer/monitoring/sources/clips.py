@@ -14,9 +14,10 @@ from typing import Any
 
 import av
 
+from mmtransfer.cache import make_private, open_private
 from mmtransfer.monitoring.sources.cameras import file_name
 from mmtransfer.speech.addresses import without_secrets
-from mmtransfer.speech.audio import media_file
+from mmtransfer.speech.audio import media_file, reach
 
 AROUND_S = 5.0
 """Seconds before and after the alert."""
@@ -43,7 +44,7 @@ def cut_recording(source: str, start: float, end: float, path: Path) -> None:
 
 
 def _cut_recording(source: str, start: float, end: float, path: Path) -> None:
-    with av.open(media_file(source), metadata_errors="replace") as container:
+    with av.open(media_file(source), options=reach(source), metadata_errors="replace") as container:
         streams = [s for s in container.streams if s.type in _KINDS]
         origin = (container.start_time or 0) / 1e6
         container.seek(int((max(0.0, start) + origin) * 1e6), backward=True)
@@ -70,8 +71,9 @@ def _copy(path: Path, packets: list[Any]) -> None:
     """Packets of an open container, in their order, times counted from the first."""
     if not packets:
         raise OSError("nothing to write")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     part = path.with_name(path.name + ".part")
+    open_private(part, "wb").close()
     # RTP and Matroska leave out when pictures that come out of order are to be decoded.
     origin = min(float((p.pts if p.dts is None else p.dts) * p.time_base) for p in packets)
     try:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mmtransfer.data.printing import printable
 from mmtransfer.monitoring.events import FileDone, Occurrence, Recording, SourceEvent
-from mmtransfer.monitoring.sources.cameras import printable, same_form
+from mmtransfer.monitoring.sources.cameras import same_form
 from mmtransfer.monitoring.sources.readers import Reader
 from mmtransfer.speech.audio import (
     SAMPLE_RATE,

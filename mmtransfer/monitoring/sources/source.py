@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from mmtransfer.data.printing import printable
 from mmtransfer.monitoring.events import FolderState, Recording, Sound, recording_of
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS
 from mmtransfer.monitoring.journal.known import Known
 from mmtransfer.monitoring.keywords import Keywords
-from mmtransfer.monitoring.sources.cameras import Camera, printable
+from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.monitoring.sources.clips import Recorder
 from mmtransfer.monitoring.sources.kinds import goes_on, is_folder
 from mmtransfer.monitoring.stats import CameraStats
