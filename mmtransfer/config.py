@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mmtransfer.data import USUAL_COLUMNS
 from mmtransfer.data.files import read_text
+from mmtransfer.data.former_names import CONFIGURATION, DATA, with_new_names
 from mmtransfer.data.languages import normal_language
 from mmtransfer.data.printing import shortened
 from mmtransfer.errors import UserError
@@ -514,14 +515,8 @@ def field_names(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     return names
 
 
-RENAMED = {"source": "source_model", "data.sources": "data.source_domain"}
-"""Fields by the names that version 0.1 had for them, which are refused with the new one."""
-
-
 def nearest_field(name: str) -> str:
-    """The valid field name for an unknown one, its new or the nearest, as a hint; empty if none."""
-    if name in RENAMED:
-        return f" It is called '{RENAMED[name]}' now."
+    """The valid field name nearest to an unknown one, as a hint; empty if none is near."""
     close = difflib.get_close_matches(name, field_names(), n=1, cutoff=0.5)
     if not close:  # right name under the wrong section
         leaf = name.rsplit(".", 1)[-1]
@@ -567,6 +562,7 @@ def build_config(values: Mapping[str, Any], *, origin: str = "configuration") ->
     Raises:
         UserError: an unknown key (with the nearest valid one) or a value of the wrong kind.
     """
+    values = _with_new_names(values, origin)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -606,7 +602,15 @@ def checked(model: type[Checked], values: Any, where: str) -> Checked:
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Load a YAML configuration and put overrides (nested as in the file) on top."""
-    return build_config(merge(read_yaml(path), overrides or {}), origin=str(path))
+    values = _with_new_names(read_yaml(path), str(path))
+    return build_config(merge(values, overrides or {}), origin=str(path))
+
+
+def _with_new_names(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    renamed = with_new_names(values, CONFIGURATION, origin)
+    if isinstance(renamed.get("data"), Mapping):
+        renamed["data"] = with_new_names(renamed["data"], DATA, f"{origin}: data")
+    return renamed
 
 
 # --- columns of tables ---------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from mmtransfer import __version__
+from mmtransfer.data.former_names import option_with_new_name
 from mmtransfer.data.printing import printable
 from mmtransfer.errors import UserError
 from mmtransfer.speech.addresses import without_secrets
@@ -58,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         parser = _parser(argv)
         arguments, unknown = parser.parse_known_args(argv)
+        if any(text.startswith("--") for text in unknown):
+            argv = [option_with_new_name(text) for text in argv]
+            arguments, unknown = parser.parse_known_args(argv)
         if getattr(arguments, "sources", None) is not None:
             # What follows an option's values: argparse takes positional arguments once only.
             arguments.sources += [text for text in unknown if text == "-" or text[:1] != "-"]
@@ -163,10 +167,5 @@ def _refuse_unknown(unknown: list[str], arguments: argparse.Namespace) -> None:
         from mmtransfer.config import nearest_field
 
         hint = nearest_field(option.removeprefix("--")).replace("'", "--", 1).replace("'", "")
-    elif arguments.verb == "monitor":
-        from mmtransfer.monitoring.sources.cameras import RENAMED
-
-        name = RENAMED.get(option.removeprefix("--"), "").replace("_", "-")
-        hint = f" It is called --{name} now." if name else ""
     verb = f" {arguments.verb}" if arguments.verb else ""
     raise UserError(f"unknown argument {option}.{hint} See mmtransfer{verb} --help.")

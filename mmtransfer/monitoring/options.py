@@ -11,9 +11,10 @@ from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mmtransfer.data.former_names import MONITOR, with_new_names
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.lines import LineSettings
-from mmtransfer.monitoring.sources.cameras import RENAMED, Camera, cameras_of, named_cameras
+from mmtransfer.monitoring.sources.cameras import Camera, cameras_of, named_cameras
 from mmtransfer.monitoring.sources.kinds import settle
 from mmtransfer.speech.addresses import without_secrets
 from mmtransfer.speech.audio import is_standard_input
@@ -176,7 +177,8 @@ def load_options(path: str | Path, **given: Any) -> MonitorOptions:
     """
     from mmtransfer.config import read_yaml
 
-    path, content = Path(path), read_yaml(path)
+    path = Path(path)
+    content = with_new_names(read_yaml(path), MONITOR, str(path))
     cameras = cameras_of(content, path)
     own = {key: value for key, value in content.items() if key != "cameras"}
     known = [field.name for field in fields(MonitorOptions) if field.name != "sources"]
@@ -184,7 +186,6 @@ def load_options(path: str | Path, **given: Any) -> MonitorOptions:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else f" Known are {', '.join(known)}."
-            hint = f" It is called '{RENAMED[key]}' now." if key in RENAMED else hint
             raise UserError(f"{path}: expected 'cameras' and options, found '{key}'.{hint}")
     for key in _FOLDERS:
         if isinstance(own.get(key), str):

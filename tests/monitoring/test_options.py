@@ -136,7 +136,6 @@ def test_the_command_line_goes_before_the_file(tmp_path):
     [
         ("beam: 4", r"found 'beam'\. Did you mean 'beam_size'"),
         ("sources: [a.mp4]", "found 'sources'"),
-        ("watch: [fire]", "It is called 'keywords' now"),
         ("beam_size: many", r"cameras\.yaml: beam_size: expected a number of 1 or more"),
         ("keywords: fire", r"cameras\.yaml: keywords: expected a list"),
         ("output: [cameras.yaml]", "names the cameras"),
@@ -209,3 +208,18 @@ def test_what_is_for_all_sources_is_not_for_one_that_has_its_own(tmp_path):
 def test_sources_that_cannot_be_monitored_together(sources, message):
     with pytest.raises(UserError, match=message):
         MonitorOptions("m", sources=sources).cameras()
+
+
+def test_options_of_a_file_work_by_their_former_names(tmp_path, caplog):
+    path = tmp_path / "cameras.yaml"
+    camera = {"name": "gate", "url": "rtsp://gate/1", "watch": ["fire"]}
+    path.write_text(
+        yaml.safe_dump({"cameras": [camera], "model": "m", "watch": ["x"], "clips": "c"})
+    )
+    options = load_options(path)
+    assert (options.keywords, options.alert_clips) == (("x",), str(tmp_path / "c"))
+    (found,) = options.sources
+    assert isinstance(found, Camera)
+    assert list(found.keywords) == ["fire"]
+    assert caplog.text.count("is called 'keywords' now") == 2
+    assert "'clips' is called 'alert_clips' now" in caplog.text

@@ -13,13 +13,12 @@ from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
+from mmtransfer.data.former_names import MONITOR, with_new_names
 from mmtransfer.data.printing import printable, shortened
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.keywords import Keywords
 from mmtransfer.speech.addresses import checked_address, public_address, without_secrets
 
-RENAMED = {"watch": "keywords", "clips": "alert_clips"}
-"""Options by the names that version 0.1 had for them, which are refused with the new one."""
 _LONGEST_NAME = 180  # bytes of a file's name, which may have 255 with all that is put to it
 _SHOWN = 80  # characters of what was found in place of a camera
 
@@ -79,14 +78,12 @@ def cameras_of(content: Mapping[str, Any], path: Path) -> list[Camera]:
             )
         where = f"{path}: camera {number}"
         try:
-            camera = reader.validate_python(row)
+            camera = reader.validate_python(with_new_names(row, MONITOR, where))
             checked_address(camera.url)
             Keywords(camera.keywords)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            if key in RENAMED:
-                raise UserError(f"{where}: '{key}' is called '{RENAMED[key]}' now.") from None
             raise UserError(f"{where}: {key}: {first['msg']}. Keys are {known}.") from None
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
