@@ -103,7 +103,7 @@ def expected(
     """(start, end) of the segments in what is sent, as the monitor cuts."""
     piece = SAMPLE_RATE // 20
     cut = SegmenterSettings(pause_s=LiveSettings().pause_s)
-    segmenter, found = Segmenter(cut, 3, end_of_turn.judge() if end_of_turn else None), []
+    segmenter, found = Segmenter(cut, 3, end_of_turn.endpointer() if end_of_turn else None), []
     for number in range(int(seconds * 20)):
         at = number * piece % (len(track) - piece)
         found += segmenter.feed(track[at : at + piece])

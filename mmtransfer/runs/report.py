@@ -84,7 +84,7 @@ def make_report(
         "data": {split.name: split.report() for split in splits.all},
         "versions": _versions(),
     }
-    return report | {"forgetting": judge_forgetting(config, report)}
+    return report | {"forgetting": assess_forgetting(config, report)}
 
 
 def _rehearsal_report(config: Config, task: Task) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _rehearsal_report(config: Config, task: Task) -> dict[str, Any]:
     }
 
 
-def judge_forgetting(config: Config, report: dict[str, Any]) -> dict[str, Any]:
+def assess_forgetting(config: Config, report: dict[str, Any]) -> dict[str, Any]:
     """Which source-domain sets lost more than they may, and what helps; see `forgetting_note`."""
     limit = config.transfer.max_forgetting
     lost = {name: found["forgetting"] for name, found in report["source_domain"].items()}
@@ -162,18 +162,18 @@ def metric_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def forgetting_note(report: dict[str, Any]) -> str | None:
     """A line that names source-domain sets beyond `max_forgetting`, and a remedy."""
-    judged, metric = report["forgetting"], report["metric"]
-    if not judged["over"]:
+    found, metric = report["forgetting"], report["metric"]
+    if not found["over"]:
         return None
     losses = []
-    for name in judged["over"]:
+    for name in found["over"]:
         before, after = (
             report["source_domain"][name][when][metric] for when in ("before", "after")
         )
         losses.append(f"{name} {before:.4f} -> {after:.4f}")
     return (
-        f"forgotten beyond transfer.max_forgetting ({judged['limit']:g}): {', '.join(losses)}; "
-        f"{judged['remedy']}"
+        f"forgotten beyond transfer.max_forgetting ({found['limit']:g}): {', '.join(losses)}; "
+        f"{found['remedy']}"
     )
 
 
@@ -366,10 +366,10 @@ def _limits(report: dict[str, Any]) -> str:
 The target validation set holds {count}; the interval says how far to trust the figure. Where the
 table shows a loss, that kind of input is transcribed worse than by the source model.
 """
-    judged = report["forgetting"]
-    if judged["over"]:
+    found = report["forgetting"]
+    if found["over"]:
         text += f"""
-More than {judged["limit"]:g} is lost on: {", ".join(judged["over"])}. Use the source model there.
+More than {found["limit"]:g} is lost on: {", ".join(found["over"])}. Use the source model there.
 """
     return text
 
