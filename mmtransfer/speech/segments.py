@@ -338,7 +338,7 @@ class Segmenter:
 class TurnJoiner:
     """Joins pieces of speech over the pauses of a turn, to windows of up to `window_s`.
 
-    A model that hears what was spoken around a word makes fewer errors than one that is given
+    A model that has the context of a word makes fewer errors than one that is given
     sentence by sentence. Of a long pause only a part is kept, as it would take room that speech can
     use. A window that is full is cut at the widest pause of its second half. Where somebody waits
     for the text, it is closed at the first pause after `close_s` instead.

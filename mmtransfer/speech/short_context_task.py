@@ -1,13 +1,12 @@
-"""Whisper learns to read short contexts from its own full-context output; no labels needed.
+"""Whisper learns to decode short contexts by self-distillation; no labels needed.
 
-The source reads every clip once in its full window: its greedy tokens and its most probable tokens
-at each place are kept. An adapter in a copy of the source then learns to give the same from a
-context that ends where the clip does (Hinton et al. 2015: distillation, here of a model into
-itself). The source hears the clip as it was recorded, the adapter hears it augmented and anew in
-every epoch, so that it learns to read in noise what the source reads without (Xie et al. 2020:
-noisy student). Of a clip with a transcript the source reads that, instead of what it would have
-said itself, so that its mistakes are not learnt. It keeps reading full contexts, with its own
-weights.
+The teacher is the source model in its full window: its greedy tokens and its most probable tokens
+at each place are kept for every clip. The student, an adapter in a copy of it, learns to give the
+same from a context that ends where the clip does (Hinton et al. 2015). The teacher gets the clip as
+it was recorded, the student gets it augmented and anew in every epoch, so that it learns to
+transcribe in noise what the teacher transcribes without (Xie et al. 2020: noisy student). A clip
+with a transcript has that as its target, so that errors of the teacher are not learnt. Full
+windows are decoded by the source model's own weights.
 """
 
 from __future__ import annotations
@@ -169,7 +168,7 @@ class ShortContextTask(ClipTask):
         return TransformersWhisper(speech, device, DecodingOptions(), None)
 
     def begin(self, stage: Stage, device: torch.device) -> None:
-        """Let the source read all clips, or find that in the cache."""
+        """Let the teacher decode all clips, or find that in the cache."""
         self.speech.model.to(device).requires_grad_(False)
         texts = [clip.text.strip() for clip in self.train.clips]
         read = self._transcribed_by_teacher(self.train, "the training clips", texts)
@@ -375,7 +374,7 @@ class ShortContextTask(ClipTask):
         return self._score([self.validation.clips[index] for index in indices], device, 0.0)
 
     def _reference(self, clips: Sequence[Clip], device: torch.device) -> list[ClipScore]:
-        """Scores in the full window. Where only the source says what is said, it hears the clip a
+        """Scores in the full window. Where only the teacher has a transcript, the clip begins a
         moment later: it does not always agree with itself, and a short context need not either.
         """
         full = self.speech.max_context_s

@@ -268,7 +268,7 @@ class _Chain:
         self._handed_on = segment.end
 
     def _report_done(self, until: float) -> None:
-        """Tell of the recordings that end by then."""
+        """Report the recordings that end by then."""
         while self._parts and self._parts[0].done is not None:
             after = self._parts[1] if len(self._parts) > 1 else None
             if (after.begins if after else self._length) > until:
@@ -317,7 +317,7 @@ def read_folder(reader: Reader) -> None:
 
 
 def _report_skipped(reader: Reader, folder: Folder, reported: set[str]) -> None:
-    """Tell once of files of each ending that is not taken."""
+    """Report skipped files, once for each suffix."""
     fresh = sorted(folder.others.keys() - reported)
     if not fresh:
         return
