@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from mmtransfer import __version__
 from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config
 from mmtransfer.hub.bundled import BUNDLES, PREFIX
@@ -406,11 +407,5 @@ def _device_name(device: torch.device, count: int) -> str:
 
 
 def _versions() -> dict[str, str]:
-    names = ("mmtransfer", "torch", "transformers", "accelerate", "peft")
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except ImportError:  # running from a source tree without installation
-            continue
-    return found
+    names = ("torch", "transformers", "accelerate", "peft")
+    return {"mmtransfer": __version__} | {name: version(name) for name in names}
