@@ -56,10 +56,12 @@ def scored(head: EndOfTurn, path: Path, number: int) -> list[Scored]:
 
 def learned_s(head: EndOfTurn, pauses: list[Scored]) -> list[float]:
     """Seconds of silence after which the head ends each turn, one pause after the other."""
-    judge, found = head.judge(), []
+    endpointer, found = head.endpointer(), []
     for one in pauses:
-        found.append(judge.ask_s if judge.decide(one.probability) else judge.longest_s)
-        judge.went_on(one.pause.frames * FRAME_S)
+        found.append(
+            endpointer.ask_s if endpointer.decide(one.probability) else endpointer.longest_s
+        )
+        endpointer.went_on(one.pause.frames * FRAME_S)
     return found
 
 

@@ -103,7 +103,7 @@ def expected(
     """(start, end) of the segments in what is sent, as the monitor cuts."""
     piece = SAMPLE_RATE // 20
     cut = SegmenterSettings(pause_s=LiveSettings().pause_s)
-    segmenter = Segmenter(cut, 3, end_of_turn.judge() if end_of_turn else None)
+    segmenter = Segmenter(cut, 3, end_of_turn.endpointer() if end_of_turn else None)
     found: list[Segment] = []
     for number in range(int(seconds * 20)):
         at = number * piece % (len(track) - piece)

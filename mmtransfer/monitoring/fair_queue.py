@@ -13,7 +13,7 @@ from mmtransfer.speech.segments import Segment
 BATCH_SEGMENTS = 8
 
 
-@dataclass(eq=False)  # jobs are told apart by identity
+@dataclass(eq=False)  # jobs are distinguished by identity
 class Job:
     """A segment on its way through the recogniser."""
 
@@ -35,9 +35,9 @@ class Job:
     is_spooled: bool = False
     """Whether its samples lie on disk alone."""
     is_draft: bool = False
-    """Whether more may be said in it."""
+    """Whether more may be spoken in it."""
     is_whole: bool = False
-    """Of a draft: whether it is the segment, unless more is said."""
+    """Of a draft: whether it is the segment, unless more is spoken."""
     is_turn: bool = False
     """Whether it is a turn, all of whose segments have been jobs of their own."""
     after: int = 0

@@ -33,10 +33,10 @@ class Level:
 
 
 class SoundLevel:
-    """Watches the level of one source.
+    """Measures the level of one source.
 
-    A sound stands out when it is `rise_db` above the median of the last minute; it is told once,
-    and again only after half of that rise was left for a second.
+    A sound stands out when it is `rise_db` above the median of the last minute; it is reported
+    once, and again only after half of that rise was left for a second.
     """
 
     def __init__(self, rise_db: float):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from mmtransfer import __version__
 from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config
 from mmtransfer.hub.bundled import BUNDLES, PREFIX
@@ -84,7 +85,7 @@ def make_report(
         "data": {split.name: split.report() for split in splits.all},
         "versions": _versions(),
     }
-    return report | {"forgetting": judge_forgetting(config, report)}
+    return report | {"forgetting": assess_forgetting(config, report)}
 
 
 def change_tests(
@@ -129,7 +130,7 @@ def _rehearsal_report(config: Config, task: Task) -> dict[str, Any]:
     }
 
 
-def judge_forgetting(config: Config, report: dict[str, Any]) -> dict[str, Any]:
+def assess_forgetting(config: Config, report: dict[str, Any]) -> dict[str, Any]:
     """Which source-domain sets lost more than they may, and what helps; see `forgetting_note`."""
     limit = config.transfer.max_forgetting
     lost = {name: found["forgetting"] for name, found in report["source_domain"].items()}
@@ -219,18 +220,18 @@ def gain_note(report: dict[str, Any]) -> str | None:
 
 def forgetting_note(report: dict[str, Any]) -> str | None:
     """A line that names source-domain sets beyond `max_forgetting`, and a remedy."""
-    judged, metric = report["forgetting"], report["metric"]
-    if not judged["over"]:
+    found, metric = report["forgetting"], report["metric"]
+    if not found["over"]:
         return None
     losses = []
-    for name in judged["over"]:
+    for name in found["over"]:
         before, after = (
             report["source_domain"][name][when][metric] for when in ("before", "after")
         )
         losses.append(f"{name} {before:.4f} -> {after:.4f}")
     return (
-        f"forgotten beyond transfer.max_forgetting ({judged['limit']:g}): {', '.join(losses)}; "
-        f"{judged['remedy']}"
+        f"forgotten beyond transfer.max_forgetting ({found['limit']:g}): {', '.join(losses)}; "
+        f"{found['remedy']}"
     )
 
 
@@ -428,10 +429,10 @@ def _limits(report: dict[str, Any]) -> str:
 The target validation set holds {count}; the interval says how far to trust the figure. Where the
 table shows a loss, that kind of input is transcribed worse than by the source model.
 """
-    judged = report["forgetting"]
-    if judged["over"]:
+    found = report["forgetting"]
+    if found["over"]:
         text += f"""
-More than {judged["limit"]:g} is lost on: {", ".join(judged["over"])}. Use the source model there.
+More than {found["limit"]:g} is lost on: {", ".join(found["over"])}. Use the source model there.
 """
     return text
 
@@ -468,11 +469,5 @@ def _device_name(device: torch.device, count: int) -> str:
 
 
 def _versions() -> dict[str, str]:
-    names = ("mmtransfer", "torch", "transformers", "accelerate", "peft")
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except ImportError:  # running from a source tree without installation
-            continue
-    return found
+    names = ("torch", "transformers", "accelerate", "peft")
+    return {"mmtransfer": __version__} | {name: version(name) for name in names}

@@ -23,7 +23,7 @@ _IN_PATH = re.compile(rf"(?i)(?<![a-z0-9])({_SECRET})[=:]([^&;/]*?)(?=[&;/]|_[a-
 # Without a scheme, or with half of one: admin:pw@host, rtsp:/admin:pw@host
 _LOOSE_USER = re.compile(r"^(?:[a-zA-Z][a-zA-Z0-9+.-]*:/*)?[^\s]*:[^\s]*@(?=[^\s@]*$)")
 _PLAIN = {"channel", "subtype", "stream", "profile", "unicast", "proto", "camera", "track"}
-"""Parameters that tell one stream of a camera from another."""
+"""Parameters that distinguish the streams of a camera."""
 
 
 def public_address(source: str) -> str:

@@ -300,7 +300,7 @@ def channel_count(source: str | Path) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _say_tracks(source: str, tracks: int, number: int) -> None:
+def _log_tracks(source: str, tracks: int, number: int) -> None:
     """Once for each source."""
     which = "the first" if number == 1 else f"the one it prefers, number {number},"
     logger.warning(
@@ -388,7 +388,7 @@ class _Reading:
             raise MissingChannelError(f"{self._shown}: {error}.") from None
         if channel is None and len(container.streams.audio) > 1:
             number = 1 + container.streams.audio.index(self._stream)
-            _say_tracks(str(source), len(container.streams.audio), number)
+            _log_tracks(str(source), len(container.streams.audio), number)
         self._convert = Resampler(SAMPLE_RATE, own, block_s=_BLOCK_S)
         self._origin_s = (container.start_time or 0) / 1e6
         self._total_s = length_s(container)
@@ -538,14 +538,14 @@ def decode_clip(
     """
     if is_piped(str(source)):
         raise MediaError(f"{source}: expected a file, found a pipe or a device.")
-    samples, heard = _stretch(source, start, end, longest_s)
+    samples, decoded = _stretch(source, start, end, longest_s)
     wanted = 0 if end is None else round((end - start) * SAMPLE_RATE)
-    if heard < max(0.05 * SAMPLE_RATE, 0.5 * wanted):
+    if decoded < max(0.05 * SAMPLE_RATE, 0.5 * wanted):
         asked = (
             f" between {start:g} s and {end:g} s" if end is not None else f" from {start:g} s on"
         )
         shown = public_address(str(source))
-        raise MediaError(f"{shown}: only {heard / SAMPLE_RATE:.2f} s of audio{asked}.")
+        raise MediaError(f"{shown}: only {decoded / SAMPLE_RATE:.2f} s of audio{asked}.")
     return brought_up(samples)
 
 
@@ -560,7 +560,7 @@ def _stretch(
     """The samples from `start` to `end`, and how many of them were recorded."""
     first, stop = round(start * SAMPLE_RATE), None if end is None else round(end * SAMPLE_RATE)
     kept: list[np.ndarray] = []
-    heard = count = 0
+    decoded = count = 0
     with open_media(source) as container:
         reading = _Reading(container, source)
         timeline, at = reading.timeline(0.0), 0
@@ -577,7 +577,7 @@ def _stretch(
                 at += len(block)
                 if len(part):
                     kept.append(part)
-                    heard += len(part) * is_recorded
+                    decoded += len(part) * is_recorded
                     count += len(part)
                     if longest_s is not None and count > longest_s * SAMPLE_RATE:
                         raise LongMediaError(
@@ -593,7 +593,7 @@ def _stretch(
         raise MediaError(
             f"{public_address(str(source))}: no audio could be decoded from {start:g} s on."
         )
-    return np.ascontiguousarray(np.concatenate(kept), dtype=np.float32), heard
+    return np.ascontiguousarray(np.concatenate(kept), dtype=np.float32), decoded
 
 
 def stream_audio(

@@ -76,7 +76,7 @@ class Clip:
 
     @property
     def identity(self) -> str:
-        """What tells the decoded audio from any other."""
+        """What distinguishes the decoded audio from any other."""
         return f"{self.digest} {self.seconds}"
 
     @property

@@ -86,13 +86,13 @@ class EndOfTurn:
         states = last_states(self._encode, samples, self.settings)
         return float(1 / (1 + np.exp(-(states.mean(0) @ self._weights + self._bias))))
 
-    def judge(self) -> TurnJudge:
+    def endpointer(self) -> TurnEndpointer:
         """What decides in the pauses of one stream."""
-        return TurnJudge(self)
+        return TurnEndpointer(self)
 
 
-class TurnJudge:
-    """Decides in the pauses of a stream whether the turn is over; see `PauseJudge`."""
+class TurnEndpointer:
+    """Decides in the pauses of a stream whether the turn is over; see `Endpointer`."""
 
     ask_s = PAUSE_S
 

@@ -21,7 +21,7 @@ _TOKENS_AT_LEAST = 24
 
 @dataclass(frozen=True)
 class Word:
-    """A word and when it is said."""
+    """A word with its times."""
 
     text: str
     start_s: float
@@ -70,7 +70,7 @@ class DecodingOptions:
     words_from_s: float = math.inf
     """Words of clips at least this long get times, from the attention to the audio."""
     prompt: str = ""
-    """What the model believes was said before: names and words to expect, a style."""
+    """The prompt, as if it were the text before: names and words to expect, a style."""
 
 
 class Engine(Protocol):

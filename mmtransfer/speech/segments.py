@@ -151,7 +151,7 @@ def _window(pieces: Sequence[Piece], samples: np.ndarray) -> Segment:
     return Segment(own[0].start, own[-1].end, samples, own[0].samples_start, own)
 
 
-class PauseJudge(Protocol):
+class Endpointer(Protocol):
     """Decides in a pause whether the speaker goes on."""
 
     ask_s: float
@@ -173,21 +173,21 @@ class PauseJudge(Protocol):
 class Segmenter:
     """Turns audio blocks of any size into segments, as each ends.
 
-    With a `judge` a pause ends a segment when that says so, instead of after `pause_s`. It is asked
-    at a set moment of the pause, so the segments do not depend on the size of the blocks.
+    With an `endpointer` a pause ends a segment when that decides so, instead of after `pause_s`. It
+    is asked at a set moment of the pause, so the segments do not depend on the size of the blocks.
     """
 
     def __init__(
         self,
         settings: SegmenterSettings | None = None,
         block_frames: int = _BLOCK_FRAMES,
-        judge: PauseJudge | None = None,
+        endpointer: Endpointer | None = None,
     ):
         self.settings = settings or SegmenterSettings()
-        self._judge = judge
-        self._ask = round(judge.ask_s / _FRAME_S) if judge else 0  # frames of silence
+        self._endpointer = endpointer
+        self._ask = round(endpointer.ask_s / _FRAME_S) if endpointer else 0  # frames of silence
         self._is_asked = False  # about the running pause
-        self._context = round(judge.context_s / _FRAME_S) if judge else 0  # frames
+        self._context = round(endpointer.context_s / _FRAME_S) if endpointer else 0  # frames
         self._block = block_frames * FRAME
         self._pad = round(self.settings.pad_s / _FRAME_S)  # frames
         before_s = min(self.settings.pad_before_s, self.settings.max_segment_s / 4)
@@ -252,7 +252,7 @@ class Segmenter:
         self._frames = np.concatenate([self._frames, samples.reshape(-1, FRAME)])
         self._scores = np.concatenate([self._scores, scores])
         settings = self.settings
-        longest_pause_s = self._judge.longest_s if self._judge else settings.pause_s
+        longest_pause_s = self._endpointer.longest_s if self._endpointer else settings.pause_s
         pause = max(1, round(longest_pause_s / _FRAME_S))
         longest = int(settings.max_segment_s / _FRAME_S) - self._before - self._pad
         for offset, score in enumerate(scores):
@@ -275,17 +275,17 @@ class Segmenter:
         self._forget()
 
     def _is_over(self, frame: int) -> bool:
-        """Whether the running segment ends in the pause that it is in, by the judge."""
-        if self._judge is None or self._voiced * _FRAME_S < self.settings.min_speech_s:
+        """Whether the running segment ends in the pause that it is in, by the endpointer."""
+        if self._endpointer is None or self._voiced * _FRAME_S < self.settings.min_speech_s:
             return False
         self._is_asked = True
         now = frame + 1 - self._first
-        return self._judge.is_over(self._frames[max(0, now - self._context) : now].reshape(-1))
+        return self._endpointer.is_over(self._frames[max(0, now - self._context) : now].reshape(-1))
 
     def _goes_on(self, frame: int) -> None:
-        """There is speech in that frame: report the length of the pause before it to the judge."""
-        if self._judge is not None and self._is_asked:
-            self._judge.went_on((frame - self._last_voiced - 1) * _FRAME_S)
+        """There is speech in that frame: give the endpointer the length of the pause before it."""
+        if self._endpointer is not None and self._is_asked:
+            self._endpointer.went_on((frame - self._last_voiced - 1) * _FRAME_S)
             self._is_asked = False
 
     def _split(self, frame: int) -> Iterator[Segment]:
@@ -338,7 +338,7 @@ class Segmenter:
 class TurnJoiner:
     """Joins pieces of speech over the pauses of a turn, to windows of up to `window_s`.
 
-    A model that hears what was spoken around a word makes fewer errors than one that is given
+    A model that has the context of a word makes fewer errors than one that is given
     sentence by sentence. Of a long pause only a part is kept, as it would take room that speech can
     use. A window that is full is cut at the widest pause of its second half. Where somebody waits
     for the text, it is closed at the first pause after `close_s` instead.

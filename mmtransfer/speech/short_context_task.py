@@ -1,13 +1,12 @@
-"""Whisper learns to read short contexts from its own full-context output; no labels needed.
+"""Whisper learns to decode short contexts by self-distillation; no labels needed.
 
-The source reads every clip once in its full window: its greedy tokens and its most probable tokens
-at each place are kept. An adapter in a copy of the source then learns to give the same from a
-context that ends where the clip does (Hinton et al. 2015: distillation, here of a model into
-itself). The source hears the clip as it was recorded, the adapter hears it augmented and anew in
-every epoch, so that it learns to read in noise what the source reads without (Xie et al. 2020:
-noisy student). Of a clip with a transcript the source reads that, instead of what it would have
-said itself, so that its mistakes are not learnt. It keeps reading full contexts, with its own
-weights.
+The teacher is the source model in its full window: its greedy tokens and its most probable tokens
+at each place are kept for every clip. The student, an adapter in a copy of it, learns to give the
+same from a context that ends where the clip does (Hinton et al. 2015). The teacher gets the clip as
+it was recorded, the student gets it augmented and anew in every epoch, so that it learns to
+transcribe in noise what the teacher transcribes without (Xie et al. 2020: noisy student). A clip
+with a transcript has that as its target, so that errors of the teacher are not learnt. Full
+windows are decoded by the source model's own weights.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ _CROSS_ENTROPY = 0.5  # weight of the greedy tokens beside the distribution
 _LONGER = 0.15  # share of clips read in the longer context that doubtful ones are given
 _MARGINS_S = (0.0, 0.5, 1.0)  # context beyond the clip that is tried
 _MARGIN_GAIN = 0.002  # of the metric, for which a longer margin is worth its time
-_HEARD_LOGPROB = -3.0  # of a transcript's tokens; below, it cannot be heard, or is another clip's
+_SPOKEN_LOGPROB = -3.0  # of a transcript's tokens; below, it is inaudible, or another clip's
 _DELAY_S = 0.3  # of silence, with which the source's agreement with itself is measured
 _TOKENS_PER_SECOND = 8  # estimate, for the size of what is stored
 
@@ -116,7 +115,7 @@ class ShortContextTask(ClipTask):
         if config.train.gradient_checkpointing:
             model.activation_checkpointing_enable()
         self.lengths = [speech.context_s(clip.seconds, shortest=0) for clip in clips]
-        self._told: FeatureStore | None = None
+        self._teacher_targets: FeatureStore | None = None
         self._unlabelled: set[str] = set()  # clips whose text is what the source reads
         self._usable = list(range(len(self.train)))
 
@@ -169,23 +168,23 @@ class ShortContextTask(ClipTask):
         return TransformersWhisper(speech, device, DecodingOptions(), None)
 
     def begin(self, stage: Stage, device: torch.device) -> None:
-        """Let the source read all clips, or find that in the cache."""
+        """Let the teacher decode all clips, or find that in the cache."""
         self.speech.model.to(device).requires_grad_(False)
         texts = [clip.text.strip() for clip in self.train.clips]
-        read = self._read_by_source(self.train, "the training clips", texts)
-        self._told = read
+        read = self._transcribed_by_teacher(self.train, "the training clips", texts)
+        self._teacher_targets = read
         self._usable = [index for index in range(len(self.train)) if not read[index][2, 0, 0] > 0]
         if not self._usable:
             raise UserError(
                 "The source model is not confident on any training clip. Check "
                 "data.language and the audio, or add transcripts."
             )
-        unsaid = [""] * len(self.validation)
-        told = self._read_by_source(self.validation, "the validation clips", unsaid)
+        empty = [""] * len(self.validation)
+        taught = self._transcribed_by_teacher(self.validation, "the validation clips", empty)
         end = self.model.config.eos_token_id
         clips = []
         for row, clip in enumerate(self.validation.clips):
-            tokens = [int(t) for t in told[row][0, :, 0] if int(t) != end]
+            tokens = [int(t) for t in taught[row][0, :, 0] if int(t) != end]
             text = self.speech.processor.tokenizer.decode(tokens, skip_special_tokens=True)
             if not clip.text:
                 self._unlabelled.add(clip.identity)
@@ -193,7 +192,7 @@ class ShortContextTask(ClipTask):
         self.validation = replace(self.validation, clips=clips)
         super().begin(stage, device)
 
-    def _read_by_source(self, clips: ClipSet, name: str, texts: list[str]) -> FeatureStore:
+    def _transcribed_by_teacher(self, clips: ClipSet, name: str, texts: list[str]) -> FeatureStore:
         """[3, token, kept] of each clip: ids, log-probabilities, whether in doubt."""
         estimates = [
             3 * _KEPT * (8 + round(_TOKENS_PER_SECOND * clip.seconds)) for clip in clips.clips
@@ -230,8 +229,8 @@ class ShortContextTask(ClipTask):
         self, engine: TransformersWhisper, waves: list[np.ndarray], texts: list[str]
     ) -> Iterator[np.ndarray]:
         speech, full = engine.speech, self.speech.max_context_s
-        unsaid = [wave for wave, text in zip(waves, texts, strict=True) if not text]
-        found = iter(engine.decode(unsaid, full) if unsaid else [])
+        empty = [wave for wave, text in zip(waves, texts, strict=True) if not text]
+        found = iter(engine.decode(empty, full) if empty else [])
         read = [speech.spell(text, speech.language) if text else next(found) for text in texts]
         tokens = [[*(r if isinstance(r, list) else r.tokens)] for r in read]
         prompt, end = speech.prompt(timestamps=False), self.model.config.eos_token_id
@@ -259,7 +258,7 @@ class ShortContextTask(ClipTask):
             row_best[:, :1] = chosen
             said = read[row]
             in_doubt = (
-                float(chosen.mean()) < _HEARD_LOGPROB
+                float(chosen.mean()) < _SPOKEN_LOGPROB
                 if isinstance(said, list)
                 else self._is_doubtful(said, waves[row])
             )
@@ -268,7 +267,7 @@ class ShortContextTask(ClipTask):
 
     def _is_doubtful(self, hypothesis: Hypothesis, wave: np.ndarray) -> bool:
         reason = rejection(hypothesis, len(wave) / SAMPLE_RATE)
-        return reason not in (None, "empty")  # that nothing is said can be learnt
+        return reason not in (None, "empty")  # silence can be learnt
 
     # --- training -----------------------------------------------------------------------------
 
@@ -283,7 +282,7 @@ class ShortContextTask(ClipTask):
 
     def prepare(self, batch: Sequence[int], share: slice, epoch: int) -> list[ShortBatch]:
         """Micro-batches of one context and language each."""
-        assert self._told is not None
+        assert self._teacher_targets is not None
         groups: dict[tuple[float, str | None], list[tuple[torch.Tensor, np.ndarray]]]
         groups = defaultdict(list)
         for index in batch[share]:
@@ -297,7 +296,7 @@ class ShortContextTask(ClipTask):
                 context = wider
             features = self.speech.features([wave], context)
             self._augmenter.features(features[0], len(wave) / SAMPLE_RATE, heard)
-            groups[context, clip.language].append((features, self._told[index]))
+            groups[context, clip.language].append((features, self._teacher_targets[index]))
         batches = []
         for (context, language), examples in sorted(groups.items(), key=lambda g: str(g[0])):
             prompt = self.speech.prompt(timestamps=False, language=language)
@@ -309,16 +308,16 @@ class ShortContextTask(ClipTask):
     def _short_batch(
         self, examples: list[tuple[torch.Tensor, np.ndarray]], prompt: list[int]
     ) -> ShortBatch:
-        length = max(told.shape[1] for _, told in examples)
+        length = max(taught.shape[1] for _, taught in examples)
         shape = (len(examples), length, _KEPT)
         ids, logprobs = torch.full(shape, -1), torch.zeros(shape)
         end = int(self.model.config.eos_token_id)
         inputs = torch.full((len(examples), len(prompt) + length - 1), end)
         inputs[:, : len(prompt)] = torch.tensor(prompt)
-        for row, (_, told) in enumerate(examples):
-            places = told.shape[1]
-            ids[row, :places] = torch.from_numpy(told[0].astype(np.int64))
-            logprobs[row, :places] = torch.from_numpy(told[1].copy())
+        for row, (_, taught) in enumerate(examples):
+            places = taught.shape[1]
+            ids[row, :places] = torch.from_numpy(taught[0].astype(np.int64))
+            logprobs[row, :places] = torch.from_numpy(taught[1].copy())
             inputs[row, len(prompt) : len(prompt) + places - 1] = ids[row, : places - 1, 0]
         features = torch.cat([features for features, _ in examples])
         return ShortBatch(features, inputs, len(prompt) - 1, ids, logprobs)
@@ -356,10 +355,12 @@ class ShortContextTask(ClipTask):
     def target_loss(self, outputs: Outputs, micro: ShortBatch) -> torch.Tensor:
         """KL divergence from the source's distribution and cross-entropy of its tokens, summed."""
         logits, shown = outputs.logits, outputs.counted
-        ids, told = micro.ids.to(logits.device)[shown], micro.logprobs.to(logits.device)[shown]
+        ids, taught = micro.ids.to(logits.device)[shown], micro.logprobs.to(logits.device)[shown]
         scores = logits[shown].float().log_softmax(-1)
         own = scores.gather(1, ids)
-        divergence = functional.kl_div(own, told.log_softmax(-1), reduction="sum", log_target=True)
+        divergence = functional.kl_div(
+            own, taught.log_softmax(-1), reduction="sum", log_target=True
+        )
         return divergence - _CROSS_ENTROPY * own[:, 0].sum()
 
     def save(self, folder: Path) -> None:
@@ -373,7 +374,7 @@ class ShortContextTask(ClipTask):
         return self._score([self.validation.clips[index] for index in indices], device, 0.0)
 
     def _reference(self, clips: Sequence[Clip], device: torch.device) -> list[ClipScore]:
-        """Scores in the full window. Where only the source says what is said, it hears the clip a
+        """Scores in the full window. Where only the teacher has a transcript, the clip begins a
         moment later: it does not always agree with itself, and a short context need not either.
         """
         full = self.speech.max_context_s

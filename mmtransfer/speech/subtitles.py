@@ -3,7 +3,7 @@
 SRT and WebVTT are parsed here: pysubs2, which parses ASS, loses cues without a blank line between
 them, and times that it cannot parse. A cue's text is everything up to the next time line, whatever
 blank lines lie between. What cannot be understood is refused with its line; what is left out is
-counted and said.
+counted and reported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmtransfer.errors import UserError
 
 logger = logging.getLogger(__name__)
 _MOST_BYTES = 64 << 20  # weeks of speech
-_SHORTEST_S = 0.05  # nothing is said in less
+_SHORTEST_S = 0.05  # nothing is spoken in less
 _ADJOINING_S = 0.1  # between cues that follow each other on the screen
 _ROLLING = 0.3  # of cues that repeat what stood on the screen
 _OVERLAPPING = 0.5  # of cues that end behind the next one's start
@@ -64,7 +64,7 @@ _MARKS = ("<", "&", "\\", *map(chr, _UNSEEN))  # without them a line is shown as
 
 
 class Cue(NamedTuple):
-    """A stretch of a recording and what is said in it."""
+    """A stretch of a recording and what is spoken in it."""
 
     start: float
     """Seconds into the recording."""
@@ -371,11 +371,11 @@ def _escaped(tag: str) -> str:
     return f"&#{ord(tag[0])};{tag[1:]}"
 
 
-# --- what is said --------------------------------------------------------------------------------
+# --- what is new ---------------------------------------------------------------------------------
 
 
 def _spoken(cues: list[Cue], path: Path) -> list[Cue]:
-    """Cues that are long enough to be said, with what is new in each."""
+    """Cues that are long enough for speech, with what is new in each."""
     is_rolling = _is_rolling(cues)
     kept = list(_new_text(cues)) if is_rolling else cues
     repeated = len(cues) - len(kept)
@@ -397,7 +397,7 @@ def _spoken(cues: list[Cue], path: Path) -> list[Cue]:
         kept = [cue for cue in kept if cue.end - cue.start >= _SHORTEST_S]
     late = [b.start < a.end - _SHORTEST_S and b.start > a.start for a, b in pairwise(kept)]
     if len(late) > 2 and sum(late) >= _OVERLAPPING * len(late):
-        # They stand on the screen longer than they are said.
+        # They stand on the screen longer than they are spoken.
         logger.info("%s: %d cues end where the next one begins", path.name, sum(late))
         kept = [
             cue._replace(end=following.start) if is_late else cue

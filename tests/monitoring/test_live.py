@@ -78,7 +78,7 @@ def test_a_camera_that_sends_nothing_does_not_hold_up_the_others(camera, camera_
 def test_attempts_that_fail_alike_are_told_once(camera, camera_stream):
     """Weeks without a camera are a few lines; another failure, and its return, are told."""
     dead, back = camera([]), camera([camera_stream[:20_000]], [], [], [], [camera_stream, 60])
-    alike = replace(QUICK, tell_again_s=3600.0)
+    alike = replace(QUICK, report_again_s=3600.0)
     monitor = Monitor(Recognizer(FakeEngine()), live=alike)
 
     def enough(items):

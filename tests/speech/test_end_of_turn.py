@@ -43,7 +43,7 @@ class Judge:
     def __init__(self, over=()):
         self.over, self.asked, self.pauses = over, [], []
 
-    def judge(self):
+    def endpointer(self):
         return self
 
     def is_over(self, samples):
@@ -60,9 +60,9 @@ def loud_is_speech(monkeypatch):
     monkeypatch.setattr(end_of_turn, "SpeechProbability", LoudIsSpeech)
 
 
-def cut(samples, judge, block=3):
+def cut(samples, endpointer, block=3):
     """Segments, and when each was handed on."""
-    segmenter = Segmenter(SegmenterSettings(pause_s=0.45), block, judge)
+    segmenter = Segmenter(SegmenterSettings(pause_s=0.45), block, endpointer)
     found = []
     for start in range(0, len(samples), FRAME):
         for segment in segmenter.feed(samples[start : start + FRAME]):
@@ -90,10 +90,10 @@ def test_a_segment_ends_when_the_judge_says_so_and_goes_on_when_it_does_not():
 @pytest.mark.usefixtures("loud_is_speech")
 def test_the_judge_is_given_the_audio_up_to_its_step_and_nothing_that_comes_later():
     samples = utterances([0.5, 1.5], seconds=0.5)
-    judge = Judge()
-    cut(samples, judge, block=8)
+    endpointer = Judge()
+    cut(samples, endpointer, block=8)
     end = (SAMPLE_RATE + SAMPLE_RATE // 2) // FRAME
-    (heard, *_), ends = judge.asked, [end - 1, end, end + 1]
+    (heard, *_), ends = endpointer.asked, [end - 1, end, end + 1]
     assert any(np.array_equal(heard, samples[: (at + 6) * FRAME][-len(heard) :]) for at in ends)
     assert not heard[-5 * FRAME :].any()
     assert len(heard) == round(1.0 / 0.032) * FRAME
@@ -102,10 +102,10 @@ def test_the_judge_is_given_the_audio_up_to_its_step_and_nothing_that_comes_late
 @pytest.mark.usefixtures("loud_is_speech")
 def test_the_judge_is_told_how_long_the_pauses_were():
     """Those that it was asked about: also where it had ended the segment, and not the shortest."""
-    judge = Judge(over=[0.5])
-    cut(utterances([0.6, 0.1, 0.4, 0.9, 2.0]), judge, 1)
-    assert len(judge.asked) == 4
-    assert judge.pauses == pytest.approx([0.6, 0.4, 0.9], abs=0.04)
+    endpointer = Judge(over=[0.5])
+    cut(utterances([0.6, 0.1, 0.4, 0.9, 2.0]), endpointer, 1)
+    assert len(endpointer.asked) == 4
+    assert endpointer.pauses == pytest.approx([0.6, 0.4, 0.9], abs=0.04)
 
 
 @settings(deadline=None, max_examples=25)
@@ -161,26 +161,26 @@ def test_a_head_is_a_linear_output_on_the_mean_of_the_last_states():
 
 def test_the_threshold_follows_the_pauses_in_which_the_speaker_went_on():
     head = EndOfTurn(mean_encoder, np.zeros(2), 0.0, RULE)
-    judge = head.judge()
+    endpointer = head.endpointer()
     # Half of what it begins with would have been cut short: what is above the middle is over.
-    assert not judge.decide(0.3)
-    assert judge.decide(0.5)
+    assert not endpointer.decide(0.3)
+    assert endpointer.decide(0.5)
     for number in range(200):  # a speaker who sounds done all the time, and goes on at once
-        judge.decide(0.9 + number * 1e-4)
-        judge.went_on(0.3)
-    assert not judge.decide(0.91)
-    judge.went_on(1.2)  # is an end, of which nothing follows
-    assert not judge.decide(0.915)
+        endpointer.decide(0.9 + number * 1e-4)
+        endpointer.went_on(0.3)
+    assert not endpointer.decide(0.91)
+    endpointer.went_on(1.2)  # is an end, of which nothing follows
+    assert not endpointer.decide(0.915)
     for number in range(200):  # and now one who pauses for long
-        judge.decide(0.2 + number * 1e-3)
-        judge.went_on(0.3 if number % 2 else 0.6)
-    assert judge.decide(0.32)
-    assert not judge.decide(0.28)
+        endpointer.decide(0.2 + number * 1e-3)
+        endpointer.went_on(0.3 if number % 2 else 0.6)
+    assert endpointer.decide(0.32)
+    assert not endpointer.decide(0.28)
     for _ in range(200):
-        judge.decide(0.5)
-        judge.went_on(0.9)  # cut short in any case
-    assert not judge.decide(0.99)
-    assert head.judge().decide(0.5)  # each stream has a judge of its own
+        endpointer.decide(0.5)
+        endpointer.went_on(0.9)  # cut short in any case
+    assert not endpointer.decide(0.99)
+    assert head.endpointer().decide(0.5)  # each stream has a endpointer of its own
 
 
 def test_a_head_is_the_same_when_it_is_loaded(tmp_path):
@@ -236,13 +236,13 @@ def test_the_shipped_head_ends_lines_of_the_example_video_sooner():
     """Most utterances of it end at once, and none later than after the longest wait."""
     head = open_recognizer("bundled:whisper-tiny.en").end_of_turn
     assert head is not None
-    judge = head.judge()
+    endpointer = head.endpointer()
     samples = np.concatenate(list(stream_audio(EXAMPLE / "monitor.mp4", lambda: False)))
-    found = cut(samples[: 60 * SAMPLE_RATE], judge)
+    found = cut(samples[: 60 * SAMPLE_RATE], endpointer)
     waits = [at - segment.end for segment, at in found]
     assert len(waits) >= 6
     assert np.median(waits) < 0.35
-    assert max(waits) <= judge.longest_s + 0.1
+    assert max(waits) <= endpointer.longest_s + 0.1
 
 
 def test_a_model_without_a_head_keeps_the_fixed_pause():
@@ -261,7 +261,7 @@ def test_a_head_of_another_adapter_is_not_used(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("loud_is_speech")
 @pytest.mark.parametrize("is_learned", [True, False])
 def test_at_a_camera_the_judge_ends_segments_unless_it_is_turned_off(monkeypatch, is_learned):
-    samples, judge = utterances([0.6, 0.6, 2.5]), Judge(over=[0.5])
+    samples, endpointer = utterances([0.6, 0.6, 2.5]), Judge(over=[0.5])
 
     def play(name, source, stopping, **options):
         for start in range(0, len(samples), 1600):
@@ -271,7 +271,7 @@ def test_at_a_camera_the_judge_ends_segments_unless_it_is_turned_off(monkeypatch
     monkeypatch.setattr(readers, "read_live", play)
     engine = ContextEngine(["one", "two", "three"], ["one", "two", "three"])
     monitor = Monitor(
-        Recognizer(engine, end_of_turn=judge),  # type: ignore[arg-type]
+        Recognizer(engine, end_of_turn=endpointer),  # type: ignore[arg-type]
         live=LiveSettings(partial_s=float("inf"), learned_end=is_learned),
     )
     timer = threading.Timer(20, monitor.stop)
@@ -281,4 +281,4 @@ def test_at_a_camera_the_judge_ends_segments_unless_it_is_turned_off(monkeypatch
             monitor.stop()
     timer.cancel()
     assert monitor.stats.segments == (2 if is_learned else 3)
-    assert bool(judge.asked) == is_learned
+    assert bool(endpointer.asked) == is_learned

@@ -17,7 +17,7 @@ from mmtransfer.cli import main
 from mmtransfer.config import build_config, read_yaml
 from mmtransfer.errors import UserError
 from mmtransfer.runs import training as run_training
-from mmtransfer.runs.report import forgetting_note, judge_forgetting, model_card
+from mmtransfer.runs.report import assess_forgetting, forgetting_note, model_card
 from mmtransfer.speech.audio import decode_clip
 from mmtransfer.speech.clips import bundled_speech, load_clips
 from mmtransfer.speech.splits import choose_speech_rehearsal, transcribe
@@ -251,7 +251,9 @@ def test_the_last_line_says_what_is_forgotten_and_what_helps(
     assert forgetting_note(kept) is None
     assert "is lost on" not in model_card(build_config(config), kept)
     report["rehearsal"]["share"] = 0.4
-    judged = judge_forgetting(build_config(config | {"transfer": {"max_forgetting": 0.01}}), report)
+    judged = assess_forgetting(
+        build_config(config | {"transfer": {"max_forgetting": 0.01}}), report
+    )
     assert judged["limit"] == 0.01
     assert "raise transfer.rehearsal (now 0.4)" in judged["remedy"]
 

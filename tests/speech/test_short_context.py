@@ -249,7 +249,7 @@ def test_slowing_down_cuts_no_words_off(judged, whisper_tiny, tmp_path):
     for config in (slow, plain):
         clips = load_clips(folder, config.data, name="train", labelled=False)
         task = ShortContextTask(load_speech_model(str(whisper_tiny)), clips, clips, config)
-        task._told = [np.zeros((3, 4, 64), np.float32)]  # type: ignore[assignment]  # whatever the source reads in it
+        task._teacher_targets = [np.zeros((3, 4, 64), np.float32)]  # type: ignore[assignment]
         heard.append(task.prepare([0], slice(None), 0)[0].features)
     assert torch.equal(*heard)
 

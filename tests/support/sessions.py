@@ -12,7 +12,7 @@ from support.engines import FakeEngine
 from mmtransfer.monitoring import Camera, Journal, LiveSettings, Monitor, SourceEvent, Transcript
 from mmtransfer.speech.recognition import Recognizer
 
-QUICK = LiveSettings(open_s=2.0, read_s=1.0, first_retry_s=0.1, last_retry_s=0.2, tell_again_s=0)
+QUICK = LiveSettings(open_s=2.0, read_s=1.0, first_retry_s=0.1, last_retry_s=0.2, report_again_s=0)
 
 
 def transcript(text="gate two", start=14.6, end=21.9):

@@ -104,7 +104,7 @@ class _Queued(ABC):
 
     @abstractmethod
     def _deliver(self, alert: Mapping[str, Any]) -> None:
-        """Bring an alert to the other side, or find that it cannot be; tells `_settled`."""
+        """Deliver an alert, or find that it cannot be; calls `_settled`."""
 
 
 class Webhook(_Queued):

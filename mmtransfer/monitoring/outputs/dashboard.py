@@ -47,7 +47,7 @@ def dashboard(stats: MonitorStats) -> Iterator[None]:
 
 
 def table(stats: MonitorStats, width: int) -> Any:
-    """One row for each source; what was said last where `width` columns of text have room for it,
+    """One row for each source; the last text where `width` columns of text have room for it,
     and it stands above the table anyway.
     """
     from rich.table import Table

@@ -35,7 +35,7 @@ _SETTLED_S = 10.0  # a file that has not changed for so long is complete
 _LOOK_S = 1.0  # how often a folder is looked at
 _JOINED_S = 1.0  # files this close follow each other without a gap
 _PATIENCE_S = 60.0  # beyond twice a file's length, how long the next one of its series may take
-_PROBE_BYTES = 1 << 22  # that tell whether a file is still what it was
+_PROBE_BYTES = 1 << 22  # that show whether a file is still what it was
 _EDGE = SAMPLE_RATE // 2  # the last samples of a file change when it grows
 
 
@@ -189,7 +189,7 @@ class _Part:
     at: float
     """When it began: seconds since 1970."""
     known_s: float
-    """Seconds of it that were heard before."""
+    """Seconds of it that were decoded before."""
     begins: float = 0.0
     """Seconds of the chain before what is new in it."""
     done: FileDone | None = None
@@ -208,8 +208,8 @@ class _Chain:
         self._sound = reader.sound_level()
         self._parts: deque[_Part] = deque()  # whose segments have not all been handed on
         self._length = self._handed_on = 0.0  # seconds of all that was fed; end of the last segment
-        self.heard_s = 0.0
-        """Seconds of the next recording that were heard before."""
+        self.decoded_s = 0.0
+        """Seconds of the next recording that were decoded before."""
         # Of the last recording: its name, its seconds, when it ended, when it had been read.
         self._name, self._file_s, self.end_at, self._read_at = "", 0.0, 0.0, 0.0
 
@@ -233,7 +233,7 @@ class _Chain:
         part.begins = self._length
         self._parts.append(part)
         self._name, self._file_s = part.name, part.known_s
-        self.end_at, self.heard_s = part.at + part.known_s, 0.0
+        self.end_at, self.decoded_s = part.at + part.known_s, 0.0
 
     def feed(self, samples: np.ndarray) -> None:
         """Audio of it."""
@@ -249,27 +249,27 @@ class _Chain:
         """It has been read."""
         part = self._parts[-1]
         part.done, self._read_at = done, time.monotonic()
-        self.heard_s = max(0.0, part.known_s - done.seconds)
+        self.decoded_s = max(0.0, part.known_s - done.seconds)
         self._file_s, self.end_at = done.seconds, part.at + done.seconds
         running_s = self._segmenter.running_s
         if running_s is not None:
-            self._tell_done(running_s)
+            self._report_done(running_s)
         elif self._segmenter.is_idle:
-            self._tell_done(self._segmenter.scored_s)
+            self._report_done(self._segmenter.scored_s)
 
     def finish(self) -> None:
         """Nothing follows."""
         for segment in self._segmenter.finish():
             self._put(segment)
-        self._tell_done(self._length)
+        self._report_done(self._length)
 
     def _put(self, segment: Segment) -> None:
         part = next((p for p in reversed(self._parts) if p.begins <= segment.start), self._parts[0])
         self._reader.put(segment.moved(part.at + part.known_s - part.begins), part.of)
         self._handed_on = segment.end
 
-    def _tell_done(self, until: float) -> None:
-        """Tell of the recordings that end by then."""
+    def _report_done(self, until: float) -> None:
+        """Report the recordings that end by then."""
         while self._parts and self._parts[0].done is not None:
             after = self._parts[1] if len(self._parts) > 1 else None
             if (after.begins if after else self._length) > until:
@@ -281,7 +281,7 @@ class _Chain:
             if after and self._handed_on > after.begins:
                 reach = after.known_s + self._handed_on - after.begins
                 done = replace(done, into=after.name, into_s=round(reach, 3))
-            self._reader.tell(done)
+            self._reader.report(done)
 
 
 def read_folder(reader: Reader) -> None:
@@ -293,16 +293,16 @@ def read_folder(reader: Reader) -> None:
     """
     folder, is_there = Folder(Path(reader.source), reader.folder.done.values()), True
     chains: list[_Chain] = []
-    told: set[str] = set()
+    reported: set[str] = set()
     while not reader.stopping.is_set():
         looked = time.monotonic()
         if folder.path.is_dir() != is_there:  # a disk that was unmounted
             is_there = not is_there
             event = Occurrence.CONNECTED if is_there else Occurrence.LOST
             why = "" if is_there else "the folder is not there"
-            reader.tell(SourceEvent(reader.name, event, reader.clock(), why))
+            reader.report(SourceEvent(reader.name, event, reader.clock(), why))
         found = folder.look()
-        _tell_others(reader, folder, told)
+        _report_skipped(reader, folder, reported)
         for place, unread in enumerate(found):
             folder.add(_read_file(reader, unread, chains))
             if reader.stopping.is_set():  # what is running is read again in the next session
@@ -317,17 +317,17 @@ def read_folder(reader: Reader) -> None:
         reader.stopping.wait(max(_LOOK_S, 10 * took))
 
 
-def _tell_others(reader: Reader, folder: Folder, told: set[str]) -> None:
-    """Tell once of files of each ending that is not taken."""
-    fresh = sorted(folder.others.keys() - told)
+def _report_skipped(reader: Reader, folder: Folder, reported: set[str]) -> None:
+    """Report skipped files, once for each suffix."""
+    fresh = sorted(folder.others.keys() - reported)
     if not fresh:
         return
-    told.update(fresh)
+    reported.update(fresh)
     counts = ", ".join(
         f"{folder.others[ending]} {ending or 'without an ending'}" for ending in fresh
     )
     detail = printable(f"{counts}: no suffix of a recording; a file given by name is tried")
-    reader.tell(SourceEvent(reader.name, Occurrence.SKIPPED, reader.clock(), detail))
+    reader.report(SourceEvent(reader.name, Occurrence.SKIPPED, reader.clock(), detail))
 
 
 def _finish(chains: list[_Chain], over: list[_Chain]) -> None:
@@ -356,10 +356,10 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
         if chain is None:
             chain = _Chain(reader)
             chains.append(chain)
-        heard_s = _heard_s(reader, path, name, done.inode, is_new)
-        known_s = max(known_s, chain.heard_s, heard_s)
+        decoded_s = _decoded_s(reader, path, name, done.inode, is_new)
+        known_s = max(known_s, chain.decoded_s, decoded_s)
         probe = beginning_digest(path, _PROBE_BYTES, done.size)
-        reader.tell(Recording(name, done.inode, of, round(at, 6), done.size, probe, path))
+        reader.report(Recording(name, done.inode, of, round(at, 6), done.size, probe, path))
         chain.begin(_Part(name, of, at, known_s))
         for block in stream_audio(path, channel=reader.channel):
             digest.feed(block)
@@ -373,7 +373,7 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
         pass  # a recording of one channel among those of two
     except (MediaError, OSError) as error:  # the other files are read all the same
         why = printable(str(error))
-        reader.tell(SourceEvent(reader.name, Occurrence.UNREADABLE, reader.clock(), why))
+        reader.report(SourceEvent(reader.name, Occurrence.UNREADABLE, reader.clock(), why))
         if not seconds and unread.before:  # once it is whole again it may be read on
             last = unread.before[-1]
             known = (last.seconds, last.digest, last.hashed)
@@ -382,24 +382,24 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
         made, hashed = digest.result()
         done = replace(done, seconds=seconds, digest=made, hashed=hashed)
     if chain is None:
-        reader.tell(done)
+        reader.report(done)
     else:
         chain.end(done)
     return done
 
 
-def _heard_s(reader: Reader, path: Path, name: str, inode: int, is_new: bool) -> float:
-    """Seconds of a file that an earlier session has heard, in which it was not done with it. It may
+def _decoded_s(reader: Reader, path: Path, name: str, inode: int, is_new: bool) -> float:
+    """Seconds of a file that an earlier session has decoded without being done with it. It may
     have been touched, copied or renamed, or have grown since.
     """
     begun = reader.folder.begun
     same = [key for key in begun if inode == key[1] or name == same_form(key[0])]
     found = 0.0
     for key in sorted(same, key=lambda key: key != (name, inode)):
-        heard_s, size, probe = begun[key]
+        decoded_s, size, probe = begun[key]
         if beginning_digest(path, _PROBE_BYTES, size) == probe:
             del begun[key]
-            found = heard_s
+            found = decoded_s
             break
     reach = reader.folder.into.pop(name, 0.0) if is_new else 0.0
     return max(found, reach)

@@ -87,20 +87,20 @@ def settle(cameras: Sequence[Camera]) -> list[Camera]:
 
 def _settled_live(camera: Camera) -> bool:
     if camera.live is None and camera.url.startswith(("http://", "https://")):
-        says = _says_live(camera.url)
+        says = _is_live_by_answer(camera.url)
         if says is not None:
             return says
     return goes_on(camera)
 
 
-def _says_live(address: str) -> bool | None:
+def _is_live_by_answer(address: str) -> bool | None:
     """What an http source says of itself; None if it does not answer."""
     try:
         with av.open(address, timeout=_ANSWER_S, metadata_errors="replace") as container:
             # A playlist without its end has no length; a file has one, in bytes at least.
             is_playlist = container.format.name in ("hls", "dash")
             return not container.duration and (is_playlist or container.size <= 0)
-    except Exception:  # whatever it is, it is told when the source is read
+    except Exception:  # whatever it is, it is reported when the source is opened
         return None
 
 

@@ -67,7 +67,7 @@ class LiveSettings:
     """Pause before the first attempt to reconnect; each next one is twice as long."""
     last_retry_s: float = 30.0
     """Longest pause between attempts."""
-    tell_again_s: float = 3600.0
+    report_again_s: float = 3600.0
     """Time after which repeated failures are reported again."""
     pause_s: float = 0.45
     """A pause this long ends a segment: shorter than in recordings, since somebody waits."""
@@ -114,7 +114,7 @@ def read_live(
     pause = settings.first_retry_s
     last = 0.0  # end of all audio so far; time never goes back, also if audio came faster than it
     hung: list[_Connection] = []
-    told = ("", 0.0)  # why and when it was last told that there is no connection
+    reported = ("", 0.0)  # why and when it was last reported that there is no connection
     while not stopping.is_set():
         hung = [connection for connection in hung if connection.is_alive]
         if len(hung) >= _HUNG_CONNECTIONS:
@@ -135,16 +135,16 @@ def read_live(
                     return
                 if isinstance(found, Exception):
                     reason = _reason(found)
-                    if reason != told[0] or now() - told[1] >= settings.tell_again_s:
-                        told = (reason, now())
-                        yield SourceEvent(camera, Occurrence.LOST, told[1], reason)
+                    if reason != reported[0] or now() - reported[1] >= settings.report_again_s:
+                        reported = (reason, now())
+                        yield SourceEvent(camera, Occurrence.LOST, reported[1], reason)
                     break
                 if line is None:
                     # FFmpeg hands over at once what it looked at to know the format. The last of
                     # it has just been spoken, not the first.
                     found = connection.with_what_is_there(found)
                     yield SourceEvent(camera, Occurrence.CONNECTED, now())
-                    pause, told = settings.first_retry_s, ("", 0.0)
+                    pause, reported = settings.first_retry_s, ("", 0.0)
                     line, lost_s = _TimeLine(max(now() - _seconds(found), last), now()), None
                 else:
                     lost_s = line.place(found, now())

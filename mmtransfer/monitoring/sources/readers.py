@@ -50,7 +50,7 @@ class Draft:
 
     segment: Segment
     is_whole: bool
-    """Whether it is the segment, unless more is said."""
+    """Whether it is the segment, unless more is spoken."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Reader:
                 return
         self.events.put((self.camera, Cut(segment, of)))
 
-    def tell(self, item: Any) -> None:
+    def report(self, item: Any) -> None:
         """Hand on something that needs no room."""
         self.events.put((self.camera, item))
 
@@ -147,18 +147,18 @@ class Reader:
         return None if self.loud_db is None else SoundLevel(self.loud_db)
 
     def hear(self, samples: np.ndarray, at: float, sound: SoundLevel | None, of: str) -> None:
-        """Count audio, the first sample at `at` seconds, and tell of what is loud in it; `of` is
+        """Count audio, the first sample at `at` seconds, and report what is loud in it; `of` is
         the beginning of the sounds' ids.
         """
         self.stats.audio_s += len(samples) / SAMPLE_RATE
         for level in sound.feed(samples, at) if sound is not None else ():
             if level.is_dead:
                 why = "nothing but silence"
-                self.tell(SourceEvent(self.name, Occurrence.SILENT, level.at, why))
+                self.report(SourceEvent(self.name, Occurrence.SILENT, level.at, why))
                 continue
             start, end = round(level.at, 3), round(level.at + 0.25, 3)
             name = f"{segment_id(of, start)}#sound"
-            self.tell(Sound(self.name, name, start, end, level.level_db, level.background_db))
+            self.report(Sound(self.name, name, start, end, level.level_db, level.background_db))
 
 
 def read_recording(reader: Reader) -> None:
@@ -185,7 +185,7 @@ def read_recording(reader: Reader) -> None:
             for segment in segmenter.feed(block[-fresh:]):
                 put(segment)
             if reader.stopping.is_set():
-                if is_once:  # what is being said will not come again
+                if is_once:  # running speech will not come again
                     break
                 return
     except MediaError as error:
@@ -202,14 +202,14 @@ def _of_its_own(samples: np.ndarray) -> str:
 
 
 def read_camera(reader: Reader) -> None:
-    """Read until told to stop; what is being said then is handed on as well.
+    """Decode until asked to stop; running speech is handed on as well.
 
     A segment is handed on as soon as a short pause follows it, and once more as a part of its turn.
     """
     settings = replace(reader.settings, pause_s=min(reader.settings.pause_s, reader.live.pause_s))
     segmenter: Segmenter | None = None
-    judge = reader.end_of_turn.judge() if reader.end_of_turn is not None else None
-    sound = SoundLevel(reader.loud_db or float("inf"))  # a dead microphone is told of in any case
+    endpointer = reader.end_of_turn.endpointer() if reader.end_of_turn is not None else None
+    sound = SoundLevel(reader.loud_db or float("inf"))  # a dead microphone is reported in any case
     base = fed_s = 0.0
     drafted_to, is_whole = 0.0, False  # of the last draft
 
@@ -217,18 +217,18 @@ def read_camera(reader: Reader) -> None:
     if reader.window_s:
         turns = TurnJoiner(reader.settings, reader.window_s, close_s=reader.live.turn_s)
 
-    def tell(segment: Segment) -> None:
-        reader.tell(segment)
+    def report(segment: Segment) -> None:
+        reader.report(segment)
         for window in turns.add(segment) if turns is not None else ():
-            reader.tell(Turn(window))
+            reader.report(Turn(window))
 
     def finish() -> None:
         if segmenter is None:
             return
         for segment in segmenter.finish():
-            tell(segment.moved(base))
+            report(segment.moved(base))
         for window in turns.finish() if turns is not None else ():
-            reader.tell(Turn(window))
+            reader.report(Turn(window))
 
     for item in read_live(
         reader.name,
@@ -243,11 +243,11 @@ def read_camera(reader: Reader) -> None:
             if item.event == Occurrence.LOST:
                 finish()
                 segmenter = None
-            reader.tell(item)
+            reader.report(item)
             continue
         if segmenter is None or not item.is_joined:
             finish()
-            segmenter = Segmenter(settings, _LIVE_BLOCK_FRAMES, judge)
+            segmenter = Segmenter(settings, _LIVE_BLOCK_FRAMES, endpointer)
             base = item.at
             fed_s = drafted_to = 0.0
             is_whole = False
@@ -256,12 +256,12 @@ def read_camera(reader: Reader) -> None:
         fed_s += len(item.samples) / SAMPLE_RATE
         reader.hear(item.samples, item.at, sound, reader.name)
         for segment in segmenter.feed(item.samples):
-            tell(segment.moved(base))
+            report(segment.moved(base))
         if turns is not None:
             # Once somebody speaks again, what counts is when that began.
             at = segmenter.scored_s if segmenter.is_idle else segmenter.running_s
             for window in turns.wait_until(base + at) if at is not None else ():
-                reader.tell(Turn(window))
+                reader.report(Turn(window))
         running = segmenter.running()
         if running is None:
             continue
@@ -271,5 +271,5 @@ def read_camera(reader: Reader) -> None:
         is_new_pause = running[1] and not (is_whole and segment.end == drafted_to)
         if has_grown or is_new_pause:
             drafted_to, is_whole = segment.end, running[1]
-            reader.tell(Draft(segment.moved(base), is_whole))
+            reader.report(Draft(segment.moved(base), is_whole))
     finish()
