@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from mmtransfer.config import build_config
 from mmtransfer.runs.compare import compare
 from mmtransfer.runs.comparison import Cell, summarize
 from mmtransfer.runs.training import train
+from mmtransfer.text.classifier import TextModel
 
 NAMES = ["feature", "end_to_end"]
 
@@ -49,7 +51,7 @@ def compared(texts, text_backbone):
     """Every structure with two seeds, and two on half of the data."""
     folder = texts / "compared"
     config = build_config(values(texts, text_backbone))
-    structures = {
+    structures: dict[str, Any] = {
         **dict.fromkeys(["source", "scratch", *NAMES]),
         "gradual": [{"frozen": "all"}, {"frozen": 2}],
     }
@@ -65,7 +67,9 @@ def test_every_cell_is_an_ordinary_run_under_one_budget(compared):
         assert json.loads((path / "report.json").read_text())["cost"]["steps"] == 40
     gradual = json.loads((folder / "cells" / "gradual-1-0" / "report.json").read_text())
     assert [stage["steps"] for stage in gradual["stages"]] == [20, 20]
-    assert load(str(folder / "cells" / "end_to_end-1-0")).labels == ["negative", "positive"]
+    model = load(str(folder / "cells" / "end_to_end-1-0"))
+    assert isinstance(model, TextModel)
+    assert model.labels == ["negative", "positive"]
     half = json.loads((folder / "cells" / "feature-0.5-1" / "report.json").read_text())
     assert half["data"]["train"]["examples"] == 32
 
@@ -166,7 +170,7 @@ def test_a_killed_comparison_goes_on_to_the_same_result(texts, text_backbone, tm
     assert len(done) == 1
     before = {p: p.stat().st_mtime_ns for p in done[0].rglob("*") if p.is_file()}
     config = build_config(values(texts, text_backbone))
-    settings = {"structures": NAMES, "seeds": 2, "steps": 8}
+    settings: dict[str, Any] = {"structures": NAMES, "seeds": 2, "steps": 8}
     resumed = compare(config, **settings, to=str(tmp_path / "killed"))
     whole = compare(config, **settings, to=str(tmp_path / "whole"))
     assert {one.name: one.scores for one in resumed.structures} == {
@@ -209,7 +213,7 @@ def test_only_differences_beyond_chance_are_called_real():
     plan = {"structures": {"a": [], "b": [], "c": []}, "seeds": [0, 1], "shares": [1.0]}
     found = summarize({**plan, "steps": 8, "seconds": None}, cells, seed=0)
     assert [one.name for one in found.structures] == ["a", "b", "c"]
-    real = {pair: one.is_real for pair, one in found.differences.items()}
+    real = {pair: one.is_real for pair, one in found.differences.items()}  # type: ignore[union-attr]
     assert real == {"b / a": False, "c / a": True, "c / b": True}
     assert [one.name for one in found.structures if one.is_on_front] == ["a", "b"]
     assert "a is really better than c" in str(found)

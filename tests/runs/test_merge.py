@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from mmtransfer.config import RuntimeConfig, build_config
 from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.runs.merge import merge
 from mmtransfer.runs.tensors import arithmetic, interpolation, merge_folders
+from mmtransfer.speech.whisper import SpeechModel
+from mmtransfer.text.classifier import TextModel
 from mmtransfer.text.ensemble import fit_weights
 
 CPU = RuntimeConfig(device="cpu", threads=1)
@@ -44,6 +47,13 @@ def values(folder, backbone, domain, run, **train):
         },
         "runtime": {"device": "cpu", "threads": 1},
     }
+
+
+def loaded(name):
+    """A text classifier, or several in one."""
+    model = load(str(name))
+    assert isinstance(model, TextModel)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +89,7 @@ def test_a_uniform_soup_is_the_mean_and_an_ordinary_model(domains, tmp_path):
         head[2]["output.weight"], (head[0]["output.weight"] + head[1]["output.weight"]) / 2
     )
     # It is loaded, evaluated and published like any other.
-    assert len(load(str(tmp_path / "run")).predict(["good port"])) == 1
+    assert len(loaded(tmp_path / "run").predict(["good port"])) == 1
     for one in merged.domains:
         data = str(domains / f"{one.name}_validation.csv")
         assert runs.evaluate(str(tmp_path / "run"), data)["macro_f1"] == pytest.approx(one.merged)
@@ -141,7 +151,7 @@ def test_a_sweep_picks_the_nearest_point_that_is_as_good_and_draws_it(
     run, models = tmp_path / "run", [str(text_backbone), str(domains / "books")]
     merged = merge(models, str(run), runtime=CPU)
     assert [point.value for point in merged.points] == [round(0.1 * n, 1) for n in range(1, 11)]
-    scores = {point.value: point.scores["books"]["value"] for point in merged.points}
+    scores = {point.value: point.scores["books"]["value"] for point in merged.points}  # type: ignore[index]
     fine = [share for share, score in scores.items() if max(scores.values()) - score <= 0.003]
     assert merged.chosen == min(fine)
     page = (run / "sweep.html").read_text()
@@ -151,7 +161,7 @@ def test_a_sweep_picks_the_nearest_point_that_is_as_good_and_draws_it(
 
 
 def test_task_arithmetic_at_half_is_the_mean_of_two(domains, text_backbone, tmp_path):
-    options = {"source_model": str(text_backbone), "runtime": CPU}
+    options: dict[str, Any] = {"source_model": str(text_backbone), "runtime": CPU}
     merge(pair(domains), str(tmp_path / "mean"), runtime=CPU)
     run = tmp_path / "run"
     merge(pair(domains), str(run), method="task_arithmetic", scale=0.5, **options)
@@ -198,8 +208,10 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse(domains, text_backbone, tm
     runs.train(build_config(config))
     models = [*pair(domains), str(domains / "opposite")]
     merged = merge(models, str(tmp_path / "run"), method="greedy", runtime=CPU)
+    assert isinstance(merged.chosen, list)
     assert str(domains / "opposite") not in merged.chosen
     best = max(np.mean([one.parents[name] for one in merged.domains]) for name in models)
+    assert merged.mean is not None
     assert merged.mean >= best - 1e-9
 
 
@@ -232,7 +244,7 @@ def test_an_ensemble_of_models_that_cannot_be_merged_is_an_ordinary_model(domain
     with pytest.raises(UserError, match="--method ensemble"):
         merge(models, str(tmp_path / "run"), runtime=CPU)
     merged = merge(models, str(tmp_path / "run"), method="ensemble", runtime=CPU)
-    found, members = load(str(tmp_path / "run")), [load(name) for name in models]
+    found, members = loaded(tmp_path / "run"), [loaded(name) for name in models]
     texts = ["good port", "the awful mayor was not here"]
     expected = sum(
         weight * np.array([list(one.probabilities.values()) for one in member.predict(texts)])
@@ -276,7 +288,7 @@ def adapters(text_backbone, domains):
 def test_the_mean_of_adapters_is_the_mean_of_what_they_add(adapters, text_backbone, tmp_path):
     merged = merge(adapters, str(tmp_path / "run"), runtime=CPU)
     assert merged.form == "adapter"
-    models = [load(name).network.state_dict() for name in (*adapters, str(tmp_path / "run"))]
+    models = [loaded(name).network.state_dict() for name in (*adapters, str(tmp_path / "run"))]
     for name, value in models[2].items():
         expected = (models[0][name] + models[1][name]) / 2
         torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-4)
@@ -284,8 +296,8 @@ def test_the_mean_of_adapters_is_the_mean_of_what_they_add(adapters, text_backbo
 
 def test_part_of_an_adapter_is_part_of_what_it_adds(adapters, text_backbone, tmp_path):
     merge(adapters[:1], str(tmp_path / "run"), share=0.3, runtime=CPU)
-    tuned = load(adapters[0]).network.state_dict()
-    found = load(str(tmp_path / "run")).network.state_dict()
+    tuned = loaded(adapters[0]).network.state_dict()
+    found = loaded(tmp_path / "run").network.state_dict()
     start = load_file(text_backbone / "model.safetensors")
     for name, value in start.items():
         key = f"encoder.model.{name}"
@@ -298,7 +310,7 @@ def test_adapters_are_combined_by_pefts_own_rules(adapters, tmp_path, method):
     merged = merge(adapters, str(tmp_path / "run"), method=method, scale=1.0, runtime=CPU)
     settings = json.loads((tmp_path / "run" / "model" / "adapter_config.json").read_text())
     assert settings["r"] == 8  # unlike a sum, which has the ranks of both
-    assert len(load(str(tmp_path / "run")).predict(["good port"])) == 1
+    assert len(loaded(tmp_path / "run").predict(["good port"])) == 1
     assert merged.form == "adapter"
 
 
@@ -340,12 +352,13 @@ def test_the_most_gain_that_keeps_the_source(recogniser, random_whisper, tmp_pat
     merged = merge(models, str(tmp_path / "run"), keep_source=0.1, runtime=CPU)
     target, old = merged.domains
     assert (target.name, old.name, old.is_source) == ("run", "old", True)
-    at = {p.value: {n: s["value"] for n, s in p.scores.items()} for p in merged.points}
+    at = {p.value: {n: s["value"] for n, s in p.scores.items()} for p in merged.points}  # type: ignore[index]
     assert min(at) == 0
     assert max(at) == 1
     keeping = {v: s for v, s in at.items() if v and s["old"] - at[0]["old"] <= 0.1 + 1e-9}
     assert merged.chosen in keeping
     assert at[merged.chosen]["run"] == min(scores["run"] for scores in keeping.values())
+    assert old.source is not None
     assert old.merged - old.source <= 0.1 + 1e-9
     # It decodes in contexts that are safe for what it was made of.
     contexts = [
@@ -353,7 +366,9 @@ def test_the_most_gain_that_keeps_the_source(recogniser, random_whisper, tmp_pat
         for run in (recogniser / "run", tmp_path / "run")
     ]
     assert contexts[0] == contexts[1]
-    assert load(str(tmp_path / "run")).language is None
+    model = load(str(tmp_path / "run"))
+    assert isinstance(model, SpeechModel)
+    assert model.language is None
 
 
 def test_the_command_prints_the_table(recogniser, random_whisper, tmp_path, capsys):

@@ -52,10 +52,10 @@ def test_metrics_of_resamples_are_those_of_the_repeated_examples():
     several = rng.integers(0, 2, (40, 4))
     several[:, 3] = 0  # a class that never occurs
     shares = rng.random((40, 4)).round(1)  # many the same
-    found = metric_of({"targets": several, "probabilities": shares}, "map", counts)
+    precision = metric_of({"targets": several, "probabilities": shares}, "map", counts)
     for row, weights in enumerate(counts):
         rows = np.repeat(np.arange(40), weights)
-        assert found[row] == pytest.approx(mean_average_precision(shares[rows], several[rows]))
+        assert precision[row] == pytest.approx(mean_average_precision(shares[rows], several[rows]))
     clips = [ClipScore(1, 4, 2, 20, 4), ClipScore(0, 3, 0, 12, 3), ClipScore(2, 0, 5, 0, 2)]
     score = summarize_speech(clips, normalizer="none-v1", metric="cer", bootstrap_samples=100)
     [rate] = metric_of(score.outcomes, "cer", np.ones((1, 3)))
@@ -66,6 +66,7 @@ def test_the_same_outcomes_are_no_difference():
     targets = np.arange(60) % 2
     same = classes(targets, 1 - targets)
     found = paired_difference(same, same, "macro_f1")
+    assert found is not None
     assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
     assert not found.is_real
 
@@ -74,10 +75,12 @@ def test_fewer_errors_are_better_and_a_clear_difference_is_real():
     units = [6] * 60
     old, new = {"errors": [3] * 60, "units": units}, {"errors": [0, 1] * 30, "units": units}
     found = paired_difference(old, new, "wer")
+    assert found is not None
     assert found.value == pytest.approx(2.5 / 6)
     assert found.low < found.value < found.high
     assert found.is_real
     back = paired_difference(new, old, "wer")
+    assert back is not None
     assert back.value == pytest.approx(-found.value)
     assert back.is_real
     assert back.turned().value == pytest.approx(found.value)
@@ -91,6 +94,7 @@ def test_the_probability_of_a_few_changed_examples_is_that_of_the_sign_test():
     old[:6] = 1
     new[6:7] = 1
     found = paired_difference(classes(targets, old), classes(targets, new), "accuracy")
+    assert found is not None
     assert found.p == pytest.approx(2 * (1 + 7) / 2**7, abs=0.02)
     assert not found.is_real
 
@@ -110,7 +114,8 @@ def test_chance_is_called_real_as_often_as_the_level_says():
     for number in range(200):
         targets = rng.integers(0, 2, 150)
         pair = [classes(targets, noisy(targets, 0.7, rng)) for _ in range(2)]
-        found = paired_difference(*pair, "accuracy", seed=number, samples=500)
+        found = paired_difference(pair[0], pair[1], "accuracy", seed=number, samples=500)
+        assert found is not None
         real += found.is_real
         inside += found.low <= 0 <= found.high
     assert real <= 200 * 0.08
@@ -127,7 +132,7 @@ def test_the_tails_of_students_t_are_those_of_its_table():
 def test_holm_corrects_for_the_number_of_comparisons():
     found = {str(p): Difference(0.1, 0.05, 0.2, p, 10) for p in (0.03, 0.01, 0.04)}
     corrected = holm({**found, "unknown": None})
-    assert [corrected[name].p for name in ("0.01", "0.03", "0.04")] == [0.03, 0.06, 0.06]
+    assert [corrected[name].p for name in ("0.01", "0.03", "0.04")] == [0.03, 0.06, 0.06]  # type: ignore[union-attr]
     assert [one.is_real for one in corrected.values() if one] == [False, True, False]
     assert corrected["unknown"] is None
 
@@ -178,7 +183,7 @@ def test_of_twenty_pairs_that_differ_in_seed_alone_at_most_two_are_called_real(h
         )
         for pair in range(20)
     ]
-    assert sum(one.is_real for one in found) <= 2
+    assert sum(one.is_real for one in found) <= 2  # type: ignore[union-attr]
 
 
 def test_a_difference_between_ways_of_training_is_real(heads):
@@ -186,6 +191,7 @@ def test_a_difference_between_ways_of_training_is_real(heads):
     found = seed_difference(
         [heads(n) for n in seeds], [heads(n, more=True) for n in seeds], "macro_f1"
     )
+    assert found is not None
     assert found.value > 0
     assert found.is_real
 
@@ -239,7 +245,9 @@ def test_a_run_says_whether_gain_and_forgetting_are_real(improved):
     assert target[3].endswith("real")
     assert old[3].startswith(f"{-lost['value']:+.4f} [{-lost['high']:+.4f}, {-lost['low']:+.4f}]")
     card = ModelCard.load(run / "README.md").content
-    assert gain_note(report)[1:] in card
+    note = gain_note(report)
+    assert note is not None
+    assert note[1:] in card
     assert target[3] in card
 
 
