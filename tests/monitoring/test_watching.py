@@ -313,6 +313,18 @@ def test_a_clip_that_cannot_be_written_is_told(tmp_path):
     assert said(items)
 
 
+def test_a_clip_that_fails_after_the_last_source_ended_is_reported(tmp_path, monkeypatch):
+    def cut(*_):
+        time.sleep(0.6)  # the sources have ended by then
+        raise OSError("the server has gone")
+
+    monkeypatch.setattr("mmtransfer.monitoring.moments.cut_recording", cut)
+    monitor = Monitor(Recognizer(FakeEngine()), alert_clips=tmp_path / "clips")
+    items = list(monitor.watch([Camera(name="a", url=str(VIDEO), keywords=["words"])]))
+    failed = [i for i in items if isinstance(i, SourceEvent) and i.event == "no clip"]
+    assert len(failed) == len([i for i in items if isinstance(i, Alert)]) > 0
+
+
 def test_a_connection_that_hung_does_not_empty_the_recording_of_the_next(tmp_path):
     recorder, hung, woke = Recorder(), threading.Event(), threading.Event()
 
