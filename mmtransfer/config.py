@@ -418,6 +418,47 @@ class RuntimeConfig(_Section):
     """auto lets Accelerate choose."""
 
 
+class SearchRange(_Section):
+    """Values of a field that are tried: from `low` to `high`, whole numbers if both are."""
+
+    low: int | float
+    """Lowest value."""
+    high: int | float
+    """Highest value."""
+    log: bool = False
+    """Whether orders of magnitude are equally likely, as for learning rates."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SearchRange:
+        if not self.low < self.high:
+            raise ValueError(f"expected low < high, found {self.low} and {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low > 0, found {self.low}")
+        return self
+
+
+class SearchConfig(_Section):
+    """A search over fields of the configuration (extra `search`)."""
+
+    space: dict[str, SearchRange | list[Any]] = Field(default_factory=dict)
+    """Fields by their dotted names, each with a range {low: 1e-5, high: 1e-3, log: true} or a list
+    of values. With any, `train` runs a transfer for each trial and keeps the best."""
+    trials: int = Field(20, ge=1)
+    """Transfers that are tried."""
+    prune: bool = True
+    """End a trial whose validation score is below the median of earlier ones at its step."""
+
+    @field_validator("space")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, values in value.items():
+            if name.startswith(("search", "run_dir")) or name not in field_names():
+                raise ValueError(f"unknown field '{name}'.{nearest_field(name)}")
+            if isinstance(values, list) and len(values) < 2:
+                raise ValueError(f"{name}: expected a range or at least two values, found {values}")
+        return value
+
+
 class Config(_Section):
     """One transfer, from source model to run folder."""
 
@@ -437,6 +478,7 @@ class Config(_Section):
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    search: SearchConfig = SearchConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
 

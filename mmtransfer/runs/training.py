@@ -21,7 +21,7 @@ from mmtransfer.runs.report import finite, make_report, without_outcomes, write_
 from mmtransfer.runtime import choose_device, make_accelerator, tracked, use_runtime
 from mmtransfer.transfer.stages import SourcePath
 from mmtransfer.transfer.task import Task
-from mmtransfer.transfer.trainer import go_back, train_stages
+from mmtransfer.transfer.trainer import Watch, go_back, train_stages
 
 logger = logging.getLogger(__name__)
 OUTCOMES = "outcomes.json"
@@ -31,17 +31,29 @@ OUTCOMES = "outcomes.json"
 def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """Run a transfer and write its run folder; returns the report.
 
-    With `resume`, continues from the run folder's checkpoint if there is one.
+    With `resume`, continues from the run folder's checkpoint if there is one. With fields in
+    `search.space` it runs a search; see `search`.
 
     Raises:
         UserError: unusable configuration or data, or a run folder that holds another run.
         training.Interrupted: SIGINT or SIGTERM; a checkpoint is written.
     """
+    if config.search.space:
+        from mmtransfer.runs.search import search  # which runs transfers itself
+
+        return search(config, resume=resume)
+    return train_watched(config, resume=resume)
+
+
+def train_watched(
+    config: Config, *, resume: bool = False, watch: Watch | None = None
+) -> dict[str, Any]:
+    """`train` without a search; `watch` sees every validation score, and may raise to end it."""
     with use_runtime(config.runtime):
-        return _train(config, resume)
+        return _train(config, resume, watch)
 
 
-def _train(config: Config, resume: bool) -> dict[str, Any]:
+def _train(config: Config, resume: bool, watch: Watch | None) -> dict[str, Any]:
     run_dir = Path(config.run_dir)
     accelerator = make_accelerator(config.train, config.runtime, run_dir)
     if accelerator.is_main_process:
@@ -67,7 +79,9 @@ def _train(config: Config, resume: bool) -> dict[str, Any]:
         task.forget_source()
     path = source_path(config, task)
     with tracked(accelerator, config):
-        results = train_stages(task, task.stages, config, accelerator, run_dir, resume=resume)
+        results = train_stages(
+            task, task.stages, config, accelerator, run_dir, resume=resume, watch=watch
+        )
     share = 1.0
     if path is not None:
         wanted, best = config.transfer.interpolate, results[-1].best

@@ -154,7 +154,8 @@ class TextInputs:
         """Figures of one set."""
         texts = self._sets[name]
         words = [split_words(one.text) for one in texts]
-        ids = text.tokenizer([one.text for one in texts], add_special_tokens=False).input_ids
+        plain = [one.text for one in texts]
+        ids = text.tokenizer(plain, add_special_tokens=False, verbose=False).input_ids
         lengths, unknown = [len(row) for row in ids], text.tokenizer.unk_token_id
         counts = Counter(one.label for one in texts)
         total = max(1, sum(lengths))

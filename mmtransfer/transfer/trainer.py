@@ -16,7 +16,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -47,6 +47,10 @@ from mmtransfer.transfer.task import Task, comparable
 logger = logging.getLogger(__name__)
 _SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the way from the source's weights, that are tried
 _SPENT = 0.003  # of the validation metric, for keeping more of the source
+
+
+Watch = Callable[[int, float], None]
+"""Is given step and validation score after every evaluation."""
 
 
 class Interrupted(Exception):  # noqa: N818 - an event, not an error
@@ -135,11 +139,12 @@ def train_stages(
     run_dir: Path,
     *,
     resume: bool = False,
+    watch: Watch | None = None,
 ) -> list[TrainResult]:
     """Train the stages of a transfer one after the other; leaves the best weights in the model.
 
     A stage starts from the best weights of the one before and, if it trains the task's own loss,
-    does not end below them on the validation data.
+    does not end below them on the validation data. What `watch` raises ends the run.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; a checkpoint is written.
@@ -170,7 +175,7 @@ def train_stages(
             state.best_step = before.best_step
         if len(stages) > 1:
             logger.info("stage %d of %d", stage.number + 1, len(stages))
-        trainer = Trainer(task, stage, config, accelerator, run_dir, state)
+        trainer = Trainer(task, stage, config, accelerator, run_dir, state, watch)
         results.append(trainer.run(resume=saved is not None and saved["stage"] == stage.number))
         state = trainer.state
         last = stage is stages[-1]
@@ -231,7 +236,9 @@ class Trainer:
         accelerator: Accelerator,
         run_dir: Path,
         state: TrainState | None = None,
+        watch: Watch | None = None,
     ):
+        self._watch = watch
         self.task, self.stage, self.config, self.runtime = task, stage, config.train, config.runtime
         self.accelerator, self.run_dir = accelerator, run_dir
         self.checkpoint = run_dir / "checkpoints" / "last"
@@ -602,6 +609,9 @@ class Trainer:
                     )
                     self._keep_snapshot()
                     progress.evaluated(self.task.metric, metrics[self.task.metric])
+                    if self._watch is not None:
+                        value = comparable(metrics, self.task.metric)
+                        self._watch(state.offset + state.step, value)
                     self.task.train_mode()
                 progress.step(loss, state.units / max(state.seconds, 1e-9))
                 stop = self._agreed_stop(signals)

@@ -68,7 +68,7 @@ def test_no_example_is_judged_by_its_own_group(figure):
     groups = np.repeat(np.arange(40), 5)
     features = rng.normal(size=(40, 16))[groups] + 0.01 * rng.normal(size=(200, 16))
     labels = rng.integers(0, 2, 40)[groups]
-    assert figure(features, labels) > 0.85
+    assert figure(features, labels) > 0.8
     assert figure(features, labels, groups) < 0.7
 
 
