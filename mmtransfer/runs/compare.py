@@ -193,7 +193,7 @@ class _Plan:
         """What was compared, for the report."""
         return {
             "task": self.config.task,
-            "source_model": Path(self.config.source).name,
+            "source_model": Path(self.config.source_model).name,
             "structures": {
                 name: [
                     stage.model_dump(mode="json", exclude_defaults=True)

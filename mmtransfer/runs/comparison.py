@@ -116,7 +116,7 @@ def summarize(plan: dict[str, Any], cells: Sequence[Cell], *, seed: int) -> Comp
     before = first.report["target"]["before"]
     sources = {
         name: pair["before"][metric]
-        for name, pair in first.report["sources"].items()
+        for name, pair in first.report["source_domain"].items()
         if pair["before"] is not None and pair["before"][metric] is not None
     }
     return Comparison(
@@ -137,8 +137,8 @@ def _result(name: str, cells: Sequence[Cell], metric: str, seed: int) -> Structu
     before = first.outcomes["before"]["target"]
     after = first.outcomes["after"]["target"]
     sources: dict[str, float] = {}
-    for each in first.report["sources"]:
-        found = [cell.report["sources"][each]["after"][metric] for cell in cells]
+    for each in first.report["source_domain"]:
+        found = [cell.report["source_domain"][each]["after"][metric] for cell in cells]
         if None not in found:
             sources[each] = mean(found)
     peaks = [cell.measured.get("peak_bytes") for cell in cells]
@@ -197,7 +197,7 @@ def _curves(cells: Sequence[Cell], shares: Sequence[float]) -> dict[str, list[di
 def _table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     sets = list(found.structures[0].sources)
     columns = ["structure", f"{metric_name(found.metric)}", "gain over the source"]
-    columns += [f"source: {name}" for name in sets]
+    columns += [f"source domain: {name}" for name in sets]
     columns += ["training", "peak memory", "weights trained", "stored", "use"]
     rows = []
     for one in found.structures:

@@ -21,7 +21,7 @@ NAMES = ["feature", "end_to_end"]
 def values(folder, backbone):
     return {
         "task": "sentiment",
-        "source": str(backbone),
+        "source_model": str(backbone),
         "data": {
             "train": str(folder / "train.csv"),
             "validation": str(folder / "validation.csv"),

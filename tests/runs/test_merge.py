@@ -27,7 +27,7 @@ def values(folder, backbone, domain, run, **train):
     """A run on a domain, whose texts are like those of the others."""
     return {
         "task": "sentiment",
-        "source": str(backbone),
+        "source_model": str(backbone),
         "run_dir": str(run),
         "data": {
             "train": str(folder / f"{domain}.csv"),
@@ -118,7 +118,9 @@ def test_a_model_of_another_run_is_left_as_it_was(domains, tmp_path):
 
 def test_a_share_of_the_way_from_the_source(domains, text_backbone, tmp_path):
     run = tmp_path / "run"
-    merge([str(domains / "books")], str(run), source=str(text_backbone), share=0.25, runtime=CPU)
+    merge(
+        [str(domains / "books")], str(run), source_model=str(text_backbone), share=0.25, runtime=CPU
+    )
     source, tuned = load_file(text_backbone / "model.safetensors"), weights(domains / "books")
     for name, value in weights(run).items():
         torch.testing.assert_close(value, source[name] + 0.25 * (tuned[name] - source[name]))
@@ -151,7 +153,7 @@ def test_a_sweep_picks_the_nearest_point_that_is_as_good_and_draws_it(
 
 
 def test_task_arithmetic_at_half_is_the_mean_of_two(domains, text_backbone, tmp_path):
-    options = {"source": str(text_backbone), "runtime": CPU}
+    options = {"source_model": str(text_backbone), "runtime": CPU}
     merge(pair(domains), str(tmp_path / "mean"), runtime=CPU)
     run = tmp_path / "run"
     merge(pair(domains), str(run), method="task_arithmetic", scale=0.5, **options)
@@ -318,13 +320,13 @@ def recogniser(random_whisper, tmp_path_factory):
     validation = write_dataset(folder / "validation", ["gate one", "gate two"])
     old = write_dataset(folder / "old", ["crane one", "crane two"])
     config = {
-        "source": str(random_whisper),
+        "source_model": str(random_whisper),
         "run_dir": str(folder / "run"),
         "data": {
             "train": str(train),
             "validation": str(validation),
             "rehearsal": "none",
-            "sources": {"old": str(old)},
+            "source_domain": {"old": str(old)},
         },
         "transfer": {"interpolate": "none"},
         "train": {"steps": 20, "learning_rate": 3e-3},
@@ -361,7 +363,7 @@ def test_the_command_prints_the_table(recogniser, random_whisper, tmp_path, caps
     assert main(["merge", *models, "--to", str(tmp_path / "run"), "--share", "0.5"]) == 0
     out = capsys.readouterr().out
     assert "run at 0.5 of the way from the source" in out
-    assert "source: old" in out
+    assert "source domain: old" in out
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -373,7 +375,7 @@ def test_the_command_prints_the_table(recogniser, random_whisper, tmp_path, caps
         ({"method": "interpolate"}, "one tuned model"),
         ({"share": 0.5}, "--share is not for uniform"),
         ({"method": "ties", "density": 3.0}, "expected a share, found 3"),
-        ({"method": "ties"}, "Name it: --source"),
+        ({"method": "ties"}, "Name it: --source-model"),
         ({"method": "other"}, "expected one of"),
         ({"method": "last"}, "takes one run"),
     ],
@@ -387,7 +389,7 @@ def test_settings_that_do_not_fit_get_one_line(domains, tmp_path, options, messa
 
 def test_keep_source_without_a_source_set_is_refused(domains, text_backbone, tmp_path):
     models = [str(text_backbone), str(domains / "books")]
-    with pytest.raises(UserError, match="--sources NAME=PATH"):
+    with pytest.raises(UserError, match="--source-domain NAME=PATH"):
         merge(models, str(tmp_path / "run"), keep_source=0.005, runtime=CPU)
 
 
