@@ -186,7 +186,7 @@ def cell(structure, seed, predictions, seconds):
         {
             "metric": "accuracy",
             "target": {"before": None, "after": {"accuracy": right}},
-            "sources": {},
+            "source_domain": {},
             "cost": {"train_seconds": seconds, "steps": 8, "trained_parameters": 9},
             "data": {"train": {"examples": 64}},
         },
