@@ -36,8 +36,8 @@ def _verb(name: str) -> str:
     module = import_module(f"mmtransfer.cli.{name}")
     module.add_arguments(parser)
     text = [f"## mmtransfer {name}", (parser.description or "").replace("%%", "%")]
-    is_train = name == "train"
-    actions = [one for one in parser._actions if not (is_train and _is_field(one))]
+    has_fields = name in ("train", "compare")
+    actions = [one for one in parser._actions if not (has_fields and _is_field(one))]
     if len(actions) == len(parser._actions):
         text.append(f"```text\n{parser.format_usage().strip()}\n```")
     else:

@@ -55,7 +55,9 @@ def test_every_option_is_in_the_reference(verb):
     import_module(f"mmtransfer.cli.{verb}").add_arguments(parser)
     text = hooks().on_page_markdown(text_of(DOCS / "reference" / "cli.md"))
     text = text.split(f"## mmtransfer {verb}\n")[1].split("\n## ")[0]
-    fields = set(field_names()) if verb == "train" else set()  # which the other page has
+    fields = (
+        set(field_names()) if verb in ("train", "compare") else set()
+    )  # which the other page has
     options = [o for action in parser._actions for o in action.option_strings]
     options = [option for option in options if option.removeprefix("--") not in fields]
     assert [option for option in options if f"`{option}`" not in text] == []

@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "ensemble: predictions of models that cannot be merged",
     )
     parser.add_argument(
-        "--source", metavar="MODEL", help="what the models started from, where it is not recorded"
+        "--source-model",
+        metavar="MODEL",
+        help="what the models started from, where it is not recorded",
     )
     parser.add_argument(
         "--share", type=float, help="interpolate: share of the way, instead of a sweep"
@@ -54,13 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--density", type=float, help="ties, dare: share of each change that is kept"
     )
-    for name, what in (("data", "target domain"), ("sources", "source-domain set")):
+    for name, what in (("data", "target domain"), ("source-domain", "source-domain set")):
         parser.add_argument(
             f"--{name}",
             nargs="+",
             default=[],
             metavar="NAME=PATH",
-            dest=f"{name}_sets",
+            dest=f"{name.partition('-')[0]}_sets",
             help=f"a further {what}, beside those of the run folders",
         )
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn by chance")
@@ -77,13 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.models,
             arguments.to,
             method=arguments.method,
-            source=arguments.source,
+            source_model=arguments.source_model,
             share=arguments.share,
             keep_source=arguments.keep_source,
             scale=arguments.scale,
             density=arguments.density,
             data=_named(arguments.data_sets),
-            sources=_named(arguments.sources_sets),
+            source_domain=_named(arguments.source_sets),
             runtime=RuntimeConfig(seed=arguments.seed),
         )
     )
