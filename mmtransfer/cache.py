@@ -10,7 +10,7 @@ import stat
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,7 @@ from mmtransfer.errors import UserError
 
 logger = logging.getLogger(__name__)
 _SEAL = "whole.json"
+_FULL_BYTES = 1 << 20  # a disk with less is full
 _stand_ins: dict[Path, Path] = {}  # by cache root that cannot be written
 _making_one = threading.Lock()
 
@@ -155,6 +156,33 @@ def _stand_in(root: Path, error: OSError) -> None:
             raise UserError(f"{what}, nor can a temporary one; {remedy}.") from None
         atexit.register(shutil.rmtree, _stand_ins[root], ignore_errors=True)
         logger.warning("%s: what it lacks is made anew at every start; %s", what, remedy)
+
+
+def put(path: Path, write: Callable[[Path], object]) -> Path:
+    """Make the thing that is missing at a path from `cache_path`: `write` creates a file or folder
+    where it is told to. Returns where it lies: elsewhere, for as long as the process lives, where
+    the cache's disk is full.
+    """
+    try:
+        with atomic_path(path) as part:
+            write(part)
+        return path
+    except Exception as error:  # libraries wrap it: SafetensorError, RuntimeError
+        root = _root()
+        if not path.is_relative_to(root) or not _is_full(error, path.parent):
+            raise
+        _stand_in(root, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        path = _stand_ins[root] / path.relative_to(root)
+        make_private(path.parent)
+        with atomic_path(path) as part:
+            write(part)
+        return path
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return shutil.disk_usage(folder).free < _FULL_BYTES
 
 
 @contextmanager

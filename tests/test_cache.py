@@ -4,16 +4,20 @@ import errno
 import logging
 import os
 import tempfile
+from collections import namedtuple
 
 import pytest
 from conftest import write_dataset
 
+from mmtransfer import cache
 from mmtransfer.cache import atomic_path, cache_path
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.hub.files import files_digest
 from mmtransfer.speech.engines_ctranslate2 import converted
+
+Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
@@ -117,3 +121,46 @@ def test_a_conversion_is_used_from_a_read_only_cache(root, random_whisper, monke
     monkeypatch.setattr("mmtransfer.cache.uuid.uuid4", refuse)  # nothing is written
     monkeypatch.setattr("mmtransfer.speech.whisper.load_speech_model", refuse)
     assert converted(resolve(str(random_whisper))) == made
+
+
+def write_full(path):
+    """As a disk that becomes full: a part is written."""
+    path.write_bytes(b"half")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_a_full_disk_does_not_take_lies_elsewhere_for_this_run(root, caplog):
+    left = [write_full]
+
+    def write(path):
+        (left.pop() if left else (lambda p: p.write_text("whole")))(path)
+
+    made = cache.put(cache_path("audio", "a.npy"), write)
+    assert made.read_text() == "whole"
+    assert not made.is_relative_to(root)
+    assert [path for path in root.rglob("*") if path.is_file()] == []
+    (record,) = caplog.records
+    assert str(root) in record.getMessage()
+    assert "MMTRANSFER_CACHE" in record.getMessage()
+    # What comes next goes there at once.
+    assert cache_path("audio", "b.npy").parent == made.parent
+
+
+def test_another_error_while_a_thing_is_made_is_not_taken_for_a_full_disk(root):
+    def write(path):
+        raise PermissionError(errno.EACCES, "of a source")
+
+    with pytest.raises(PermissionError):
+        cache.put(cache_path("x"), write)
+
+
+def test_a_full_disk_is_known_by_its_room_where_a_library_hides_the_reason(root, monkeypatch):
+    monkeypatch.setattr("mmtransfer.cache.shutil.disk_usage", lambda folder: Usage(9, 9, 0))
+    left = [ValueError("12 requested and 4 written")]
+
+    def write(path):
+        if left:
+            raise left.pop()
+        path.write_text("whole")
+
+    assert cache.put(cache_path("x"), write).read_text() == "whole"

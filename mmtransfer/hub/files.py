@@ -6,9 +6,10 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from mmtransfer.cache import atomic_path, cache_path
+from mmtransfer.cache import cache_path, put
 from mmtransfer.data.files import MOST_JSON_BYTES, check_regular, read_object
 from mmtransfer.errors import UserError
 from mmtransfer.hub.bundled import PREFIX, materialize
@@ -160,11 +161,15 @@ def files_digest(paths: Iterable[Path]) -> str:
         known = cache_path("digests", hashlib.sha256(mark.encode()).hexdigest()[:32])
         digest = known.read_text() if known.exists() else ""
         if not re.fullmatch("[0-9a-f]{64}", digest):
-            with path.open("rb") as file, atomic_path(known) as part:
+            with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-                part.write_text(digest)
+            put(known, partial(_write_text, text=digest))
         total.update(f"{path.name} {digest}\n".encode())
     return total.hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
 def is_failure(error: BaseException) -> bool:

@@ -11,10 +11,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mmtransfer.cache import atomic_path, cache_path
+from mmtransfer.cache import cache_path, put
 from mmtransfer.errors import UserError
 from mmtransfer.hub.files import files_digest, pickled_files
 
@@ -59,8 +60,7 @@ def _converted(sources: Sequence[Path]) -> Path:
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 logger.info("converting %s to safetensors, once", sources[0])
-                with atomic_path(path) as part:
-                    _convert_apart(sources, part)
+                path = put(path, partial(_convert_apart, sources))
     return path
 
 

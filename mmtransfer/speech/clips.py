@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mmtransfer.cache import atomic_path, cache_path
+from mmtransfer.cache import cache_path, put
 from mmtransfer.config import DataConfig, speech_columns
 from mmtransfer.data.languages import is_listed, normal_language, read_language
 from mmtransfer.data.tables import numbered_rows, plain, with_columns
@@ -413,13 +413,18 @@ def _decode_cached(clip: Clip, longest_s: float) -> Clip:
     cached = cache_path("audio", name[:2], f"{name}.npy")
     samples = _cached_samples(cached)
     if samples is None:
-        samples = decode_clip(path, clip.start, clip.end, longest_s=longest_s).astype(np.float16)
-        with atomic_path(cached) as part, part.open("wb") as file:
-            np.save(file, samples)
+        decoded = decode_clip(path, clip.start, clip.end, longest_s=longest_s).astype(np.float16)
+        samples = decoded
+        cached = put(cached, lambda part: _save(part, decoded))
     if len(samples) > longest_s * SAMPLE_RATE:
         raise LongMediaError(f"{path}: is longer than {longest_s:g} s.")
     digest = hashlib.sha256(samples.tobytes()).hexdigest()[:32] if samples.any() else ""
     return replace(clip, seconds=len(samples) / SAMPLE_RATE, digest=digest, cached=cached)
+
+
+def _save(path: Path, samples: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, samples)
 
 
 def _cached_samples(path: Path) -> np.ndarray | None:

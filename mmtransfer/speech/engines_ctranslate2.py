@@ -13,6 +13,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mmtransfer.cache import atomic_path, cache_path, is_whole, seal
+from mmtransfer.cache import cache_path, is_whole, put, seal
 from mmtransfer.errors import UserError
 from mmtransfer.hub.bundled import PREFIX, get_bundle, weight_files
 from mmtransfer.hub.checkpoint import Checkpoint
@@ -70,13 +71,14 @@ def converted(checkpoint: Checkpoint, *, compute_type: str = "int8") -> Path:
             if not is_whole(folder):
                 name = checkpoint.source
                 logger.info("converting %s to CTranslate2 %s, once", name, compute_type)
-                with atomic_path(folder) as part:
-                    if checkpoint.source.startswith(PREFIX):
-                        _convert_bundled(checkpoint, compute_type, part)
-                    else:
-                        _convert(checkpoint, compute_type, part)
-                    seal(part)
+                folder = put(folder, partial(_convert_and_seal, checkpoint, compute_type))
     return folder
+
+
+def _convert_and_seal(checkpoint: Checkpoint, compute_type: str, folder: Path) -> None:
+    convert = _convert_bundled if checkpoint.source.startswith(PREFIX) else _convert
+    convert(checkpoint, compute_type, folder)
+    seal(folder)
 
 
 def _convert(checkpoint: Checkpoint, compute_type: str, folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mmtransfer.cache import atomic_path, cache_path
+from mmtransfer.cache import cache_path, put
 from mmtransfer.config import Config, DataConfig
 from mmtransfer.errors import UserError
 from mmtransfer.speech.clip_scores import decode_clips
@@ -174,8 +174,8 @@ def transcribe(
             "" if rejection(hypothesis, clip.seconds) else hypothesis.text
             for clip, hypothesis in zip(clips.clips, found, strict=True)
         ]
-        with atomic_path(path) as part:
-            part.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+        text = json.dumps(texts, ensure_ascii=False)
+        put(path, lambda part: part.write_text(text, encoding="utf-8"))
     usable = [replace(c, text=text) for c, text in zip(clips.clips, texts, strict=True) if text]
     if not usable:
         raise UserError(

@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from mmtransfer.cache import atomic_path, cache_path
+from mmtransfer.cache import cache_path, put
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.mixing import gain_for
 
@@ -90,9 +90,8 @@ def _network() -> _SileroNetwork:
     path = cache_path("voice_activity", f"silero-{version('silero-vad')}.npz")
     weights = _cached_weights(path)
     if weights is None:
-        weights = _package_weights()
-        with atomic_path(path) as part, part.open("wb") as file:
-            np.savez(file, allow_pickle=False, **weights)
+        weights = made = _package_weights()
+        put(path, lambda part: _save(part, made))
     # Threads of products as small as these wait for each other ten times as long as they multiply.
     # NumPy has one setting for the whole process, and nothing here gains from more than one.
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)
@@ -106,6 +105,11 @@ def _cached_weights(path: Path) -> dict[str, np.ndarray] | None:
             return dict(weights)
     except (OSError, ValueError, EOFError, BadZipFile):
         return None
+
+
+def _save(path: Path, weights: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **weights)
 
 
 def _package_weights() -> dict[str, np.ndarray]:

@@ -121,7 +121,14 @@ def cached_features(
     if not done.exists():
         with FileLock(f"{folder}.lock"):
             if not done.exists():
-                _write(name, folder, values, compute, dtype)
+                try:
+                    _write(name, folder, values, compute, dtype)
+                except OSError as error:
+                    raise UserError(
+                        f"The cache of {name} in {folder.parent} cannot be written "
+                        f"({error.strerror or error}). What is in it is kept; free space and "
+                        "run again, or set MMTRANSFER_CACHE to a folder on a larger disk."
+                    ) from None
                 with atomic_path(done) as part:
                     part.write_text(json.dumps({"examples": len(values), "dtype": dtype}))
     return FeatureStore(folder, dtype)
