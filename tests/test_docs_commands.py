@@ -59,6 +59,13 @@ COMMANDS = {
     "runs/few": TRAIN_SLOWLY,
     "mmtransfer train configs/sound/feature.yaml --data.train sounds --run-dir runs/sounds": TRAIN,
     "mmtransfer train ... --resume": OPTIONS,
+    "mmtransfer relate configs/news_sentiment/feature.yaml --data.train books.csv "
+    """--data.source_domain '{"dvd": "dvd.csv", "chinese": "zh.csv"}' --candidates runs/other""": OPTIONS,
+    "mmtransfer lr-range configs/news_sentiment/end_to_end.yaml --data.train books.csv": OPTIONS,
+    "mmtransfer compare configs/news_sentiment/end_to_end.yaml --data.train news.csv --steps 200 "
+    "--to runs/compared": OPTIONS,
+    "mmtransfer merge runs/books runs/films --to runs/both": OPTIONS,
+    "mmtransfer merge runs/my_site --to runs/softer --keep-source 0.01": OPTIONS,
     # --- evaluate and use
     "mmtransfer evaluate runs/my_site --data my_site/validation": RUN,
     "mmtransfer evaluate runs/my_site --data talk.mp3 --reference talk.srt": RUN,
@@ -119,6 +126,7 @@ COMMANDS = {
     "pip download '.[bundled]' -d wheels": INSTALL,
     "pip install --no-index --find-links wheels '.[bundled]'": INSTALL,
     "pip install 'mmtransfer[mqtt]'": INSTALL,
+    "pip install 'mmtransfer[transport]'": INSTALL,
     "pip install '.[docs]' && mkdocs serve": INSTALL,
     "accelerate launch": INSTALL,  # tests/transfer/test_trainer.py launches two processes
     "accelerate config": INSTALL,
@@ -291,9 +299,10 @@ def test_the_options_of_a_command_exist(command):
     flags = [word for word in words if word.startswith("--")]
     if words[0] == "mmtransfer":
         parser = ArgumentParser()
-        import_module(f"mmtransfer.cli.{words[1]}").add_arguments(parser)
+        import_module(f"mmtransfer.cli.{words[1].replace('-', '_')}").add_arguments(parser)
         known = {option for action in parser._actions for option in action.option_strings}
-        known |= {f"--{name}" for name in field_names()} if words[1] == "train" else set()
+        if "--train.steps" in known:
+            known |= {f"--{name}" for name in field_names()}
         if words[1] == "train" and words[2].endswith(".yaml"):
             assert list(ROOT.glob(words[2].replace("STRUCTURE", "*")))
         assert set(flags) <= known

@@ -65,22 +65,22 @@ def merge(
     to: str,
     *,
     method: str = "auto",
-    source: str | None = None,
+    source_model: str | None = None,
     share: float | None = None,
     keep_source: float | None = None,
     scale: float | None = None,
     density: float | None = None,
     data: Mapping[str, str] | None = None,
-    sources: Mapping[str, str] | None = None,
+    source_domain: Mapping[str, str] | None = None,
     runtime: RuntimeConfig | None = None,
 ) -> Merged:
     """Combine models into one and write its run folder.
 
-    One model is taken part of the way back to its source (`interpolate`), several are averaged
-    (`uniform`), unless `method` says otherwise. `share` of the way, or the most target gain at a
-    loss of at most `keep_source` on every source-domain set; `scale` and `density` of `METHODS`
+    One model is taken part of the way back to its source model (`interpolate`), several are
+    averaged (`uniform`), unless `method` is given. `share` of the way, or the most target gain at
+    a loss of at most `keep_source` on every source-domain set; `scale` and `density` of `METHODS`
     that add changes to the source. The domains of the models are found in their run folders;
-    `data` and `sources` (name to path) name further ones.
+    `data` and `source_domain` (name to path) name further ones.
 
     Raises:
         UserError: models that cannot be merged, with the reason; settings that the method does not
@@ -88,7 +88,7 @@ def merge(
     """
     runtime = runtime or RuntimeConfig()
     with use_runtime(runtime):
-        job = _Job(models, to, method, source, runtime, data or {}, sources or {})
+        job = _Job(models, to, method, source_model, runtime, data or {}, source_domain or {})
         job.check(share=share, keep_source=keep_source, scale=scale, density=density)
         return job.run(share, keep_source, scale, density)
 

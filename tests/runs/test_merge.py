@@ -128,7 +128,9 @@ def test_a_model_of_another_run_is_left_as_it_was(domains, tmp_path):
 
 def test_a_share_of_the_way_from_the_source(domains, text_backbone, tmp_path):
     run = tmp_path / "run"
-    merge([str(domains / "books")], str(run), source=str(text_backbone), share=0.25, runtime=CPU)
+    merge(
+        [str(domains / "books")], str(run), source_model=str(text_backbone), share=0.25, runtime=CPU
+    )
     source, tuned = load_file(text_backbone / "model.safetensors"), weights(domains / "books")
     for name, value in weights(run).items():
         torch.testing.assert_close(value, source[name] + 0.25 * (tuned[name] - source[name]))
