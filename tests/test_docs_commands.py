@@ -62,10 +62,11 @@ COMMANDS = {
     "mmtransfer relate configs/news_sentiment/feature.yaml --data.train books.csv "
     """--data.source_domain '{"dvd": "dvd.csv", "chinese": "zh.csv"}' --candidates runs/other""": OPTIONS,
     "mmtransfer lr-range configs/news_sentiment/end_to_end.yaml --data.train books.csv": OPTIONS,
-    "mmtransfer compare configs/news_sentiment/end_to_end.yaml --data.train news.csv --steps 200 "
-    "--to runs/compared": OPTIONS,
-    "mmtransfer merge runs/books runs/films --to runs/both": OPTIONS,
-    "mmtransfer merge runs/my_site --to runs/softer --keep-source 0.01": OPTIONS,
+    "mmtransfer compare configs/news_sentiment/combined.yaml --data.train news.csv "
+    "--data.validation more_news.csv --structures source scratch feature end_to_end --seeds 3 "
+    "--steps 200 --shares 0.1 0.3 --to runs/compared": OPTIONS,  # tests/runs/test_compare.py
+    "mmtransfer merge runs/books runs/dvd runs/electronics --to runs/reviews": OPTIONS,
+    "mmtransfer merge runs/my_site --keep-source 0.005 --to runs/my_site_kept": OPTIONS,
     # --- evaluate and use
     "mmtransfer evaluate runs/my_site --data my_site/validation": RUN,
     "mmtransfer evaluate runs/my_site --data talk.mp3 --reference talk.srt": RUN,

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoints; ensemble: predictions of models that cannot be merged",
     )
     parser.add_argument(
-        "--source_model",
+        "--source-model",
         metavar="MODEL",
         help="source model that the models were adapted from, where it is not recorded",
     )
@@ -56,13 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--density", type=float, help="ties, dare: share of each change that is kept"
     )
-    for name, what in (("data", "target domain"), ("source_domain", "source-domain set")):
+    for name, what in (("data", "target domain"), ("source-domain", "source-domain set")):
         parser.add_argument(
             f"--{name}",
             nargs="+",
             default=[],
             metavar="NAME=PATH",
-            dest=f"{name}_sets",
+            dest=f"{name.partition('-')[0]}_sets",
             help=f"a further {what}, beside those of the run folders",
         )
     parser.add_argument("--seed", type=int, default=0, help="random seed")
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
             scale=arguments.scale,
             density=arguments.density,
             data=_named(arguments.data_sets),
-            source_domain=_named(arguments.source_domain_sets),
+            source_domain=_named(arguments.source_sets),
             runtime=RuntimeConfig(seed=arguments.seed),
         )
     )

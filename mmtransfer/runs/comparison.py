@@ -197,7 +197,7 @@ def _curves(cells: Sequence[Cell], shares: Sequence[float]) -> dict[str, list[di
 def _table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     sets = list(found.structures[0].sources)
     columns = ["structure", f"{metric_name(found.metric)}", "gain over the source"]
-    columns += [f"source: {name}" for name in sets]
+    columns += [f"source domain: {name}" for name in sets]
     columns += ["training", "peak memory", "weights trained", "stored", "use"]
     rows = []
     for one in found.structures:

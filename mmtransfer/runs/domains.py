@@ -72,7 +72,7 @@ def domains_of(models: Mapping[str, Checkpoint], device: torch.device) -> dict[s
                 )
         wanted = {"target": (_free(folder.name, found), own, False)}
         for name, place in places.items():
-            wanted[f"source {name}"] = (_free(name, found), place, True)
+            wanted[f"source domain {name}"] = (_free(name, found), place, True)
         new = {key: v for key, v in wanted.items() if v[1] not in known}
         if not new:
             continue
@@ -102,7 +102,7 @@ def _splits(config: Config, checkpoint: Checkpoint, device: torch.device) -> Any
 
 def further_domains(
     data: Mapping[str, str],
-    sources: Mapping[str, str],
+    source_domain: Mapping[str, str],
     models: Mapping[str, Checkpoint],
 ) -> dict[str, Domain]:
     """Sets named beside those of run folders, with the columns that the first run's data has."""
@@ -110,7 +110,7 @@ def further_domains(
     config = load_config(folders[0] / "config.yaml") if folders else Config()
     return {
         name: Domain(name, place, config, is_source)
-        for named, is_source in ((data, False), (sources, True))
+        for named, is_source in ((data, False), (source_domain, True))
         for name, place in named.items()
     }
 

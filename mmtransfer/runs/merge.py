@@ -104,7 +104,7 @@ class _Job:
         source: str | None,
         runtime: RuntimeConfig,
         data: Mapping[str, str],
-        sources: Mapping[str, str],
+        source_domain: Mapping[str, str],
     ):
         self.to, self.runtime = Path(to), runtime
         if self.to.exists() and (not self.to.is_dir() or any(self.to.iterdir())):
@@ -126,7 +126,7 @@ class _Job:
         first = next(iter(self.models.values()))
         self.kind, self.form = first.kind, first.form
         self.device = choose_device(runtime)
-        self._data, self._sources = data, sources
+        self._data, self._source_domain = data, source_domain
 
     def _find_source(self, given: Mapping[str, Checkpoint]) -> None:
         """One of the models may be what the others started from; else it is the recorded one."""
@@ -174,7 +174,7 @@ class _Job:
         if method in ("interpolate", *_ARITHMETIC) and self.source is None:
             raise UserError(
                 f"{method} needs the model that all started from, and its place is not recorded. "
-                "Name it: --source MODEL"
+                "Name it: --source-model MODEL"
             )
         check_alike(self.models, method)
         if method != "ensemble" and self.form != "adapter":
@@ -235,10 +235,10 @@ class _Job:
     ) -> Merged:
         """Choose, write, score and report."""
         domains = domains_of(self.models, self.device)
-        domains |= further_domains(self._data, self._sources, self.models)
+        domains |= further_domains(self._data, self._source_domain, self.models)
         if keep_source is not None and not any(domain.is_source for domain in domains.values()):
             raise UserError(
-                "--keep-source needs source-domain sets. Name them: --sources NAME=PATH"
+                "--keep-source needs source-domain sets. Name them: --source-domain NAME=PATH"
             )
         parents = {name: self._scored(found, domains) for name, found in self.models.items()}
         before = None if self.source is None else self._source_scores(domains)

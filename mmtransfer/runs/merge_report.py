@@ -188,7 +188,7 @@ def _table(merged: Merged) -> tuple[list[str], list[list[str]]]:
         known = [one.source] if with_source else []
         rows.append(
             [
-                f"source: {one.name}" if one.is_source else one.name,
+                f"source domain: {one.name}" if one.is_source else one.name,
                 *(
                     _shown(value)
                     for value in (*known, *(one.parents.get(p) for p in merged.parents))
@@ -290,7 +290,7 @@ def _page(merged: Merged) -> str:
             for point in merged.points
             if (score := point.scores[one.name]) is not None and score["value"] is not None
         ]
-        lines.append(Line(f"source: {one.name}" if one.is_source else one.name, values))
+        lines.append(Line(f"source domain: {one.name}" if one.is_source else one.name, values))
     mark = merged.chosen if isinstance(merged.chosen, float) else None
     is_path = merged.method == "interpolate"
     axis = "share of the way from the source" if is_path else "scale of the changes"

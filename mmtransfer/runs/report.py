@@ -333,10 +333,10 @@ def _results(report: dict[str, Any]) -> str:
     normalizer = f", normaliser `{after['normalizer']}`" if "normalizer" in after else ""
     text = f"""## Results
 
-{name} with 95 % bootstrap interval{normalizer}; {direction} is better. A source-domain row shows
-what the model gained or lost on the domain it came from. A change is real where a paired test on
-the same {_counted(report)} (approximate randomisation, p < 0.05, Holm's correction over the source
-rows) and the paired bootstrap interval agree that it is more than chance.
+{name} with 95 % bootstrap interval{normalizer}; {direction} is better. A source-domain row
+shows what the model gained or lost on the domain it came from. A change is real where a paired test
+on the same {_counted(report)} (approximate randomisation, p < 0.05, with Holm's correction over the
+source domains) and the paired bootstrap interval agree that it is more than chance.
 
 | set | before | after | change |
 |---|---|---|---|

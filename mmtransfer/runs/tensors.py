@@ -134,7 +134,7 @@ def _merged(
         if start.shape != first.shape:
             raise UserError(
                 f"{name}: expected the source's shape {tuple(start.shape)}, found "
-                f"{tuple(first.shape)}. Name the model it was trained from with --source."
+                f"{tuple(first.shape)}. Name the model it was trained from with --source-model."
             )
     tensors = [first.float(), *(model[name].float() for model in models[1:])]
     with torch.random.fork_rng(devices=[]):

@@ -378,7 +378,7 @@ def test_the_command_prints_the_table(recogniser, random_whisper, tmp_path, caps
     assert main(["merge", *models, "--to", str(tmp_path / "run"), "--share", "0.5"]) == 0
     out = capsys.readouterr().out
     assert "run at 0.5 of the way from the source" in out
-    assert "source: old" in out
+    assert "source domain: old" in out
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def test_the_command_prints_the_table(recogniser, random_whisper, tmp_path, caps
         ({"method": "interpolate"}, "one tuned model"),
         ({"share": 0.5}, "--share is not for uniform"),
         ({"method": "ties", "density": 3.0}, "expected a share, found 3"),
-        ({"method": "ties"}, "Name it: --source"),
+        ({"method": "ties"}, "Name it: --source-model"),
         ({"method": "other"}, "expected one of"),
         ({"method": "last"}, "takes one run"),
     ],
@@ -404,7 +404,7 @@ def test_settings_that_do_not_fit_get_one_line(domains, tmp_path, options, messa
 
 def test_keep_source_without_a_source_set_is_refused(domains, text_backbone, tmp_path):
     models = [str(text_backbone), str(domains / "books")]
-    with pytest.raises(UserError, match="--sources NAME=PATH"):
+    with pytest.raises(UserError, match="--source-domain NAME=PATH"):
         merge(models, str(tmp_path / "run"), keep_source=0.005, runtime=CPU)
 
 
