@@ -33,10 +33,10 @@ def _verb(name: str) -> str:
     parser = argparse.ArgumentParser(prog=f"mmtransfer {name}", add_help=False)
     # argparse breaks usage at the terminal's width otherwise.
     parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=96)
-    module = import_module(f"mmtransfer.cli.{name}")
+    module = import_module(f"mmtransfer.cli.{name.replace('-', '_')}")
     module.add_arguments(parser)
     text = [f"## mmtransfer {name}", (parser.description or "").replace("%%", "%")]
-    has_fields = name in ("train", "compare")
+    has_fields = any("--train.steps" in one.option_strings for one in parser._actions)
     actions = [one for one in parser._actions if not (has_fields and _is_field(one))]
     if len(actions) == len(parser._actions):
         text.append(f"```text\n{parser.format_usage().strip()}\n```")

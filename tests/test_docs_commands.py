@@ -59,6 +59,14 @@ COMMANDS = {
     "runs/few": TRAIN_SLOWLY,
     "mmtransfer train configs/sound/feature.yaml --data.train sounds --run-dir runs/sounds": TRAIN,
     "mmtransfer train ... --resume": OPTIONS,
+    "mmtransfer relate configs/news_sentiment/feature.yaml --data.train books.csv "
+    """--data.source_domain '{"dvd": "dvd.csv", "chinese": "zh.csv"}' --candidates runs/other""": OPTIONS,
+    "mmtransfer lr-range configs/news_sentiment/end_to_end.yaml --data.train books.csv": OPTIONS,
+    "mmtransfer compare configs/news_sentiment/combined.yaml --data.train news.csv "
+    "--data.validation more_news.csv --structures source scratch feature end_to_end --seeds 3 "
+    "--steps 200 --shares 0.1 0.3 --to runs/compared": OPTIONS,  # tests/runs/test_compare.py
+    "mmtransfer merge runs/books runs/dvd runs/electronics --to runs/reviews": OPTIONS,
+    "mmtransfer merge runs/my_site --keep-source 0.005 --to runs/my_site_kept": OPTIONS,
     # --- evaluate and use
     "mmtransfer evaluate runs/my_site --data my_site/validation": RUN,
     "mmtransfer evaluate runs/my_site --data talk.mp3 --reference talk.srt": RUN,
@@ -119,6 +127,7 @@ COMMANDS = {
     "pip download '.[bundled]' -d wheels": INSTALL,
     "pip install --no-index --find-links wheels '.[bundled]'": INSTALL,
     "pip install 'mmtransfer[mqtt]'": INSTALL,
+    "pip install 'mmtransfer[transport]'": INSTALL,
     "pip install '.[docs]' && mkdocs serve": INSTALL,
     "accelerate launch": INSTALL,  # tests/transfer/test_trainer.py launches two processes
     "accelerate config": INSTALL,
@@ -291,9 +300,10 @@ def test_the_options_of_a_command_exist(command):
     flags = [word for word in words if word.startswith("--")]
     if words[0] == "mmtransfer":
         parser = ArgumentParser()
-        import_module(f"mmtransfer.cli.{words[1]}").add_arguments(parser)
+        import_module(f"mmtransfer.cli.{words[1].replace('-', '_')}").add_arguments(parser)
         known = {option for action in parser._actions for option in action.option_strings}
-        known |= {f"--{name}" for name in field_names()} if words[1] == "train" else set()
+        if "--train.steps" in known:
+            known |= {f"--{name}" for name in field_names()}
         if words[1] == "train" and words[2].endswith(".yaml"):
             assert list(ROOT.glob(words[2].replace("STRUCTURE", "*")))
         assert set(flags) <= known

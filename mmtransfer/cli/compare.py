@@ -15,9 +15,9 @@ from mmtransfer.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The configuration, what is compared, and an option for each field."""
     parser.description = (
-        "Train structures of transfer under one budget with several seeds and say which "
-        "differences are real. Started again, it goes on where it was stopped. Every field of the "
-        "configuration can be overridden, as for train."
+        "Train structures of transfer under one budget with several seeds and report which "
+        "differences are significant. The same command resumes an interrupted one. Every field of "
+        "the configuration can be overridden, as for train."
     )
     parser.add_argument("config", metavar="CONFIG.yaml", help="the configuration (see configs/)")
     parser.add_argument(
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             to=arguments.to,
         )
     except Interrupted as stop:
-        print("mmtransfer: stopped; the same command goes on from here", file=sys.stderr)
+        print("mmtransfer: stopped; the same command resumes", file=sys.stderr)
         return stop.exit_code
     print(found)
     print(f"page: {arguments.to or config.run_dir}/comparison.html")

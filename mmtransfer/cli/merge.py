@@ -1,4 +1,4 @@
-"""`mmtransfer merge`: several models into one, or one part of the way back to its source."""
+"""`mmtransfer merge`: several models into one, or one part of the way back to its source model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _METHODS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The models, how they are combined, and what they are scored on."""
     parser.description = (
-        "Combine models of one source into one, scored on every domain that they came from."
+        "Combine models of one source model into one, scored on every domain that they came from."
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--to", required=True, metavar="RUN", help="run folder to write")
@@ -31,15 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=_METHODS,
         default="auto",
-        help="interpolate: part of the way from the source to one model (auto for one); uniform: "
+        help="interpolate: between the source model and one model (auto for one); uniform: "
         "the mean (auto for several); greedy: the mean of those that help; task_arithmetic, ties, "
-        "dare: the source plus what each changed; last: the mean of a run's last checkpoints; "
-        "ensemble: predictions of models that cannot be merged",
+        "dare: the source model plus what each changed; last: the mean of a run's last "
+        "checkpoints; ensemble: predictions of models that cannot be merged",
     )
     parser.add_argument(
         "--source-model",
         metavar="MODEL",
-        help="what the models started from, where it is not recorded",
+        help="source model that the models were adapted from, where it is not recorded",
     )
     parser.add_argument(
         "--share", type=float, help="interpolate: share of the way, instead of a sweep"
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             dest=f"{name.partition('-')[0]}_sets",
             help=f"a further {what}, beside those of the run folders",
         )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn by chance")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
 
 
 def run(arguments: argparse.Namespace) -> int:

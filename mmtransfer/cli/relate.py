@@ -12,8 +12,8 @@ from mmtransfer.cli.train import add_fields
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The configuration with its fields, further backbones, the form of the answer."""
     parser.description = (
-        "Rank backbones and their layers by what they say of the target's labels, and measure how "
-        "far the target is from source-domain sets (data.source_domain). Nothing is trained."
+        "Rank backbones and their layers by how well they predict the target's labels, and measure "
+        "how far the target is from source-domain sets (data.source_domain). Nothing is trained."
     )
     parser.add_argument("config", metavar="CONFIG.yaml", help="the configuration (see configs/)")
     parser.add_argument(
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="MODEL",
-        help=f"backbones beside the source: {MODEL_HELP}",
+        help=f"backbones beside the source model: {MODEL_HELP}",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(overrides=add_fields(parser))

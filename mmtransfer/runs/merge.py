@@ -76,9 +76,9 @@ def merge(
 ) -> Merged:
     """Combine models into one and write its run folder.
 
-    One model is taken part of the way back to its source (`interpolate`), several are averaged
-    (`uniform`), unless `method` says otherwise. `share` of the way, or the most target gain at a
-    loss of at most `keep_source` on every source-domain set; `scale` and `density` of `METHODS`
+    One model is taken part of the way back to its source model (`interpolate`), several are
+    averaged (`uniform`), unless `method` is given. `share` of the way, or the most target gain at
+    a loss of at most `keep_source` on every source-domain set; `scale` and `density` of `METHODS`
     that add changes to the source. The domains of the models are found in their run folders;
     `data` and `source_domain` (name to path) name further ones.
 

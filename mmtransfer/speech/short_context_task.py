@@ -116,7 +116,7 @@ class ShortContextTask(ClipTask):
             model.activation_checkpointing_enable()
         self.lengths = [speech.context_s(clip.seconds, shortest=0) for clip in clips]
         self._teacher_targets: FeatureStore | None = None
-        self._unlabelled: set[str] = set()  # clips whose text is what the source reads
+        self._unlabelled: set[str] = set()  # clips whose text is that of the teacher
         self._usable = list(range(len(self.train)))
 
     @classmethod
@@ -129,7 +129,7 @@ class ShortContextTask(ClipTask):
             )
         super().check(config)
         if config.head.type == "ctc":
-            raise UserError("head.type: task: short_context takes a Whisper with its decoder.")
+            raise UserError("head.type: task: short_context needs a Whisper encoder-decoder.")
 
     @classmethod
     def set_up(cls, config: Config, source: Checkpoint, device: torch.device) -> ShortContextTask:
