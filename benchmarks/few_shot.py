@@ -131,7 +131,9 @@ def ours(
 ) -> tuple[float, float]:
     """Test accuracy and training seconds of one of our methods."""
     # A rerun must not find the frozen layers' output of the run before.
-    shutil.rmtree(cache_path("features"))
+    cached = cache_path("features")
+    if cached.is_dir():
+        shutil.rmtree(cached)
     stopwatch = Stopwatch(train_stages)
     with (
         tempfile.TemporaryDirectory() as folder,
