@@ -503,7 +503,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not os.path.lexists(path):
         raise UserError(f"{path}: no such configuration file. See configs/ for examples.")
-    text = read_text(path, most=_MOST_YAML_BYTES)
+    text = read_text(path, most=_MOST_YAML_BYTES, regular=False)  # also `<(...)` of a shell
     try:
         loader = _Loader(text)  # a SafeLoader
         try:

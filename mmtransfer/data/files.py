@@ -40,18 +40,24 @@ def check_regular(path: Path, *, most: int | None = None) -> int:
     return found.st_size
 
 
-def read_text(path: Path, *, most: int) -> str:
-    """A UTF-8 file of at most so many bytes.
+def read_text(path: Path, *, most: int, regular: bool = True) -> str:
+    """A UTF-8 file of at most so many bytes; unless `regular`, it may be a pipe.
 
     Raises:
         UserError: no such file, a larger one, or another encoding.
     """
-    check_regular(path, most=most)
+    if regular:
+        check_regular(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        text = data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise UserError(f"{path}: cannot be read: {reason}.") from None
+    if len(data) > most:
+        raise UserError(f"{path}: expected at most {most >> 20} MiB, found more.")
+    return text
 
 
 def read_json(path: Path, *, most: int = MOST_JSON_BYTES) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,15 @@ from mmtransfer.hub.loading import loading
 from mmtransfer.hub.metadata import Base, damaged, write_metadata
 from mmtransfer.hub.settings import check_labels
 from mmtransfer.progress import no_library_bars
-from mmtransfer.speech.audio import SAMPLE_RATE, decode_clip
+from mmtransfer.speech.audio import (
+    SAMPLE_RATE,
+    LongMediaError,
+    decode_clip,
+    is_piped,
+    stream_audio,
+)
 from mmtransfer.speech.contexts import context_step_s
+from mmtransfer.speech.mixing import brought_up
 from mmtransfer.transfer.adapters import load_merged, save_adapter
 from mmtransfer.transfer.encoders import SpeechEncoder, encoder_family, speech_encoder
 from mmtransfer.transfer.networks import Network, build_head, check_base, read_head, write_head
@@ -30,8 +37,11 @@ LONGEST_S = 30.0
 """Longest window."""
 BATCH_SECONDS = 120.0
 """Audio per forward pass where nothing else is asked for."""
+LONGEST_CLIP_S = 4 * 3600.0
+"""Longest clip of a data set, which is held as a whole."""
 NONE = "none"
 """What a clip is called that holds no sound of any class."""
+_PART_S = 3600.0  # of a recording, held at a time
 _THRESHOLD = 0.5  # of a class, where a clip can have several
 _LEAST = 1e-7  # probability; keeps logarithms finite
 
@@ -167,15 +177,25 @@ class SoundModel:
         where = device or next(self.network.parameters()).device
         found = []
         for sound in sounds:
-            samples = sound if isinstance(sound, np.ndarray) else decode_clip(sound)
-            found.append(self._predict(samples, where))
+            parts = [sound] if isinstance(sound, np.ndarray) else _parts(sound)
+            found.append(self._predict(parts, where))
         return found
 
-    def _predict(self, samples: np.ndarray, device: torch.device | str) -> SoundPrediction:
-        def piece(_: int, start: int, end: int) -> np.ndarray:
-            return samples[start:end]
+    def _predict(self, parts: Iterable[np.ndarray], device: torch.device | str) -> SoundPrediction:
+        """The prediction for a recording in parts, each as much as memory should hold."""
+        rows, windows = [], []
+        for samples in parts:
 
-        [row] = self.probabilities(self.logits([len(samples)], piece, device=device))
+            def piece(_: int, start: int, end: int, samples: np.ndarray = samples) -> np.ndarray:
+                return samples[start:end]
+
+            rows.append(self.logits([len(samples)], piece, device=device)[0])
+            windows.append(len(self.windows(len(samples))))
+        logits = torch.from_numpy(np.stack(rows))
+        if len(rows) > 1:
+            each = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(windows))
+            logits = self.average(logits[each], torch.zeros_like(each), 1)
+        [row] = self.probabilities(logits.numpy())
         if self.is_multi:
             over = [x for x, p in zip(self.labels, row, strict=True) if p > _THRESHOLD]
             label = ";".join(over) or NONE
@@ -208,6 +228,26 @@ class SoundModel:
             window_s=self.window_s,
             is_multi=self.is_multi,
         )
+
+
+def _parts(path: str | Path) -> Iterator[np.ndarray]:
+    """A recording's samples; of one that is longer than an hour, hour by hour."""
+    try:
+        if not is_piped(str(path)):  # which can be decoded once only
+            yield decode_clip(path, longest_s=_PART_S)
+            return
+    except LongMediaError:
+        pass
+    blocks: list[np.ndarray] = []
+    waiting = 0
+    for block in stream_audio(path):
+        blocks.append(block)
+        waiting += len(block)
+        if waiting >= _PART_S * SAMPLE_RATE:
+            yield brought_up(np.concatenate(blocks))
+            blocks, waiting = [], 0
+    if blocks:
+        yield brought_up(np.concatenate(blocks))
 
 
 def new_sound_model(

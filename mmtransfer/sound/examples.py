@@ -13,6 +13,7 @@ from typing import Any
 from mmtransfer.config import Config, DataConfig
 from mmtransfer.data.tables import SUFFIXES, numbered_rows, with_columns
 from mmtransfer.errors import UserError
+from mmtransfer.sound.classifier import LONGEST_CLIP_S
 from mmtransfer.speech.clips import Clip, ClipSet, connected, load_clips, read_clips, refuse_leaks
 from mmtransfer.speech.recordings import may_be_recording, visible_files
 from mmtransfer.text.examples import (
@@ -74,7 +75,7 @@ def read_sounds(
         clips = _class_folders(path)
     else:
         raise UserError(f"{path}: no such file or folder (expected clips of sounds).")
-    found = load_clips(path, config, name=name, max_seconds=float("inf"), clips=clips)
+    found = load_clips(path, config, name=name, max_seconds=LONGEST_CLIP_S, clips=clips)
     return SoundSet(name, found.clips, found.skipped)
 
 

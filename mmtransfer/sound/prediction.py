@@ -16,8 +16,13 @@ from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.progress import track
 from mmtransfer.runtime import choose_device, use_runtime
-from mmtransfer.sound.classifier import SoundModel, SoundPrediction, load_sound_model
-from mmtransfer.speech.audio import MediaError, decode_clip
+from mmtransfer.sound.classifier import (
+    LONGEST_CLIP_S,
+    SoundModel,
+    SoundPrediction,
+    load_sound_model,
+)
+from mmtransfer.speech.audio import MediaError, check_file, decode_clip
 from mmtransfer.speech.clips import file_name_cell, seconds_cell
 from mmtransfer.speech.recordings import may_be_recording, visible_files
 from mmtransfer.text.prediction import RowWriter, opened, written
@@ -104,7 +109,10 @@ def _classifier(checkpoint: Checkpoint, runtime: RuntimeConfig) -> SoundModel:
 
 def _predict(model: SoundModel, given: _Given) -> SoundPrediction:
     try:
-        samples = decode_clip(given.path, given.start, given.end)
+        check_file(given.path)
+        if given.end is None and not given.start:
+            return model.predict([given.path])[0]
+        samples = decode_clip(given.path, given.start, given.end, longest_s=LONGEST_CLIP_S)
     except MediaError as error:
         logger.warning("skipped: %s", error)
         return SoundPrediction("", {})

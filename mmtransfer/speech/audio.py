@@ -255,6 +255,16 @@ def is_standard_input(source: str) -> bool:
     return source == "-" or (_is_pcm(source) and rate.isdecimal() and int(rate) > 0)
 
 
+def check_file(path: Path) -> None:
+    """Make sure that a recording which a table names is a file: nobody may ever write into a pipe.
+
+    Raises:
+        MediaError: a pipe or a device.
+    """
+    if is_piped(str(path)):
+        raise MediaError(f"{path}: expected a file, found a pipe or a device.")
+
+
 def is_piped(source: str) -> bool:
     """Whether a source can be decoded once only: standard input, a named pipe, a device file."""
     if is_standard_input(source):
@@ -536,8 +546,6 @@ def decode_clip(
         MediaError: unreadable, without audio, or nothing between `start` and `end`.
         LongMediaError: longer than `longest_s`; no more of it is decoded.
     """
-    if is_piped(str(source)):
-        raise MediaError(f"{source}: expected a file, found a pipe or a device.")
     samples, decoded = _stretch(source, start, end, longest_s)
     wanted = 0 if end is None else round((end - start) * SAMPLE_RATE)
     if decoded < max(0.05 * SAMPLE_RATE, 0.5 * wanted):

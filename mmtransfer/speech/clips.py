@@ -27,6 +27,7 @@ from mmtransfer.speech.audio import (
     SAMPLE_RATE,
     LongMediaError,
     MediaError,
+    check_file,
     decode_clip,
     stream_audio,
 )
@@ -406,6 +407,7 @@ def _decode_cached(clip: Clip, longest_s: float) -> Clip:
         stat = path.stat()
     except (OSError, ValueError, RuntimeError):  # also of NUL in a name, and links in a circle
         raise MediaError(f"{clip.path}: no such file.") from None
+    check_file(path)
     key = json.dumps(
         [_CACHE_VERSION, str(path), stat.st_size, stat.st_mtime_ns, clip.start, clip.end]
     )

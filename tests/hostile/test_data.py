@@ -4,6 +4,7 @@ import json
 import math
 import os
 import struct
+import threading
 import time
 from functools import partial
 
@@ -87,10 +88,15 @@ def test_numbers_and_aliases_are_read_as_before(tmp_path):
     assert read_yaml(path) == {"a": values, "b": values, "c": 1.5}
 
 
-def test_a_configuration_is_a_regular_file(tmp_path):
+def test_a_configuration_may_be_piped_but_has_an_end(tmp_path):
     os.mkfifo(tmp_path / "x.yaml")
-    with limited(), pytest.raises(UserError, match="found a pipe"):
-        load_config(tmp_path / "x.yaml")
+    writer = threading.Thread(target=(tmp_path / "x.yaml").write_text, args=["task: sentiment"])
+    writer.start()
+    with limited():
+        assert load_config(tmp_path / "x.yaml").task == "sentiment"
+    writer.join()
+    with limited(), pytest.raises(UserError, match=r"expected at most 16 MiB|not UTF-8|not valid"):
+        load_config("/dev/zero")
 
 
 # --- tables ---------------------------------------------------------------------------------------

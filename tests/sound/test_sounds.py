@@ -228,6 +228,30 @@ def test_windows_cover_a_clip_and_probabilities_are_averaged(run):
 # --- several labels ------------------------------------------------------------------------------
 
 
+def test_a_long_recording_is_classified_in_parts(run, tmp_path, monkeypatch):
+    """No more of it is held at a time; the mean is over the windows of all parts."""
+    model = load(str(run))
+    assert isinstance(model, SoundModel)
+    samples = np.concatenate([make_sound("tone", 5.0, 3), make_sound("noise", 5.0, 3)])
+    path = write_media(tmp_path / "long.wav", samples)
+    seen: list[int] = []
+    logits = model.logits
+
+    def noted(lengths, *arguments, **options):
+        seen.extend(lengths)
+        return logits(lengths, *arguments, **options)
+
+    monkeypatch.setattr(model, "logits", noted)
+    monkeypatch.setattr("mmtransfer.sound.classifier._PART_S", 5.0)
+    [parted] = model.predict([path])
+    assert sum(seen) == len(samples)
+    assert max(seen) <= 16_000 * 5.5
+    halves = model.predict([samples[:80_000], samples[80_000:]])
+    for label in CLASSES:
+        mean = np.mean([half.probabilities[label] for half in halves])
+        assert parted.probabilities[label] == pytest.approx(mean, abs=0.02)
+
+
 def test_clips_with_several_labels_or_none_are_learnt(data, wave, tmp_path):
     over = {
         "data": {
