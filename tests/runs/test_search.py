@@ -11,6 +11,8 @@ from mmtransfer import load, runs
 from mmtransfer.config import build_config
 from mmtransfer.errors import UserError
 from mmtransfer.runs import search as searching
+from mmtransfer.runs.training import train_watched
+from mmtransfer.text.classifier import TextModel
 
 pytest.importorskip("optuna", reason="needs the search extra")
 
@@ -56,7 +58,9 @@ def test_the_best_trial_is_the_run(whole, values):
     assert best["score"] == max(scores)
     assert 1e-4 <= best["values"]["train.head_learning_rate"] <= 1e-1
     assert json.loads((folder / "report.json").read_text()) == report
-    assert load(str(folder)).predict(["a good day"])
+    model = load(str(folder))
+    assert isinstance(model, TextModel)
+    assert model.predict(["a good day"])
     assert not list((folder / "trials").glob("*/model"))
     with pytest.raises(UserError, match="holds a finished run"):
         runs.train(build_config(values | {"run_dir": str(folder)}))
@@ -65,7 +69,7 @@ def test_the_best_trial_is_the_run(whole, values):
 def test_a_killed_search_goes_on_where_it_was(values, whole, tmp_path, monkeypatch):
     """Whatever comes after is the same, and no trial that had ended runs again."""
     config = build_config(values | {"run_dir": str(tmp_path / "run")})
-    real, started = searching.train_watched, []
+    real, started = train_watched, []
 
     def killed(own, **options):
         started.append(own.run_dir)
@@ -86,11 +90,12 @@ def test_a_killed_search_goes_on_where_it_was(values, whole, tmp_path, monkeypat
     with pytest.raises(UserError, match="an unfinished search"):
         runs.train(config)
     started.clear()
-    monkeypatch.setattr(
-        searching,
-        "train_watched",
-        lambda own, **options: (started.append(own.run_dir), real(own, **options))[1],
-    )
+
+    def noted(own, **options):
+        started.append(own.run_dir)
+        return real(own, **options)
+
+    monkeypatch.setattr(searching, "train_watched", noted)
     report = runs.train(config, resume=True)
     assert [path[-4:] for path in started] == ["0001", "0002"]
     assert [t["values"] for t in report["search"]["trials"]] == [
@@ -110,12 +115,11 @@ def test_a_trial_that_falls_behind_is_pruned(values, tmp_path, monkeypatch):
     space = {"train.head_learning_rate": [0.05, 0.04]}
     changed = values | {"run_dir": str(tmp_path / "run")}
     changed["search"] = {"trials": 6, "space": space}
-    real = searching.train_watched
 
     def poor(own, **options):
         watch = options["watch"]
         is_last = own.run_dir.endswith("0005")
-        return real(
+        return train_watched(
             own,
             resume=options["resume"],
             watch=lambda step, value: watch(step, -1.0 if is_last else value),
