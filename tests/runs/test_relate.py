@@ -118,7 +118,9 @@ def test_the_command_gives_the_same_figures_as_the_function(text_config, related
     ]
     assert found["layers"] == own
     assert any("one backbone" in note for note in found["notes"])
-    assert main(["relate", str(path), "--data.source_domain", "{}"]) == 0
+    alone = text_config | {"data": {"train": text_config["data"]["train"]}}
+    path.write_text(json.dumps(alone), encoding="utf-8")
+    assert main(["relate", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "no source-domain sets" in printed
 

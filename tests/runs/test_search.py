@@ -22,7 +22,7 @@ def values(tmp_path_factory, text_backbone):
     folder = tmp_path_factory.mktemp("searched")
     return {
         "task": "sentiment",
-        "source": str(text_backbone),
+        "source_model": str(text_backbone),
         "data": {
             "train": str(write_texts(folder / "train.csv", 64)),
             "validation": str(write_texts(folder / "validation.csv", 24, seed=1)),
@@ -104,7 +104,9 @@ def test_a_killed_search_goes_on_where_it_was(values, whole, tmp_path, monkeypat
     assert [t["score"] for t in report["search"]["trials"]] == [
         t["score"] for t in whole[0]["search"]["trials"]
     ]
-    other = build_config(values | {"run_dir": str(tmp_path / "run"), "source": "bundled:minilm-l6"})
+    other = build_config(
+        values | {"run_dir": str(tmp_path / "run"), "source_model": "bundled:minilm-l6"}
+    )
     (tmp_path / "run" / "report.json").unlink()
     with pytest.raises(UserError, match="holds a search with other settings"):
         runs.train(other, resume=True)
@@ -115,12 +117,11 @@ def test_a_trial_that_falls_behind_is_pruned(values, tmp_path, monkeypatch):
     space = {"train.head_learning_rate": [0.05, 0.04]}
     changed = values | {"run_dir": str(tmp_path / "run")}
     changed["search"] = {"trials": 6, "space": space}
-    real = train_watched
 
     def poor(own, **options):
         watch = options["watch"]
         is_last = own.run_dir.endswith("0005")
-        return real(
+        return train_watched(
             own,
             resume=options["resume"],
             watch=lambda step, value: watch(step, -1.0 if is_last else value),
