@@ -311,7 +311,9 @@ def page(found: Comparison) -> str:
         title=f"{found.plan['source_model']}: which transfer",
         lead=sentences[1:],
         note=sentences[0],
-        pareto=chart(front, x="seconds of training", y=f"{metric}, {direction}"),
+        pareto=chart(
+            front, x="seconds of training", y=f"{metric}, {direction}", is_connected=False
+        ),
         curves=(
             chart(curves, x="training examples", y=f"{metric}, {direction}", logarithmic=True)
             if len(found.plan["shares"]) > 1

@@ -134,7 +134,8 @@ def test_a_source_from_random_weights_has_lost_its_own(compared, text_backbone):
     folder, _ = compared
     name = "embeddings.position_embeddings.weight"  # hardly trained: mostly unused rows
     source = load_file(text_backbone / "model.safetensors")[name][100:]
-    scratch = load_file(folder / "cells" / "scratch-1-0" / "model" / "model.safetensors")
+    # The first seed is the one that the backbone of these tests was drawn from.
+    scratch = load_file(folder / "cells" / "scratch-1-1" / "model" / "model.safetensors")
     tuned = load_file(folder / "cells" / "end_to_end-1-0" / "model" / "model.safetensors")
     assert (scratch[name][100:] - source).abs().mean() > 0.01
     assert (tuned[name][100:] - source).abs().mean() < 0.002
