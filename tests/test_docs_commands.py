@@ -78,6 +78,8 @@ COMMANDS = {
     "mmtransfer predict runs/news --data archive.jsonl --output classified.jsonl": RUN,
     "mmtransfer predict ... --output FILE --resume": OPTIONS,
     "mmtransfer predict runs/sounds --audio alarm.wav": RUN,
+    "mmtransfer monitor runs/my_site gate.mp4 --sounds runs/sounds --sound-thresholds default=0.9 "
+    "dog=0.6 --output gate.jsonl gate.html": RUN,
     "mmtransfer publish runs/my_site USER/NAME --dry-run": RUN,
     "mmtransfer publish runs/my_site USER/NAME": OPTIONS,  # tests/hub/test_publishing.py does it
     "mmtransfer backbones": RUN,

@@ -125,6 +125,18 @@ def _add_recognition(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sentiment", metavar="MODEL", help="classify each transcript with this model"
     )
+    parser.add_argument(
+        "--sounds",
+        metavar="MODEL",
+        help="report sounds (alarm, glass, ...) that this model of sound classes finds",
+    )
+    parser.add_argument(
+        "--sound-thresholds",
+        nargs="+",
+        action=_Thresholds,
+        metavar="CLASS=P",
+        help="probability over which a sound is reported, by class; default=P for the others (0.8)",
+    )
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
@@ -187,6 +199,15 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quiet", action="store_true", default=False, help="print no transcript lines"
     )
+
+
+class _Thresholds(argparse.Action):
+    """CLASS=P ... as a dictionary; what P may be is checked where the options are."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        pairs = [value.rpartition("=") for value in values]
+        found = {name.strip(): _number(level) for name, _, level in pairs}
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), **found})
 
 
 def _number(text: str) -> int | float | str:
@@ -283,6 +304,11 @@ def summary(stats: MonitorStats) -> str:
     """The last line of a run."""
     rejected = ", ".join(f"{count} {reason}" for reason, count in stats.rejected.items())
     dropped = f"; {stats.dropped} dropped" if stats.dropped else ""
+    if stats.sounds:
+        counts = ", ".join(f"{count} {label}" for label, count in sorted(stats.sounds.items()))
+        dropped += f"; sounds: {counts}"
+    if stats.unclassified_s:
+        dropped += f"; {stats.unclassified_s:.1f} s in which sounds were not classified"
     if stats.revised or stats.not_revised:
         late = f" ({stats.not_revised} turns not, for lack of time)" if stats.not_revised else ""
         dropped = f"; {stats.revised} of {stats.lines} lines revised{late}{dropped}"

@@ -2,6 +2,7 @@
 
 from mmtransfer.monitoring.events import (
     Alert,
+    ClassifiedSound,
     Item,
     Occurrence,
     Partial,
@@ -25,6 +26,7 @@ from mmtransfer.speech.segments import Segment, SegmenterSettings
 __all__ = [
     "Alert",
     "Camera",
+    "ClassifiedSound",
     "Item",
     "Journal",
     "LiveSettings",

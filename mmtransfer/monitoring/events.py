@@ -24,6 +24,8 @@ class Occurrence(StrEnum):
     """Files of a folder whose suffixes are not those of recordings."""
     NO_CLIP = "no clip"
     """What was around an alert could not be kept."""
+    UNCLASSIFIED = "unclassified"
+    """Sounds of a live source were not classified, for lack of time."""
 
 
 class LineKind(StrEnum):
@@ -35,6 +37,7 @@ class LineKind(StrEnum):
     """A segment was dropped because the queue was full."""
     ALERT = "alert"
     SOUND = "sound"
+    SOUND_CLASS = "sound class"
     READING = "reading"
     """A file of a folder is being transcribed."""
     FILE = "file"
@@ -164,6 +167,29 @@ class Sound:
 
 
 @dataclass(frozen=True)
+class ClassifiedSound:
+    """A sound of a class that is reported, once it is over."""
+
+    camera: str
+    id: str
+    label: str
+    """Its class."""
+    start: float
+    """Seconds, as for segments."""
+    end: float
+    probability: float
+    """The highest while it lasted, smoothed over time."""
+    clip: str | None = None
+    """As for alerts."""
+    event: LineKind = LineKind.SOUND_CLASS
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """As for loud sounds."""
+        return self.id, ""
+
+
+@dataclass(frozen=True)
 class SourceEvent:
     """Something happened to a source."""
 
@@ -279,9 +305,11 @@ class SourceEnd:
         return {"camera": self.camera, "event": LineKind.CUT, **read, "detail": str(self.error)}
 
 
-Item = Transcript | Partial | Alert | Sound | SourceEvent | SourceEnd
+Raised = Alert | Sound | ClassifiedSound
+"""What is sent to those who are to know."""
+Item = Transcript | Partial | Raised | SourceEvent | SourceEnd
 """What a monitor hands out."""
-Shown = Transcript | Partial | Alert | Sound
+Shown = Transcript | Partial | Raised
 """Of that, what is for those who follow a source."""
 
 

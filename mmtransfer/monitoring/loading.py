@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint, resolve
 from mmtransfer.monitoring.decoding import TextClasses
@@ -14,6 +16,7 @@ from mmtransfer.monitoring.events import Transcript
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS
 from mmtransfer.monitoring.monitor import Monitor
 from mmtransfer.monitoring.options import RecognitionOptions
+from mmtransfer.monitoring.sound_events import SoundClasses
 from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.monitoring.sources.kinds import goes_on
 from mmtransfer.monitoring.sources.live import LiveSettings
@@ -81,6 +84,9 @@ def load_monitor(
         if camera.model or camera.language
     }
     classifier = text_classifier(found[model.sentiment]) if model.sentiment else None
+    sounds = None
+    if model.sounds:
+        sounds = sound_classes(found[model.sounds], model.sound_thresholds or {}, model.device)
     own = recognizer_for(model.model, model.language)
     if has_live:
         for recognizer in opened.values():
@@ -92,6 +98,7 @@ def load_monitor(
         others=others,
         classifier=classifier,
         alert_clips=alert_clips,
+        sounds=sounds,
         lines=model.lines,
         with_words=model.words,
     )
@@ -105,7 +112,8 @@ def resolve_models(
     Raises:
         UserError: a model that cannot be found.
     """
-    names = [options.model, *(camera.model for camera in cameras), options.sentiment]
+    own = [camera.model for camera in cameras]
+    names = [options.model, *own, options.sentiment, options.sounds]
     return {name: resolve(name) for name in dict.fromkeys(names) if name is not None}
 
 
@@ -129,6 +137,33 @@ def text_classifier(checkpoint: Checkpoint) -> TextClasses:
         return [(verdict.label, verdict.probabilities[verdict.label]) for verdict in found]
 
     return classifier
+
+
+def sound_classes(
+    checkpoint: Checkpoint, thresholds: Mapping[str, float], device: str
+) -> SoundClasses:
+    """What classifies sounds with a model, on a device as in `RecognitionOptions`.
+
+    Raises:
+        UserError: not a sound classifier, a threshold of a class that it does not have, or a device
+            that is not there.
+    """
+    from mmtransfer.config import RuntimeConfig
+    from mmtransfer.runtime import choose_device
+    from mmtransfer.sound.classifier import load_sound_model
+
+    model = load_sound_model(checkpoint)
+    where = choose_device(RuntimeConfig.model_validate({"device": device}))
+    model.network.to(where)
+
+    def classify(windows: Sequence[np.ndarray]) -> np.ndarray:
+        def piece(number: int, start: int, end: int) -> np.ndarray:
+            return windows[number][start:end]
+
+        lengths = [len(window) for window in windows]
+        return model.probabilities(model.logits(lengths, piece, device=where))
+
+    return SoundClasses(model.labels, model.window_s, classify, thresholds)
 
 
 def monitor(

@@ -1,4 +1,4 @@
-"""Recordings of what was around an alert or a loud sound."""
+"""Recordings of what was around an alert or a sound."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from mmtransfer.monitoring.events import Alert, Occurrence, Sound, SourceEvent, recording_of
+from mmtransfer.monitoring.events import Occurrence, Raised, SourceEvent, recording_of
 from mmtransfer.monitoring.sources.clips import AROUND_S, clip_path, cut_recording
 from mmtransfer.monitoring.sources.source import Source
 
@@ -32,7 +32,7 @@ class Moments:
             return None
         return str(clip_path(self._folder, source.name, moment))
 
-    def keep(self, source: Source, about: Alert | Sound) -> str | None:
+    def keep(self, source: Source, about: Raised) -> str | None:
         """Have the recording around an alert or sound kept; returns where it will be."""
         moment = about.key[0]
         name = self.path(source, moment)

@@ -17,6 +17,7 @@ from mmtransfer.monitoring.lines import LineSettings
 from mmtransfer.monitoring.moments import Moments
 from mmtransfer.monitoring.ordering import Ordering
 from mmtransfer.monitoring.pipeline import Pipeline
+from mmtransfer.monitoring.sound_events import SoundClasses, SoundWorker
 from mmtransfer.monitoring.sources.cameras import Camera, named_cameras
 from mmtransfer.monitoring.sources.clips import Recorder
 from mmtransfer.monitoring.sources.folders import read_folder
@@ -46,7 +47,7 @@ class Monitor:
 
     `others` are recognisers of cameras, by name, that have their own. With `classifier`,
     transcripts carry the class of their text. In `alert_clips` a short recording is kept around
-    each alert.
+    each alert. With `sounds`, a thread of its own classifies the sounds of all sources.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Monitor:
         others: Mapping[str, Recognizer] | None = None,
         classifier: TextClasses | None = None,
         alert_clips: Path | None = None,
+        sounds: SoundClasses | None = None,
         lines: LineSettings | None = None,
         with_words: bool = False,
     ):
@@ -67,6 +69,7 @@ class Monitor:
         self._lines, self._with_words = lines or LineSettings(), with_words
         self._live = live or LiveSettings()
         self._spool_bytes, self._classifier, self._clips = spool_bytes, classifier, alert_clips
+        self._sounds = sounds
         self._stopping = threading.Event()
         self.stats = MonitorStats()
 
@@ -121,6 +124,9 @@ class Monitor:
         # Everything that happens, in one queue: segments, events, ends, and decoded batches.
         events: queue.Queue[Any] = queue.Queue()
         pipeline = self._pipeline(at_work, journal, clock, events)
+        sounds = None
+        if self._sounds is not None:
+            sounds = SoundWorker(self._sounds, events, stopping)
         started = time.monotonic()
         try:
             pipeline.take_up()
@@ -132,12 +138,18 @@ class Monitor:
                     source.recorder = Recorder()
                 read = read_camera if source.is_live else read_recording
                 reader = self._reader(source, events, stopping, clock)
+                if sounds is not None:
+                    reader.sounds = sounds.stream(source)
                 readers.append(reader.start(read_folder if source.is_folder else read))
+            if sounds is not None:
+                sounds.start()
             yield from pipeline.items(stopping)
         finally:
             stopping.set()
             self._stopping = threading.Event()  # of the next run
             pipeline.close()
+            if sounds is not None:
+                sounds.close()
             # A thread inside native code when the interpreter exits would abort the process.
             deadline = time.monotonic() + _READER_EXIT_S
             for thread in readers:

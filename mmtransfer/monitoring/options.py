@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +40,7 @@ class OptionError(UserError):
 
 @dataclass(frozen=True)
 class RecognitionOptions:
-    """How speech becomes lines of text.
+    """How speech becomes lines of text, and which sounds are reported.
 
     Raises:
         UserError: a value that cannot be used.
@@ -73,6 +73,10 @@ class RecognitionOptions:
     """Longest line of text, in characters; subtitles put half on each of two rows."""
     sentiment: str | None = None
     """Model that classifies each transcript."""
+    sounds: str | None = None
+    """A model that classifies the sounds of every source, whether somebody speaks or not."""
+    sound_thresholds: Mapping[str, float] | None = None
+    """Probability over which a sound is reported, by class; `default` is for the others (0.8)."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -81,6 +85,8 @@ class RecognitionOptions:
                 value = getattr(self, field.name)
                 if not is_usable(value) and value != field.default:
                     raise OptionError(field.name, expected, value)
+        if self.sound_thresholds and self.sounds is None:
+            raise OptionError("sounds", "a sound classifier for sound_thresholds", self.sounds)
 
     @property
     def decoding(self) -> DecodingOptions:
@@ -234,6 +240,12 @@ def _is_list_of(is_usable: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return check
 
 
+def _is_thresholds(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_text(name) and _is_number(level) and 0 < level <= 1 for name, level in value.items()
+    )
+
+
 _FLAG = (lambda value: isinstance(value, bool), "true or false")
 _FOLDER = (_is_path, "a folder")
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -253,6 +265,8 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "line_s": (lambda value: _is_number(value) and 0 < value < math.inf, "seconds above 0"),
     "line_characters": (lambda value: _is_count(value) and value >= 1, "a number of 1 or more"),
     "sentiment": (_is_text, "a sentiment model"),
+    "sounds": (_is_text, "a sound classifier"),
+    "sound_thresholds": (_is_thresholds, "classes with probabilities over 0 and up to 1"),
     "sources": (
         _is_list_of(lambda value: _is_path(value) or isinstance(value, Camera)),
         "a list of paths, addresses and cameras",

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmtransfer.monitoring.decoding import Decoder, Found, Rejected, Result, joined, lines_of
 from mmtransfer.monitoring.events import (
+    ClassifiedSound,
     FileDone,
     Item,
     LineKind,
@@ -135,6 +136,8 @@ class Pipeline:
     # --- what happens -------------------------------------------------------------------------
 
     def _take_in(self, event: Any) -> None:
+        if isinstance(event, Exception):
+            raise event
         if isinstance(event, Decoded):
             self._take_results(event)
             return
@@ -147,9 +150,11 @@ class Pipeline:
             if item.event in (Occurrence.CONNECTED, Occurrence.LOST):
                 source.stats.is_connected = item.event == Occurrence.CONNECTED
             self._ordering.add(item)
-        elif isinstance(item, Sound):
+        elif isinstance(item, Sound | ClassifiedSound):
             if not source.is_known_sound(item):
                 source.stats.alerts += 1
+                if isinstance(item, ClassifiedSound):
+                    source.stats.sounds[item.label] += 1
                 self._ordering.add(replace(item, clip=self._moments.keep(source, item)))
         elif isinstance(item, Recording | FileDone):
             if isinstance(item, Recording):

@@ -15,7 +15,7 @@ from mmtransfer.cache import make_private
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.monitoring.delivery import open_channels, take_up
-from mmtransfer.monitoring.events import Alert, Item, Shown, Sound, SourceEnd, SourceEvent, Stopped
+from mmtransfer.monitoring.events import Item, Raised, Shown, SourceEnd, SourceEvent, Stopped
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.keywords import Keywords
 from mmtransfer.monitoring.loading import load_monitor, resolve_models
@@ -129,7 +129,7 @@ class Session:
             if isinstance(item, Shown):
                 for sink in self._files[item.camera]:
                     sink.write(item)
-            if isinstance(item, Alert | Sound):
+            if isinstance(item, Raised):
                 for channel in self._channels.values():
                     channel.send(asdict(item))
             yield item

@@ -37,7 +37,11 @@ class CameraStats:
     waiting: int = 0
     """Segments cut, and not decoded yet."""
     alerts: int = 0
-    """Keywords that were transcribed, and loud sounds."""
+    """Keywords that were transcribed, loud sounds, and sounds of classes."""
+    sounds: Counter[str] = field(default_factory=Counter)
+    """Sounds of classes, by class."""
+    unclassified_s: float = 0.0
+    """Audio of a live source in which there was no time to classify sounds."""
     is_connected: bool = False
     """Of a live source, whether audio comes."""
     failure: str = ""
@@ -131,6 +135,16 @@ class MonitorStats:
     def dropped(self) -> int:
         """Segments dropped because the queue was full."""
         return sum(camera.dropped for camera in self.cameras.values())
+
+    @property
+    def sounds(self) -> Counter[str]:
+        """Sounds of classes, by class."""
+        return sum((camera.sounds for camera in self.cameras.values()), Counter())
+
+    @property
+    def unclassified_s(self) -> float:
+        """Audio in which there was no time to classify sounds."""
+        return sum(camera.unclassified_s for camera in self.cameras.values())
 
     @property
     def events(self) -> Counter[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from mmtransfer.transfer.adapters import load_merged, save_adapter
 from mmtransfer.transfer.encoders import SpeechEncoder, encoder_family, speech_encoder
 from mmtransfer.transfer.networks import Network, build_head, check_base, read_head, write_head
 
+logger = logging.getLogger(__name__)
 LONGEST_S = 30.0
 """Longest window."""
 BATCH_SECONDS = 120.0
@@ -99,7 +101,9 @@ class SoundModel:
         return [(start, min(start + size, samples)) for start in found]
 
     def context_s(self, seconds: float) -> float:
-        """Context of a window: its length on the grid of steps."""
+        """Context of a window: its length on the grid of steps, or that of the encoder's input."""
+        if self.encoder.input_samples is not None:
+            return self.encoder.input_samples / SAMPLE_RATE
         return context_step_s(min(seconds, self.window_s), LONGEST_S)
 
     def inputs(self, pieces: Sequence[np.ndarray], context_s: float) -> dict[str, torch.Tensor]:
@@ -271,7 +275,7 @@ def new_sound_model(
     if checkpoint.kind == "sound":
         found = load_sound_model(checkpoint)
         # Its weights are in no public place, so what comes of it is saved whole.
-        found.base, found.window_s = Base(source), data.window_seconds
+        found.base, found.window_s = Base(source), window_length_s(found.encoder, data)
         wanted = head.model_dump(exclude={"dropout", "type"})
         same_head = wanted == found.network.config.model_dump(exclude={"dropout", "type"})
         if same_head and found.labels == labels and found.is_multi == is_multi:
@@ -289,7 +293,21 @@ def new_sound_model(
         base = checkpoint.as_base()
     module = build_head("classifier", encoder.width, encoder.depth, len(labels), head, seed)
     network = Network(encoder, module, head)
-    return SoundModel(network, extractor, labels, data.window_seconds, is_multi, base, 1.0, source)
+    window_s = window_length_s(encoder, data)
+    return SoundModel(network, extractor, labels, window_s, is_multi, base, 1.0, source)
+
+
+def window_length_s(encoder: SpeechEncoder, data: DataConfig) -> float:
+    """Length of the windows of clips: as configured, and no more than the encoder takes."""
+    most = encoder.input_samples
+    if most is None or data.window_seconds * SAMPLE_RATE <= most:
+        return data.window_seconds
+    logger.warning(
+        "data.window_seconds: %g s is more than the encoder takes; clips are cut into windows of "
+        "%.2f s, whose probabilities are averaged",
+        *(data.window_seconds, most / SAMPLE_RATE),
+    )
+    return most / SAMPLE_RATE
 
 
 def load_sound_model(checkpoint: Checkpoint) -> SoundModel:

@@ -267,6 +267,11 @@ def new_ctc_model(
                 "transfer.merge_adapter: true, or name the model that it stands on."
             )
         encoder = speech_encoder(_load_encoder(checkpoint))
+        if encoder.input_samples is not None:
+            raise UserError(
+                f"{source}: expected a speech encoder, found one of sounds "
+                f"({checkpoint.architecture}). Train it with task: sound."
+            )
         extractor = _load_extractor(source, checkpoint.folder)
         base = checkpoint.as_base()
     module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, seed)

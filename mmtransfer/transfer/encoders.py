@@ -21,6 +21,7 @@ from torch.nn import functional
 from mmtransfer.data.files import read_object
 from mmtransfer.errors import UserError
 from mmtransfer.hub.loading import load_weights
+from mmtransfer.transfer.filterbank import FRAME, HOP, filterbank, frame_count
 from mmtransfer.transfer.stages import rest_of
 
 ENCODER_FRAMES_PER_SECOND = 50
@@ -216,6 +217,8 @@ class SpeechEncoder(nn.Module, ABC):
     """
     fixed: list[nn.Module]
     """Modules that are never trained."""
+    input_samples: int | None = None
+    """Samples that its input holds, where that has one length; what is shorter is padded."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -563,12 +566,74 @@ class FastConformerEncoder(SpeechEncoder):
         return int(self.model._get_subsampling_output_length(mels))
 
 
+class SpectrogramEncoder(SpeechEncoder):
+    """Audio Spectrogram Transformer (Gong et al. 2021). Input is `{"features": log-mel}` of one
+    length, whatever a clip's: 1024 frames of 10 ms in those of AudioSet.
+
+    A spectrogram is cut into patches; states are those of the two tokens that stand for the whole
+    and of the patches, which come in the order of time here, all bands of a moment together: the
+    patches of a clip that is shorter than the input come first.
+    """
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        config = model.config
+        self.width, self.depth = int(config.hidden_size), int(config.num_hidden_layers)
+        self._bands, self._moments = model.embeddings.get_shape(config)
+        self._mels, self._frames = int(config.num_mel_bins), int(config.max_length)
+        self.input_samples = FRAME + (self._frames - 1) * HOP
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The transformer layers."""
+        found: nn.ModuleList = self.model.layers
+        return found
+
+    @property
+    def front(self) -> list[nn.Module]:
+        """Patches, positions and the two tokens."""
+        return [self.model.embeddings]
+
+    def inputs(
+        self, extractor: Any, clips: Sequence[np.ndarray], samples: int
+    ) -> dict[str, torch.Tensor]:
+        """Log-mels, padded with zeros before they are scaled, as the model's own extractor does."""
+        rows = torch.zeros(len(clips), self._frames, self._mels)
+        for row, clip in zip(rows, clips, strict=True):
+            found = filterbank(clip[: self.input_samples], self._mels)
+            row[: len(found)] = found
+        if extractor.do_normalize:
+            rows = (rows - extractor.mean) / (2 * extractor.std)
+        return {"features": rows.transpose(1, 2)}
+
+    def enter(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """[clip, mel, frame] -> [clip, 2 + patch, width]."""
+        hidden = self.model.embeddings(inputs["features"].transpose(1, 2))
+        patches = hidden[:, 2:].unflatten(1, (self._bands, self._moments))
+        return torch.cat([hidden[:, :2], patches.transpose(1, 2).flatten(1, 2)], 1)
+
+    def run(
+        self, hidden: torch.Tensor, start: int, stop: int, inputs: dict[str, torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """States layer by layer."""
+        for index in range(start, stop):
+            hidden = self.layers[index](hidden, None)
+            yield self.model.layernorm(hidden) if index + 1 == self.depth else hidden
+
+    def frames(self, samples: int) -> int:
+        """The two tokens, and the patches of the moments that begin within the clip."""
+        config = self.model.config
+        found = min(frame_count(samples), self._frames) - config.patch_size
+        return 2 + self._bands * max(1, found // config.time_stride + 1)
+
+
 ENCODERS: dict[str, type[SpeechEncoder]] = {
     "whisper": WhisperEncoder,
     "wav2vec2": WaveEncoder,
     "hubert": WaveEncoder,
     "wavlm": WavLmEncoder,
     "parakeet": FastConformerEncoder,
+    "audio-spectrogram-transformer": SpectrogramEncoder,
 }
 """By model type, or by its first word where a family has several (`_` between words)."""
 

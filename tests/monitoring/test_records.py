@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmtransfer.monitoring import Alert, Journal, Sound, SourceEnd, Transcript
+from mmtransfer.monitoring import Alert, ClassifiedSound, Journal, Sound, SourceEnd, Transcript
 from mmtransfer.monitoring.events import Delivery, FileDone, LineKind, NoText, Recording
 from mmtransfer.monitoring.journal.records import record_of
 
@@ -19,6 +19,7 @@ RECORDS = [
     (n := NoText("gate", "gate@1.000", 1.0, 2.5, "no room", LineKind.DROPPED), asdict(n)),
     (a := Alert("gate", "fire", "fair", 0.9, "gate@1.000", 1.0, 2.5, "fair"), asdict(a)),
     (s := Sound("gate", "gate@1.000#sound", 1.0, 1.25, -20.0, -50.0), asdict(s)),
+    (c := ClassifiedSound("gate", "gate@1.000#dog", "dog", 1.0, 3.0, 0.9), asdict(c)),
     (f := FileDone("a.wav", 10, 20, 30, 1.5, "ab", 16, "b.wav", 0.5), f.line("gate")),
     (r := Recording("a.wav", 30, "gate/a.wav", 1.5, 10, "ab", Path()), r.line("gate")),
     (d := Delivery("gate", "webhook", "gate@1.000", "fire"), d.line()),

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _HEADER = "journal.json"
 _FORMAT = 2
 _ROTATE_BYTES = 64 << 20
+_SENT = (LineKind.ALERT, LineKind.SOUND, LineKind.SOUND_CLASS)
 _LONGEST_LINE = 16 << 20  # bytes; what is longer is damaged
 _SAMPLE_BYTES = 1 << 16  # of a recording, that tell it from another of the same name
 
@@ -238,7 +239,7 @@ class Journal:
             raise
 
     def _text(self, line: Mapping[str, Any]) -> str:
-        if self.channels and line.get("event") in (LineKind.ALERT, LineKind.SOUND):
+        if self.channels and line.get("event") in _SENT:
             line = {**line, "to": self.channels}
         return json_line(line) + "\n"
 

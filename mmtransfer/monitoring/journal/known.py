@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmtransfer.monitoring.events import (
+    ClassifiedSound,
     FileDone,
     FolderState,
     LineKind,
@@ -32,6 +33,8 @@ class Known:
         """What was read of folders, by camera."""
         self.sounds: dict[str, dict[str, list[float]]] = {}
         """When there were loud sounds, by camera and recording."""
+        self.classified: dict[str, list[ClassifiedSound]] = {}
+        """Sounds of classes, by camera."""
         self._reading: dict[str, dict[str, Recording]] = {}  # by camera and beginning of ids
 
     def add(self, line: Mapping[str, Any]) -> None:
@@ -66,6 +69,10 @@ class Known:
             sound = record_of(line)
             assert isinstance(sound, Sound)
             self.sounds.setdefault(camera, {}).setdefault(of, []).append(sound.start)
+        elif line.get("event") == LineKind.SOUND_CLASS:
+            classified = record_of(line)
+            assert isinstance(classified, ClassifiedSound)
+            self.classified.setdefault(camera, []).append(classified)
         elif file is not None:
             # Segments come in order: what lies before the end of one has been decoded.
             begun = (end - file.at, file.size, file.probe)

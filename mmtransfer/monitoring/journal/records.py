@@ -11,23 +11,26 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from mmtransfer.monitoring.events import (
     Alert,
+    ClassifiedSound,
     Delivery,
     FileDone,
     LineKind,
     NoText,
+    Raised,
     Recording,
     Sound,
     SourceEnd,
     Transcript,
 )
 
-Record = Transcript | NoText | Alert | Sound | SourceEnd | Recording | FileDone | Delivery
+Record = Transcript | NoText | Raised | SourceEnd | Recording | FileDone | Delivery
 _CLASSES: dict[str | None, type] = {
     None: Transcript,
     LineKind.REJECTED: NoText,
     LineKind.DROPPED: NoText,
     LineKind.ALERT: Alert,
     LineKind.SOUND: Sound,
+    LineKind.SOUND_CLASS: ClassifiedSound,
     LineKind.FILE: FileDone,
 }
 # What stands for values that an earlier version may not have written: they say neither what was

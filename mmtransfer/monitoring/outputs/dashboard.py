@@ -20,7 +20,8 @@ _COUNTERS = {
     "segments": ("segments", "Segments with text."),
     "decoded_again": ("decoded_again", "Segments decoded again in longer contexts."),
     "dropped": ("dropped", "Segments for which there was no room."),
-    "alerts": ("alerts", "Keywords and loud sounds."),
+    "alerts": ("alerts", "Keywords, loud sounds and sounds of classes."),
+    "unclassified_seconds": ("unclassified_s", "Audio in which sounds were not classified."),
     "reconnects": ("reconnects", "Connections after the first."),
 }
 _GAUGES = {
@@ -105,14 +106,19 @@ class _Numbers:
         rejected = CounterMetricFamily(
             "mmtransfer_rejected", "Segments without text, by reason.", labels=["camera", "reason"]
         )
+        sounds = CounterMetricFamily(
+            "mmtransfer_sounds", "Sounds of classes, by class.", labels=["camera", "label"]
+        )
         delays = HistogramMetricFamily(
             "mmtransfer_delay_seconds", "From the end of speech to its text.", labels=["camera"]
         )
         for camera, numbers in cameras:
             for reason, count in sorted(numbers.rejected.copy().items()):
                 rejected.add_metric([camera, reason], count)
+            for label, count in sorted(numbers.sounds.copy().items()):
+                sounds.add_metric([camera, label], count)
             delays.add_metric([camera], *numbers.delay_histogram())
-        yield from (rejected, delays)
+        yield from (rejected, sounds, delays)
 
 
 def metrics(stats: MonitorStats) -> str:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from mmtransfer.data.printing import printable
-from mmtransfer.monitoring.events import Alert, Sound, Transcript
+from mmtransfer.monitoring.events import Raised, Transcript
 from mmtransfer.speech.recordings import AUDIO_SUFFIXES
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def report(source: str, items: Sequence[Transcript | Alert | Sound], *, folder: Path) -> str:
+def report(source: str, items: Sequence[Transcript | Raised], *, folder: Path) -> str:
     """The page; `folder` is where it will lie, from which the recording is found again.
 
     The recording itself is not part of the page: it plays while it lies where it was.

@@ -19,13 +19,20 @@ from typing import IO, Protocol
 from mmtransfer.cache import atomic_path, open_private
 from mmtransfer.data.printing import json_line, printable
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring.events import Alert, Partial, Sound, Transcript
+from mmtransfer.monitoring.events import (
+    Alert,
+    ClassifiedSound,
+    Partial,
+    Raised,
+    Shown,
+    Sound,
+    Transcript,
+)
 from mmtransfer.monitoring.lines import rows
 from mmtransfer.monitoring.outputs.report import report
 from mmtransfer.monitoring.sources.cameras import file_name
 from mmtransfer.speech.subtitles import escape_ass, escape_subtitle
 
-Shown = Transcript | Partial | Alert | Sound
 SUFFIXES = (".jsonl", ".srt", ".vtt", ".ass", ".txt", ".html")
 _OF_ONE_RECORDING = (".srt", ".vtt", ".ass", ".html")
 _EPOCH_S = 1e9  # times from here on are those of live sources, since 1970
@@ -47,7 +54,7 @@ def line(item: Transcript | Partial) -> str:
     return printable(f"{_span(item)} {item.text}{label}")
 
 
-def _span(item: Transcript | Partial | Sound) -> str:
+def _span(item: Transcript | Partial | Sound | ClassifiedSound) -> str:
     start, end = (clock(t, decimals=1) for t in (item.start, item.end))
     if item.start > _EPOCH_S:
         began, ended = datetime.fromtimestamp(item.start), datetime.fromtimestamp(item.end)
@@ -96,6 +103,9 @@ class StandardOutput:
         elif isinstance(item, Sound):
             louder = f"{item.level_db:.0f} dB, background {item.background_db:.0f} dB"
             print(clear + printable(f"SOUND {item.camera} {_span(item)}: {louder}"), flush=True)
+        elif isinstance(item, ClassifiedSound):
+            found = f"{item.label} ({item.probability:.2f})"
+            print(clear + printable(f"SOUND {item.camera} {_span(item)}: {found}"), flush=True)
         elif not self._quiet:
             mark = "~ " if item.revision else ""
             print(clear + mark + name + line(item), flush=True)
@@ -109,7 +119,7 @@ class ReportSink:
 
     def __init__(self, path: Path, source: str):
         self._path, self._source = path, source
-        self._items: list[Transcript | Alert | Sound] = []
+        self._items: list[Transcript | Raised] = []
 
     def write(self, item: Shown) -> None:
         """Note it."""
@@ -138,7 +148,10 @@ class FileSink:
         self._file.flush()
 
     def write(self, item: Shown) -> None:
-        """Write and flush one transcript."""
+        """Write and flush one transcript; in JSON Lines also the class of a sound, an `event`."""
+        if isinstance(item, ClassifiedSound) and self._path.suffix == ".jsonl":
+            self._file.write(json_line(asdict(item)) + "\n")
+            self._file.flush()
         if not isinstance(item, Transcript):
             return
         self._count += 1

@@ -281,7 +281,7 @@ class _Chain:
             if after and self._handed_on > after.begins:
                 reach = after.known_s + self._handed_on - after.begins
                 done = replace(done, into=after.name, into_s=round(reach, 3))
-            self._reader.report(done)
+            self._reader.report_last(done)
 
 
 def read_folder(reader: Reader) -> None:
@@ -349,7 +349,7 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
         # Another recording under a known name, and what was added to one, has ids of its own.
         is_new = before is None and all(one.name != name for one in unread.before)
         of = f"{reader.name}/{name}" + ("" if is_new else f"~{done.mtime_ns:x}")
-        known_s = before.seconds if before is not None else 0.0
+        known_s = done_s = before.seconds if before is not None else 0.0
         distances = [one.follows(name, at, known_s) for one in chains]
         if any(distances):
             chain = chains[distances.index(min(filter(None, distances)))]
@@ -364,6 +364,10 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
         for block in stream_audio(path, channel=reader.channel):
             digest.feed(block)
             seconds += len(block) / SAMPLE_RATE
+            # Segments that were handed on say nothing of sounds: those end with their file.
+            fresh = min(len(block), round((seconds - done_s) * SAMPLE_RATE))
+            if fresh > 0:
+                reader.classify(block[-fresh:], at + seconds - fresh / SAMPLE_RATE, of)
             fresh = round((seconds - known_s) * SAMPLE_RATE)
             if fresh > 0:
                 chain.feed(block[-fresh:])
@@ -381,8 +385,9 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
     if seconds:
         made, hashed = digest.result()
         done = replace(done, seconds=seconds, digest=made, hashed=hashed)
+    reader.end_sounds()
     if chain is None:
-        reader.report(done)
+        reader.report_last(done)
     else:
         chain.end(done)
     return done

@@ -21,6 +21,7 @@ from mmtransfer.monitoring.events import (
     Stopped,
     segment_id,
 )
+from mmtransfer.monitoring.sound_events import SoundStream
 from mmtransfer.monitoring.sound_level import SoundLevel
 from mmtransfer.monitoring.sources.clips import Recorder
 from mmtransfer.monitoring.sources.live import (
@@ -91,6 +92,8 @@ class Reader:
     end_of_turn: EndOfTurn | None = None
     """What decides whether a pause of a live source ends a segment; None: its length alone."""
     loud_db: float | None = None
+    sounds: SoundStream | None = None
+    """Takes the audio in which sounds are classified, if any are."""
     recorder: Recorder | None = None
     channel: int | None = None
     """The one that is read, counted from 0; by default all, mixed."""
@@ -117,7 +120,10 @@ class Reader:
             end = SourceEnd(
                 public_address(self.source), self.name, error, self.size, round(self.read_s, 6)
             )
-            self.events.put((self.camera, end))
+            if self.sounds is not None:
+                self.sounds.end(end)
+            else:
+                self.report(end)
 
         thread = threading.Thread(target=run, name=f"reader {self.name}", daemon=True)
         thread.start()
@@ -135,6 +141,23 @@ class Reader:
     def report(self, item: Any) -> None:
         """Hand on something that needs no room."""
         self.events.put((self.camera, item))
+
+    def classify(self, samples: np.ndarray, at: float, of: str) -> None:
+        """Have the sounds in audio classified, if any are; the first sample is at `at` seconds."""
+        if self.sounds is not None:
+            self.sounds.feed(samples, at, of)
+
+    def end_sounds(self) -> None:
+        """Sounds end here: what is classified next does not follow the last audio."""
+        if self.sounds is not None:
+            self.sounds.finish()
+
+    def report_last(self, item: Any) -> None:
+        """Hand on something that says that all before it is dealt with, sounds included."""
+        if self.sounds is not None:
+            self.sounds.then(item)
+        else:
+            self.report(item)
 
     def segmenter(self) -> Segmenter | WindowSegmenter:
         """What cuts the speech of a recording."""
@@ -182,6 +205,7 @@ def read_recording(reader: Reader) -> None:
                 continue
             of = reader.name + (_of_its_own(block) if is_once else "")
             reader.hear(block[-fresh:], max(at, reader.known_s), sound, of)
+            reader.classify(block[-fresh:], max(at, reader.known_s), of)
             for segment in segmenter.feed(block[-fresh:]):
                 put(segment)
             if reader.stopping.is_set():
@@ -225,6 +249,7 @@ def read_camera(reader: Reader) -> None:
     def finish() -> None:
         if segmenter is None:
             return
+        reader.end_sounds()
         for segment in segmenter.finish():
             report(segment.moved(base))
         for window in turns.finish() if turns is not None else ():
@@ -255,6 +280,7 @@ def read_camera(reader: Reader) -> None:
             base = item.at - fed_s
         fed_s += len(item.samples) / SAMPLE_RATE
         reader.hear(item.samples, item.at, sound, reader.name)
+        reader.classify(item.samples, item.at, reader.name)
         for segment in segmenter.feed(item.samples):
             report(segment.moved(base))
         if turns is not None:

@@ -6,7 +6,13 @@ import threading
 from pathlib import Path
 
 from mmtransfer.data.printing import printable
-from mmtransfer.monitoring.events import FolderState, Recording, Sound, recording_of
+from mmtransfer.monitoring.events import (
+    ClassifiedSound,
+    FolderState,
+    Recording,
+    Sound,
+    recording_of,
+)
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS
 from mmtransfer.monitoring.journal.known import Known
 from mmtransfer.monitoring.keywords import Keywords
@@ -52,6 +58,7 @@ class Source:
         self.has_ended, self.known_s = False, 0.0
         """Of a recording: whether an earlier session has read all of it, or how much of it."""
         self._sounds: dict[str, list[float]] = {}
+        self._classified: dict[tuple[str, str], list[ClassifiedSound]] = {}
 
     def take_up(self, known: Known) -> None:
         """What an earlier session has dealt with."""
@@ -59,6 +66,8 @@ class Source:
         self.folder = known.folders.get(self.name, self.folder)
         if self.is_folder:
             self._sounds = known.sounds.get(self.name, {})
+        for sound in known.classified.get(self.name, ()):
+            self._classified.setdefault((recording_of(sound.id), sound.label), []).append(sound)
         end = known.ends.get(self.name)
         if end is None or self.is_live or self.is_folder or self.is_piped:
             return
@@ -69,10 +78,14 @@ class Source:
         else:  # it has grown, and is read on
             self.known_s = end.seconds
 
-    def is_known_sound(self, sound: Sound) -> bool:
+    def is_known_sound(self, sound: Sound | ClassifiedSound) -> bool:
         """Whether an earlier session has reported a sound; in a folder, where reading may begin in
-        the middle of a file, not at the very same time.
+        the middle of a file, not at the very same time. A sound of a class is known if it overlaps
+        one: probabilities differ by a little from batch to batch.
         """
+        if isinstance(sound, ClassifiedSound):
+            same = self._classified.get((recording_of(sound.id), sound.label), ())
+            return any(one.start < sound.end and sound.start < one.end for one in same)
         times = self._sounds.get(recording_of(sound.id), ())
         return sound.id in self.known or any(abs(at - sound.start) < _SAME_SOUND_S for at in times)
 
