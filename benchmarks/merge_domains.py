@@ -1,6 +1,6 @@
 """Several domains in one: single models merged, against the best of them and joint training.
 
-    python benchmarks/merge_domains.py --data ../shared/data/product_reviews --work /tmp/merge
+    python benchmarks/merge_domains.py --data product_reviews --work work
 
 Every domain's reviews are split 4 to 1; each is trained on its own from MiniLM, all are trained
 together, and the single ones are merged by every method. A run that is finished is used again.
