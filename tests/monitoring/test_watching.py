@@ -558,7 +558,7 @@ def test_the_command_shows_the_table_and_the_lines(whisper_tiny, short_video, ca
         (["-", "-"], "given twice"),
         (["pcm:0"], "such as pcm:16000"),
         (["--output", str(VIDEO.with_suffix(".json"))], "unknown output format"),
-        (["--loud", "-3"], "expected decibels"),
+        (["--loud", "-3"], "expected dB above the background level"),
     ],
 )
 def test_wrong_options_are_one_line_before_any_work(more, message, capsys, monkeypatch):
