@@ -59,6 +59,8 @@ COMMANDS = {
     "runs/few": TRAIN_SLOWLY,
     "mmtransfer train configs/sound/feature.yaml --data.train sounds --run-dir runs/sounds": TRAIN,
     "mmtransfer train ... --resume": OPTIONS,
+    "mmtransfer train": OPTIONS,
+    "mmtransfer evaluate": OPTIONS,
     "mmtransfer relate configs/news_sentiment/feature.yaml --data.train books.csv "
     """--data.source_domain '{"dvd": "dvd.csv", "chinese": "zh.csv"}' --candidates runs/other""": OPTIONS,
     "mmtransfer lr-range configs/news_sentiment/end_to_end.yaml --data.train books.csv": OPTIONS,
@@ -109,6 +111,8 @@ COMMANDS = {
     "--reference desk_10min.json --set ljspeech=ljspeech --set telephone=telephone_prompts --set "
     "grid=grid_s1/validation --set held_out_voices=held_out --noise noise --run runs/grid "
     "--run-data grid_s1/validation": OPTIONS,
+    "python benchmarks/recognition.py --peer-python peer/bin/python --video desk_10min.mp4 "
+    "--reference desk_10min.json --repeats 2": OPTIONS,
     "python benchmarks/sentiment.py --train sst2/train.csv --validation sst2/validation.csv": OPTIONS,
     "python benchmarks/stock_pipeline.py runs/grid/model grid_s1/validation": OPTIONS,
     "python benchmarks/training_speed.py --data grid_s1/train": OPTIONS,
@@ -130,6 +134,7 @@ COMMANDS = {
     "pip install --no-index --find-links wheels '.[bundled]'": INSTALL,
     "pip install 'mmtransfer[mqtt]'": INSTALL,
     "pip install 'mmtransfer[transport]'": INSTALL,
+    "pip install 'mmtransfer[search]'": INSTALL,
     "pip install '.[docs]' && mkdocs serve": INSTALL,
     "accelerate launch": INSTALL,  # tests/transfer/test_trainer.py launches two processes
     "accelerate config": INSTALL,
@@ -306,7 +311,7 @@ def test_the_options_of_a_command_exist(command):
         known = {option for action in parser._actions for option in action.option_strings}
         if "--train.steps" in known:
             known |= {f"--{name}" for name in field_names()}
-        if words[1] == "train" and words[2].endswith(".yaml"):
+        if words[1] == "train" and words[2:] and words[2].endswith(".yaml"):
             assert list(ROOT.glob(words[2].replace("STRUCTURE", "*")))
         assert set(flags) <= known
     else:
