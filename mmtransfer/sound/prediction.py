@@ -68,7 +68,8 @@ def predict_clips(
     """Classify every clip of a table or folder; returns how often each label was found.
 
     Rows keep their columns and get `label` and the probabilities, as with texts (see
-    `text.prediction.predict_file`). A clip that cannot be decoded gets an empty label, and a warning names it.
+    `text.prediction.predict_file`). A clip that cannot be decoded gets an empty label,
+    and a warning names it.
 
     Raises:
         UserError: a model or data that cannot be used, or an output that is there already.
