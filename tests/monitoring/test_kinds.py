@@ -105,7 +105,7 @@ def test_each_channel_is_a_source_of_its_own(tmp_path):
     assert found == [("call-1", 1), ("call-2", 2), ("memo-1", 1)]
     assert settle(settle(cameras)) == settle(cameras)
     assert [c.channels for c in settle(named_cameras([stereo]))] == ["mix"]
-    with pytest.raises(UserError, match="called as the camera 'call-2'"):
+    with pytest.raises(UserError, match="named like the camera 'call-2'"):
         settle([*cameras, Camera("call-2", str(mono))])
     with pytest.raises(UserError, match="comes once only"):
         settle([Camera("a", "-", channels="split")])

@@ -121,7 +121,7 @@ def test_one_bad_sample_costs_no_more_than_itself(tmp_path, speech, bad, rate, c
     expected, found = map(heard, paths)
     assert np.isfinite(found).all()
     assert segments(found) == segments(expected) != []
-    assert caplog.text.count("2 samples are no sound") == 1
+    assert caplog.text.count("2 samples are invalid") == 1
     assert np.isfinite(decode_clip(paths[1])).all()
 
 

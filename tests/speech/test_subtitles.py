@@ -117,7 +117,7 @@ def test_files_of_empty_cues_are_refused_and_some_are_counted(tmp_path, caplog):
 def test_cues_that_do_not_last_are_left_out_and_said(tmp_path, caplog):
     found = read(tmp_path, f"{T1}\na\n\n00:00:03,000 --> 00:00:03,000\nb\n\n{T3}\nc\n")
     assert [cue.text for cue in found] == ["a", "c"]
-    assert "1 cues that do not last, first at line 4" in caplog.text
+    assert "1 cues without duration, first at line 4" in caplog.text
 
 
 # --- captions as they are downloaded -------------------------------------------------------------
