@@ -79,7 +79,16 @@ def test_every_field_has_help_and_a_command_line_option():
         model: Any = Config
         for part in name.split(".")[:-1]:
             model = model.model_fields[part].annotation
-        if name in ("data", "augment", "transfer", "head", "train", "evaluation", "runtime"):
+        if name in (
+            "data",
+            "augment",
+            "transfer",
+            "head",
+            "train",
+            "evaluation",
+            "search",
+            "runtime",
+        ):
             continue
         assert f"--{name}" in result.stdout, name
         description = model.model_fields[leaf].description

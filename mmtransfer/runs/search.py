@@ -119,7 +119,8 @@ def _with_values(config: Config, values: dict[str, Any], run_dir: str) -> Config
 
 def _suggest(trial: Any, config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, values in config.search.space.items():
+    # Values are drawn in turn, so they must not depend on how a file orders its fields.
+    for name, values in sorted(config.search.space.items()):
         if not isinstance(values, SearchRange):
             # As JSON, since stages and the like are lists.
             choices = [json.dumps(value, sort_keys=True) for value in values]

@@ -224,7 +224,6 @@ def test_cameras_come_from_a_file(tmp_path, capsys):
         ("cameras: [3]", "camera 1: expected keys with values .* found 3"),
         ("cameras:\n- {name: a, url: b}\nother: 1", "found 'other'. Known are model, language"),
         ("cameras:\n- {name: a, url: b, keywords: ['']}", "camera 1: keywords"),
-        ("cameras:\n- {name: a, url: b, watch: [fire]}", "'watch' is called 'keywords' now"),
         ("cameras:\n- {name: a, url: b, loud_db: .inf}", "camera 1: loud_db"),
         ("cameras:\n- {name: 'a\\x07', url: b}".replace("'", '"'), "no control characters"),
         ("cameras:\n- {name: a, url: 'rtsp://[b'}", "camera 1: .* not an address"),

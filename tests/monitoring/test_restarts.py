@@ -332,5 +332,5 @@ def test_damaged_audio_in_the_spool_is_left_aside(tmp_path, caplog):
     cut.write_bytes(cut.read_bytes()[:-7])
     rubbish.write_bytes(b"\x00\xff")
     assert len(list(Spool(tmp_path).waiting())) == 1
-    assert caplog.text.count(": damaged") == 2
+    assert caplog.text.count(": corrupt") == 2
     assert len(list(tmp_path.glob("*.damaged"))) == 2

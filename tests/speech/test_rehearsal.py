@@ -198,7 +198,7 @@ def test_speech_without_transcripts_gets_the_sources(whisper_tiny, tmp_path, cap
         found = transcribe(speech, clips, config, CPU)
     texts = [clip.text for clip in found.clips]
     assert len(texts) == 3
-    assert "1 clips skipped: the source model is not confident" in caplog.text
+    assert "1 clips skipped, on which the source model is not confident" in caplog.text
     assert texts[0].startswith("The Council voted last night")
     # A second run finds them in the cache, in the same words.
     speech.model = speech.model.to("cpu")
@@ -228,12 +228,15 @@ def test_the_last_line_says_what_is_forgotten_and_what_helps(
     (tmp_path / "config.yaml").write_text(json.dumps(config))
 
     def rated(measured, rate):
-        def scores(*arguments):
+        def rerated(*arguments):
             found = measured(*arguments)
-            found["source speech"]["wer"] = rate
+            scores = found["source domain speech"]
+            clips = len(scores["outcomes"]["errors"])
+            scores["wer"] = rate
+            scores["outcomes"] |= {"errors": [round(100 * rate)] * clips, "units": [100] * clips}
             return found
 
-        return scores
+        return rerated
 
     monkeypatch.setattr(run_training, "_scores_before", rated(run_training._scores_before, 0.05))
     monkeypatch.setattr(run_training, "_scores", rated(run_training._scores, 0.08))

@@ -278,7 +278,7 @@ def test_long_recordings_are_cut_at_their_pauses(tmp_path):
             {"transfer": {"stages": [{"objective": "short_context"}]}},
             "task now; set task: short_context and remove the objective",
         ),
-        ({"head": {"type": "ctc"}}, "a Whisper with its decoder"),
+        ({"head": {"type": "ctc"}}, "needs a Whisper encoder-decoder"),
     ],
 )
 def test_impossible_configurations_are_one_line(

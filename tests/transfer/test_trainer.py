@@ -533,6 +533,7 @@ def test_run_folder_is_complete_and_loads_with_plain_transformers(data, random_w
         "config.yaml",
         "metrics.jsonl",
         "model",
+        "outcomes.json",
         "report.json",
     ]
     assert json.loads((run / "report.json").read_text()) == json.loads(json.dumps(report))
