@@ -120,7 +120,7 @@ def test_distances_grow_with_the_shift():
 
 def test_frechet_distance_is_that_of_gaussians_in_units_of_the_spread():
     rng = np.random.default_rng(3)
-    first, second = rng.normal(size=(2, 3000, 4))
+    first, second = rng.normal(size=(2, 1000, 4))
     # Means 2 apart in one dimension, another of twice the deviation: 4 + (2 - 1)².
     second = second * [1, 2, 1, 1] + [2, 0, 0, 0]
     spread = (1 + 1) + (1 + 4) / 2 + 1 + 1

@@ -537,8 +537,9 @@ def test_run_folder_is_complete_and_loads_with_plain_transformers(data, random_w
         "report.json",
     ]
     assert json.loads((run / "report.json").read_text()) == json.loads(json.dumps(report))
-    assert set(report["target"]) == {"before", "after"}
-    assert {"before", "after", "forgetting"} == set(report["source_domain"]["other"])
+    assert set(report["target"]) == {"before", "after", "monitored"}
+    keys = {"before", "after", "forgetting", "forgetting_test"}
+    assert keys == set(report["source_domain"]["other"])
     assert report["target"]["before"]["silence_clips"] == 1
     assert build_config(yaml.safe_load((run / "config.yaml").read_text())).train.steps == 6
 
