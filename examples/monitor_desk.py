@@ -30,6 +30,8 @@ class Desk:
 
 def main(arguments: list[str]) -> None:
     """Monitor a source until it ends."""
+    if len(arguments) < 2:
+        raise UserError("expected SOURCE and JOURNAL [WEBHOOK].")
     source, journal, *webhook = arguments
     options = MonitorOptions(
         "bundled:whisper-tiny.en",
