@@ -160,8 +160,8 @@ def _stand_in(root: Path, error: OSError) -> None:
 
 def put(path: Path, write: Callable[[Path], object]) -> Path:
     """Make the thing that is missing at a path from `cache_path`: `write` creates a file or folder
-    where it is told to. Returns where it lies: elsewhere, for as long as the process lives, where
-    the cache's disk is full.
+    at the path that it gets. Returns where it lies: elsewhere, for as long as the process lives,
+    where the cache's disk is full.
     """
     try:
         with atomic_path(path) as part:

@@ -206,9 +206,8 @@ def merge_adapters(
     names = [f"parent{number}" for number in range(len(adapters))]
     try:
         with safe_adapter(model, adapters[0]) as safe:
-            found = PeftModel.from_pretrained(
-                model, safe, adapter_name=names[0], use_safetensors=True, trust_remote_code=False
-            )
+            first = {"adapter_name": names[0], "use_safetensors": True}
+            found = PeftModel.from_pretrained(model, safe, trust_remote_code=False, **first)
         for name, folder in zip(names[1:], adapters[1:], strict=True):
             with safe_adapter(model, folder) as safe:
                 found.load_adapter(str(safe), adapter_name=name, use_safetensors=True)

@@ -17,7 +17,6 @@ from mmtransfer.config import DataConfig, HeadConfig, checked
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint, other_kind
 from mmtransfer.hub.files import METADATA, load_errors
-from mmtransfer.hub.loading import loading
 from mmtransfer.hub.metadata import Base, damaged, write_metadata
 from mmtransfer.hub.settings import check_labels
 from mmtransfer.progress import no_library_bars
@@ -29,9 +28,10 @@ from mmtransfer.speech.audio import (
     stream_audio,
 )
 from mmtransfer.speech.contexts import context_step_s
+from mmtransfer.speech.ctc import load_encoder, load_extractor
 from mmtransfer.speech.mixing import brought_up
 from mmtransfer.transfer.adapters import load_merged, save_adapter
-from mmtransfer.transfer.encoders import SpeechEncoder, encoder_family, speech_encoder
+from mmtransfer.transfer.encoders import SpeechEncoder, speech_encoder
 from mmtransfer.transfer.networks import Network, build_head, check_base, read_head, write_head
 
 logger = logging.getLogger(__name__)
@@ -288,8 +288,8 @@ def new_sound_model(
             "transfer.merge_adapter: true, or name the model that it stands on."
         )
     else:
-        encoder = speech_encoder(_load_encoder(checkpoint))
-        extractor = _load_extractor(source, checkpoint.folder)
+        encoder = speech_encoder(load_encoder(checkpoint))
+        extractor = load_extractor(source, checkpoint.folder)
         base = checkpoint.as_base()
     module = build_head("classifier", encoder.width, encoder.depth, len(labels), head, seed)
     network = Network(encoder, module, head)
@@ -326,7 +326,7 @@ def load_sound_model(checkpoint: Checkpoint) -> SoundModel:
     check_labels(labels, checkpoint.folder / METADATA)
     if not window_s or not isinstance(temperature, int | float) or not temperature > 0:
         raise damaged(checkpoint.folder / METADATA)
-    model = _load_encoder(checkpoint)
+    model = load_encoder(checkpoint)
     if checkpoint.recorded is not None:
         check_base(model, checkpoint.recorded)
     if checkpoint.adapter is not None:
@@ -336,26 +336,10 @@ def load_sound_model(checkpoint: Checkpoint) -> SoundModel:
     module = build_head("classifier", encoder.width, encoder.depth, len(labels), head, 0)
     read_head(checkpoint.folder, module)
     network = Network(encoder, module, head).eval()
-    extractor = _load_extractor(source, checkpoint.folder)
+    extractor = load_extractor(source, checkpoint.folder)
     found = SoundModel(
         network, extractor, labels, window_s, is_multi, base, float(temperature), source
     )
     with load_errors(source, "a sound classifier"):  # of settings that only show when it computes
         found.predict([np.zeros(SAMPLE_RATE, np.float32)], device="cpu")
     return found
-
-
-def _load_encoder(checkpoint: Checkpoint) -> Any:
-    family = encoder_family(checkpoint.architecture)
-    with loading(checkpoint.source, "a speech encoder", checkpoint.weights):
-        return family.load(checkpoint.weights, checkpoint.classes)
-
-
-def _load_extractor(source: str, folder: Path) -> Any:
-    from transformers import AutoFeatureExtractor
-
-    with loading(source, "a speech model", folder):
-        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
-    if extractor.sampling_rate != SAMPLE_RATE:
-        raise UserError(f"{source}: expected a model for 16 kHz, found {extractor.sampling_rate}.")
-    return extractor

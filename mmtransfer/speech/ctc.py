@@ -266,13 +266,13 @@ def new_ctc_model(
                 f"{source}: expected a whole model, found an adapter. Train it with "
                 "transfer.merge_adapter: true, or name the model that it stands on."
             )
-        encoder = speech_encoder(_load_encoder(checkpoint))
+        encoder = speech_encoder(load_encoder(checkpoint))
         if encoder.input_samples is not None:
             raise UserError(
                 f"{source}: expected a speech encoder, found one of sounds "
                 f"({checkpoint.architecture}). Train it with task: sound."
             )
-        extractor = _load_extractor(source, checkpoint.folder)
+        extractor = load_extractor(source, checkpoint.folder)
         base = checkpoint.as_base()
     module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, seed)
     network = Network(encoder, module, head)
@@ -348,7 +348,7 @@ def _load_transfer(checkpoint: Checkpoint, metadata: Metadata, language: str | N
     source, base = checkpoint.source, metadata.base
     if base is None or metadata.head is None or metadata.symbols is None:
         raise damaged(checkpoint.folder / METADATA)
-    model = _load_encoder(checkpoint)
+    model = load_encoder(checkpoint)
     if checkpoint.recorded is not None:
         check_base(model, checkpoint.recorded)
     if checkpoint.adapter is not None:
@@ -359,7 +359,7 @@ def _load_transfer(checkpoint: Checkpoint, metadata: Metadata, language: str | N
     module = build_head("ctc", encoder.width, encoder.depth, len(symbols), head, 0)
     read_head(checkpoint.folder, module)
     network = Network(encoder, module, head).eval()
-    extractor = _load_extractor(source, checkpoint.folder)
+    extractor = load_extractor(source, checkpoint.folder)
     return CtcModel(network, extractor, symbols, base, language or metadata.language, source)
 
 
@@ -388,17 +388,27 @@ def _load_library_model(checkpoint: Checkpoint, language: str | None) -> CtcMode
     network = Network(encoder, module, head).eval()
     base = (metadata.base if metadata else None) or checkpoint.as_base()
     known = metadata.language if metadata else None
-    extractor = _load_extractor(source, folder)
+    extractor = load_extractor(source, folder)
     return CtcModel(network, extractor, symbols, base, language or known, source)
 
 
-def _load_encoder(checkpoint: Checkpoint) -> Any:
+def load_encoder(checkpoint: Checkpoint) -> Any:
+    """The speech encoder of a checkpoint, of any family.
+
+    Raises:
+        UserError: no such encoder, or weights that do not fit it.
+    """
     family = encoder_family(checkpoint.architecture)
     with loading(checkpoint.source, "a speech encoder", checkpoint.weights):
         return family.load(checkpoint.weights, checkpoint.classes)
 
 
-def _load_extractor(source: str, folder: Path) -> Any:
+def load_extractor(source: str, folder: Path) -> Any:
+    """The feature extractor of a folder; `source` is for messages.
+
+    Raises:
+        UserError: none, or one that is not for 16 kHz.
+    """
     from transformers import AutoFeatureExtractor
 
     with loading(source, "a speech model", folder):

@@ -435,7 +435,7 @@ def best_ctc_path(scores: np.ndarray, symbols: np.ndarray, blank: int) -> list[i
 
 def snr_db(samples: np.ndarray) -> float | None:
     """Level of the louder half of a clip's frames over that of its quietest tenth, in dB; None for
-    digital silence. At most 60, as beyond nothing is heard of the noise.
+    digital silence. At most 60: more is inaudible.
     """
     frames = samples[: len(samples) // _FRAME * _FRAME].reshape(-1, _FRAME).astype(float)
     powers = np.sort((frames**2).mean(1))

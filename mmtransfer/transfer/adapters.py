@@ -216,9 +216,9 @@ def load_merged(model: Any, folder: Path, *, prefix: str = "") -> Any:
         with safe_adapter(model, folder, prefix=prefix) as plain, warnings.catch_warnings():
             # peft fills them at random and only warns.
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            merged = PeftModel.from_pretrained(
-                model, plain, use_safetensors=True, trust_remote_code=False
-            ).merge_and_unload()
+            safe = {"use_safetensors": True}
+            adapted = PeftModel.from_pretrained(model, plain, trust_remote_code=False, **safe)
+            merged = adapted.merge_and_unload()
     except Exception as error:  # peft raises whatever a wrong value brings about
         if isinstance(error, UserError):
             raise
