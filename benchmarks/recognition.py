@@ -6,7 +6,8 @@
         --noise noise --run runs/site --run-data grid_s1/validation
 
 - long recordings (`--long AUDIO`, repeated; the reference lies beside each as .json): the same as
-  speed, with the peer's default of five beams, and the words that are missing or made up.
+  speed, with the peer's default of five beams, and the words that are missing or made up. Each
+  system has one run of each, the first recording twice, and the sums over all are printed.
 - speed: `mmtransfer monitor` and faster-whisper on the same recording, the same weights in int8,
   the same number of threads, each as a process of its own, start-up included, in turn `--repeats`
   times; the smallest of each counts. Both have run once before, so both have what they cache.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -74,20 +76,36 @@ def package_model(source: str, folder: Path) -> Path:
     return folder
 
 
-def timed(command: list[str], threads: int) -> tuple[float, str]:
-    """Wall seconds and standard output of a process."""
+def timed(command: list[str], threads: int) -> tuple[float, float, str]:
+    """Wall seconds, processor seconds and standard output of a process."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    started = time.perf_counter()
+    used, started = processor_s(), time.perf_counter()
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode:
         sys.exit(f"{command[:4]} failed:\n{result.stderr[-2000:]}")
-    return time.perf_counter() - started, result.stdout
+    return time.perf_counter() - started, processor_s() - used, result.stdout
+
+
+def processor_s() -> float:
+    """Processor seconds of all processes started here that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+Measured = dict[str, tuple[float, float, jiwer.WordOutput]]
+"""Wall and processor seconds and errors of each system."""
 
 
 def speed(
-    arguments: argparse.Namespace, audio: str, items: Path, *, beams: int, repeats: int
-) -> None:
-    """Wall time and errors on one recording."""
+    arguments: argparse.Namespace,
+    audio: str,
+    items: Path,
+    *,
+    beams: int,
+    repeats: int,
+    with_full: bool = False,
+) -> Measured:
+    """Wall time and errors on one recording; without `repeats` the only run counts."""
     reference = " ".join(i["text"] for i in json.loads(items.read_text()))
     normalize = get_normalizer(default_normalizer(arguments.language))
     threads, language = str(arguments.threads), arguments.language or "en"
@@ -102,32 +120,44 @@ def speed(
         own = [threads, language, str(beams)]
         commands = {
             "mmtransfer": ours,
-            "mmtransfer --context full": [*ours, "--context", "full"],
+            **({"mmtransfer --context full": [*ours, "--context", "full"]} if with_full else {}),
             f"faster-whisper, sequential, beam {beams}": [*peer, "1", *own],
             f"faster-whisper, batch 8, beam {beams}": [*peer, "8", *own],
         }
-        seconds: dict[str, list[float]] = defaultdict(list)
+        seconds: dict[str, list[tuple[float, float]]] = defaultdict(list)
         found: dict[str, jiwer.WordOutput] = {}
         for repeat in range(repeats + 1):
             for name, command in commands.items():
-                wall, printed = timed(command, arguments.threads)
-                if repeat:  # the first fills the caches
-                    seconds[name].append(wall)
+                *spent, printed = timed(command, arguments.threads)
+                if repeat or not repeats:  # the first fills the caches
+                    seconds[name].append((spent[0], spent[1]))
                 if name.startswith("mmtransfer"):
                     texts = [json.loads(line)["text"] for line in output.read_text().splitlines()]
                 else:
                     texts = json.loads(printed)
                 found[name] = jiwer.process_words(normalize(reference), normalize(" ".join(texts)))
-    least = min(seconds["mmtransfer"])
+    measured = {name: (*min(seconds[name]), found[name]) for name in commands}
+    show(Path(audio).name, [measured])
+    return measured
+
+
+def show(title: str, recordings: list[Measured]) -> None:
+    """The table of one recording, or of several together."""
     print(
-        f"\n{Path(audio).name}\n\n| what | wall s | mmtransfer's share | WER | deletions | "
-        "insertions |\n|---|---|---|---|---|---|"
+        f"\n{title}\n\n| what | wall s | mmtransfer's share | CPU s | share | WER | deletions "
+        "| insertions |\n|---|---|---|---|---|---|---|---|"
     )
-    for name in commands:
-        wall, errors = min(seconds[name]), found[name]
+    own, own_used = (sum(each["mmtransfer"][of] for each in recordings) for of in (0, 1))
+    for name in recordings[0]:
+        wall, used = (sum(each[name][of] for each in recordings) for of in (0, 1))
+        errors = [each[name][2] for each in recordings]
+        deleted = sum(each.deletions for each in errors)
+        inserted = sum(each.insertions for each in errors)
+        wrong = deleted + inserted + sum(each.substitutions for each in errors)
+        words = wrong - inserted + sum(each.hits for each in errors)
         print(
-            f"| {name} | {wall:.2f} | {least / wall:.3f} | {errors.wer:.4f} | {errors.deletions} | "
-            f"{errors.insertions} |",
+            f"| {name} | {wall:.2f} | {own / wall:.3f} | {used:.2f} | {own_used / used:.3f} "
+            f"| {wrong / words:.4f} | {deleted} | {inserted} |",
             flush=True,
         )
 
@@ -249,9 +279,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
     if arguments.video and arguments.peer_python:
-        speed(arguments, arguments.video, arguments.reference, beams=1, repeats=arguments.repeats)
-    for audio in arguments.long if arguments.peer_python else ():
-        speed(arguments, audio, Path(audio).with_suffix(".json"), beams=5, repeats=1)
+        given = (arguments.video, arguments.reference)
+        speed(arguments, *given, beams=1, repeats=arguments.repeats, with_full=True)
+    if arguments.long and arguments.peer_python:
+        pairs = [(audio, Path(audio).with_suffix(".json")) for audio in arguments.long]
+        runs = [speed(arguments, *p, beams=5, repeats=p == pairs[0]) for p in pairs]
+        show("all of them", runs)
     if arguments.set:
         accuracy(arguments)
     if arguments.noise:

@@ -85,17 +85,18 @@ class FairQueue:
         jobs = self._waiting.setdefault(job.camera, [])
         jobs.insert(0 if job.is_repeat else len(jobs), job)
 
-    def take(self) -> list[Job]:
+    def take(self, workers: int = 1) -> list[Job]:
         """The next batch: the first segment of the source furthest behind, and others of its
-        kind.
+        kind; no more than its share, so that none of so many workers is left without at the end.
         """
         order = sorted(self._waiting, key=lambda camera: (self._clock[camera], camera))
         self._now = self._clock[order[0]]
         first = self._waiting[order[0]][0]
+        most = min(first.most, -(-len(self) // workers))
         batch: list[Job] = []
         for camera in order:
             for job in [job for job in self._waiting[camera] if job.kind == first.kind]:
-                if len(batch) == first.most:
+                if len(batch) == most:
                     break
                 self._remove(job)
                 self._clock[camera] += first.kind[1]

@@ -98,7 +98,9 @@ class Scheduler:
         return sum(not batch.is_turn for batch in self._running) < self._workers
 
     def _next_segments(self) -> Batch | None:
-        return Batch(self._waiting.take()) if self._waiting and self._has_worker else None
+        if not self._waiting or not self._has_worker:
+            return None
+        return Batch(self._waiting.take(self._workers))
 
     def _next_turn(self, is_ready: Callable[[Job], bool]) -> Batch | None:
         if sum(batch.is_turn for batch in self._running) >= _TURNS_AT_ONCE:

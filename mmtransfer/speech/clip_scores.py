@@ -169,7 +169,8 @@ def as_monitored(
                 options=options,
             )
             loaded: Any = found.engine
-            used.update(precision=loaded.precision, beams=loaded.beams)
+            shortest_s = loaded.shortest_context_s
+            used.update(precision=loaded.precision, beams=loaded.beams(shortest_s))
             known[language] = found
         return known[language]
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 SHORTEST_S = 0.5
 UNADAPTED_CONTEXT_S = 20.0
-"""Shortest context at which a Whisper that never saw short ones keeps its accuracy,"""
-UNADAPTED_CLIP_S = 15.0
-"""on clips of at most this length: it needs silence at the end, or it loops."""
-WINDOW_S = 28.0
-"""Speech that a Whisper takes in at a time: it was pretrained on windows of 30 s, and needs silence
-at the end."""
-SHORT_WINDOW_S = 16.0
-"""The same where an adapter has learnt contexts of that length: half the time (the encoder's
-attention grows with the square of the context) for as few errors."""
+"""Shortest context at which a Whisper that never saw short ones keeps its accuracy."""
+WINDOW_S = UNADAPTED_CONTEXT_S - 1.0
+"""Speech that a Whisper takes in at a time: what that context holds, with the silence at the end
+without which it loops. Windows of the pretrained 30 s have as many errors and take half as long
+again (attention grows with the square of the context)."""
+ADAPTED_CLIP_S = 15.0
+"""Longest clip of an adapter for short contexts that does not state its own."""
 _DOUBTFUL_S = 8.0  # the context of a doubtful short clip, before the full window
 
 
@@ -24,12 +22,21 @@ def clip_context_s(
     margin_s: float = 0.0,
     short_s: float = float("inf"),
 ) -> float:
-    """The context of a clip: its own length and a margin, and the longest for clips over `short_s`,
-    which a shorter one does not do justice to.
+    """The context of a clip: its own length and a margin; for clips over `short_s`, which a short
+    context does not do justice to, the least that the source's own weights decode.
     """
     if seconds > short_s:
-        return longest_s
+        own_s = own_context_s(min(short_s + margin_s, longest_s), longest_s)
+        return own_s if seconds <= own_s - UNADAPTED_CONTEXT_S + WINDOW_S else longest_s
     return context_step_s(max(seconds + margin_s, shortest_s), longest_s)
+
+
+def own_context_s(short_s: float, longest_s: float) -> float:
+    """Shortest context that the source's own weights decode beside an adapter for contexts of up to
+    `short_s`: the adapter decodes all shorter ones.
+    """
+    is_free = context_step_s(short_s, longest_s) < UNADAPTED_CONTEXT_S
+    return min(UNADAPTED_CONTEXT_S, longest_s) if is_free else longest_s
 
 
 def context_step_s(seconds: float, longest_s: float) -> float:

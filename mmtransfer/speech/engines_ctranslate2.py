@@ -29,10 +29,10 @@ from mmtransfer.hub.ctranslate2_files import merged, read_variables, write_varia
 from mmtransfer.progress import track
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.contexts import (
-    SHORT_WINDOW_S,
-    UNADAPTED_CLIP_S,
+    ADAPTED_CLIP_S,
     UNADAPTED_CONTEXT_S,
     WINDOW_S,
+    own_context_s,
 )
 from mmtransfer.speech.engine import (
     DecodingOptions,
@@ -46,13 +46,14 @@ from mmtransfer.speech.engine import (
 from mmtransfer.speech.logmel import MEL_FRAMES_PER_SECOND, log_mel
 
 logger = logging.getLogger(__name__)
-_CONVERTER_VERSION = "4"  # raise it when what is written changes
+_CONVERTER_VERSION = "5"  # raise it when what is written changes
 PRECISIONS = ("int8", "float16", "float32")
 """What models are kept and computed in."""
 _SETTINGS = "settings.json"
 _GENERATION = ("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id", "language")
 _FRAME_S = 0.02
 _BEAMS = 5  # fewer wrong words than greedy search, and than three, for little time
+_LONG_BEAMS = 3  # as few in windows, where five take half as long again
 _WORKERS = 4  # a large model gains more from cores than from batches side by side
 
 
@@ -178,7 +179,7 @@ def _convert_bundled(checkpoint: Checkpoint, compute_type: str, folder: Path) ->
         _let_end_win(folder / name / "config.json", config["eos_token_id"])
     tokenizer.save(str(folder / "tokenizer.json"))
     longest = float(extractor["chunk_length"])
-    short_s = UNADAPTED_CLIP_S if short.longest_s is None else short.longest_s
+    short_s = ADAPTED_CLIP_S if short.longest_s is None else short.longest_s
     values = {
         "generation": {name: generation.get(name) for name in _GENERATION},
         "start": config["decoder_start_token_id"],
@@ -189,10 +190,10 @@ def _convert_bundled(checkpoint: Checkpoint, compute_type: str, folder: Path) ->
         "shortest_context_s": min(short.shortest_context_s, longest),
         "margin_s": short.margin_s,
         "short_s": short_s,
-        "window_s": SHORT_WINDOW_S if short_s >= SHORT_WINDOW_S else WINDOW_S,
+        "window_s": WINDOW_S,
         "window_alone_s": WINDOW_S,
         "shortest_alone_s": UNADAPTED_CONTEXT_S,
-        "short_alone_s": UNADAPTED_CLIP_S,
+        "short_alone_s": WINDOW_S,
         "languages": short.languages,
     }
     (folder / _SETTINGS).write_text(json.dumps(values), encoding="utf-8")
@@ -252,7 +253,6 @@ class CTranslate2Whisper:
         self._folder = converted(checkpoint, compute_type=self.precision)
         self._settings = json.loads((self._folder / _SETTINGS).read_text(encoding="utf-8"))
         self.options = options or DecodingOptions()
-        self.beams = self.options.beam_size or _BEAMS
         generation = self._settings["generation"]
         self.language = choose_language(checkpoint.source, generation, language)
         self.max_context_s = float(self._settings["max_context_s"])
@@ -266,6 +266,8 @@ class CTranslate2Whisper:
         self.short_s = float(self._settings[f"short_{own}s"])
         self.window_s = float(self._settings[f"window_{own}s"])
         self.margin_s = float(self._settings["margin_s"]) if adapted else 0.0
+        taught_s = min(self.short_s + self.margin_s, self.max_context_s)
+        self._own_s = own_context_s(taught_s, self.max_context_s)
         self.workers = max(1, min(threads, _WORKERS))
         self._model_options = {
             "device": self.device,
@@ -290,7 +292,12 @@ class CTranslate2Whisper:
 
     def _is_adapted(self, context_s: float) -> bool:
         """Whether an adapter decodes contexts of that length."""
-        return bool(self._taught) and context_s < self.max_context_s
+        return bool(self._taught) and context_s < self._own_s
+
+    def beams(self, context_s: float) -> int:
+        """Hypotheses kept at each token in contexts of that length."""
+        default = _BEAMS if context_s < UNADAPTED_CONTEXT_S else _LONG_BEAMS
+        return self.options.beam_size or default
 
     def _model(self, context_s: float) -> Any:
         """The model that decodes contexts of that length, loaded when it is first needed."""
@@ -342,7 +349,7 @@ class CTranslate2Whisper:
         results = model.generate(
             encoded,
             prompts,
-            beam_size=self.beams,
+            beam_size=self.beams(context_s),
             # CTranslate2 takes half of it, or what the prompt leaves of it where that is less.
             max_length=limit + max(limit, len(prompts[0]) - 1),
             return_scores=True,

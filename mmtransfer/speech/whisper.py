@@ -22,11 +22,11 @@ from mmtransfer.hub.loading import load_weights, loading
 from mmtransfer.hub.metadata import Base, write_metadata
 from mmtransfer.progress import no_library_bars
 from mmtransfer.speech.contexts import (
-    SHORT_WINDOW_S,
-    UNADAPTED_CLIP_S,
+    ADAPTED_CLIP_S,
     UNADAPTED_CONTEXT_S,
     WINDOW_S,
     clip_context_s,
+    own_context_s,
 )
 from mmtransfer.speech.engine import choose_language
 from mmtransfer.speech.generation import check_config, check_generation, complete_generation
@@ -51,13 +51,8 @@ class ShortReader:
     """Context beyond a clip's own length."""
     languages: list[str]
     """Languages that it was taught in; others are decoded in the full window."""
-    longest_s: float = UNADAPTED_CLIP_S
+    longest_s: float = ADAPTED_CLIP_S
     """Longest clip that it decodes as well as the source does in the full window."""
-
-    @property
-    def window_s(self) -> float:
-        """How much speech it takes in at a time, joined over pauses."""
-        return SHORT_WINDOW_S if self.longest_s >= SHORT_WINDOW_S else WINDOW_S
 
 
 @dataclass
@@ -110,11 +105,11 @@ class SpeechModel:
 
     @property
     def short_s(self) -> float:
-        """Longest clip that is decoded in a context shorter than the full window."""
+        """Longest clip that is decoded in a context for its length."""
         if self.short is not None:
             return self.short.longest_s
         is_trained = getattr(self.model.config, _CONTEXT_KEY, None) is not None
-        return float("inf") if is_trained else UNADAPTED_CLIP_S
+        return float("inf") if is_trained else WINDOW_S
 
     @property
     def window_s(self) -> float:
@@ -122,9 +117,8 @@ class SpeechModel:
         training, and 0 where that has not measured it.
         """
         stored = getattr(self.model.config, _WINDOW_KEY, None)
-        if stored is None and self.short is not None:
-            stored = self.short.window_s
-        if stored is None and getattr(self.model.config, _CONTEXT_KEY, None) is not None:
+        is_trained = getattr(self.model.config, _CONTEXT_KEY, None) is not None
+        if stored is None and self.short is None and is_trained:
             return 0.0
         return min(WINDOW_S if stored is None else float(stored), self.max_context_s)
 
@@ -134,7 +128,10 @@ class SpeechModel:
 
     def is_unadapted(self, context_s: float) -> bool:
         """Whether the source's own weights decode contexts of that length."""
-        return self.short is None or context_s >= self.max_context_s
+        if self.short is None:
+            return True
+        taught_s = min(self.short.longest_s + self.short.margin_s, self.max_context_s)
+        return context_s >= own_context_s(taught_s, self.max_context_s)
 
     def model_for(self, context_s: float) -> Any:
         """The model that decodes contexts of that length."""
@@ -299,7 +296,7 @@ def load_speech_model(
                 taught.shortest_context_s,
                 taught.margin_s,
                 taught.languages,
-                UNADAPTED_CLIP_S if taught.longest_s is None else taught.longest_s,
+                ADAPTED_CLIP_S if taught.longest_s is None else taught.longest_s,
             )
     if language not in (None, "auto"):
         model.generation_config.language = language

@@ -129,18 +129,22 @@ def job(camera, number, context_s, **options):
     return Job(camera, number, f"{camera}@{number}", segment, (0, context_s), most, **options)
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([1.0, 2.0, 3.0])), min_size=1))
-def test_every_segment_is_taken_once_and_a_sources_first_is_never_passed_over(given_jobs):
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from([1.0, 2.0, 3.0])), min_size=1),
+    st.integers(1, 4),
+)
+def test_every_segment_is_taken_once_and_a_sources_first_is_never_passed_over(given_jobs, workers):
     waiting, left = FairQueue(), []
     for number, (camera, context) in enumerate(given_jobs):
         left.append(job(camera, number, context))
         waiting.add(left[-1])
     while waiting:
-        batch = waiting.take()
+        share = -(-len(waiting) // workers)
+        batch = waiting.take(workers)
         first = [next(j for j in left if j.camera == camera) for camera in {j.camera for j in left}]
         assert batch[0] in first
         assert len({j.kind for j in batch}) == 1
-        assert len(batch) <= batch[0].most
+        assert len(batch) <= min(batch[0].most, share)  # something is left for the others
         left = [j for j in left if j not in batch]
     assert not left
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mmtransfer.errors import UserError
 from mmtransfer.hub.files import fetch
 from mmtransfer.speech.audio import decode_clip
+from mmtransfer.speech.contexts import UNADAPTED_CONTEXT_S, WINDOW_S, clip_context_s, own_context_s
 from mmtransfer.speech.engine import Hypothesis, Word
 from mmtransfer.speech.guards import agreed, is_looping, rejection
 from mmtransfer.speech.recognition import Recognizer
@@ -27,6 +28,26 @@ def tiny(whisper_tiny):
 def clips():
     paths = sorted(p for p in (EXAMPLE / "source").iterdir() if p.suffix != ".csv")[:3]
     return [decode_clip(path) for path in paths]
+
+
+@given(
+    st.floats(0.1, 40.0),
+    st.floats(0.5, 29.0),
+    st.sampled_from([0.0, 0.5]),
+)
+def test_a_clip_fits_its_context_which_only_one_of_two_models_decodes(seconds, short_s, margin_s):
+    """An adapter for clips of up to `short_s` beside the source, which takes 20 s or more."""
+    context = clip_context_s(
+        seconds, shortest_s=1.5, longest_s=30.0, margin_s=margin_s, short_s=short_s
+    )
+    assert context >= min(seconds, 30.0) - 1e-4
+    own = own_context_s(min(short_s + margin_s, 30.0), 30.0)
+    assert own in (UNADAPTED_CONTEXT_S, 30.0)
+    if seconds > short_s:  # the source's own weights, which need silence at the end
+        assert context >= own
+        assert context == 30.0 or context - seconds >= UNADAPTED_CONTEXT_S - WINDOW_S
+    else:
+        assert context < own or context == 30.0
 
 
 def test_full_window_is_the_models_own_encoder(tiny, clips):
