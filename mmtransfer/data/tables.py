@@ -248,26 +248,27 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
                     )
             width = len(header)
             for line, _, cells in rows:
-                is_whole = len(cells) == width
-                row = dict(zip(header, cells, strict=True)) if is_whole else None
-                yield line, row or _mended_row(path, line, header, cells)
+                if len(cells) == width:
+                    yield line, dict(zip(header, cells, strict=True))
+                else:
+                    yield line, _mended_row(path, line, header, cells)
 
 
 def _next_csv(path: Path, reader: Any) -> list[tuple[int, int, list[str]]]:
     """The next rows as (first line, last line, cells); blank lines are left out."""
     rows: list[tuple[int, int, list[str]]] = []
     characters = 0
-    line = 1
+    line = reader.line_num + 1
     try:
         with _long_fields():
-            while len(rows) < _ROWS_AT_ONCE and characters < _CHARACTERS_AT_ONCE:
-                line = reader.line_num + 1  # a quoted cell may hold line breaks
-                cells = next(reader)
+            for cells in islice(reader, _ROWS_AT_ONCE):
+                last = reader.line_num  # a quoted cell may hold line breaks
                 if cells:
-                    rows.append((line, reader.line_num, cells))
-                    characters += sum(map(len, cells))
-    except StopIteration:
-        pass
+                    rows.append((line, last, cells))
+                    characters += len(cells[0]) if len(cells) == 1 else len("".join(cells))
+                    if characters > _CHARACTERS_AT_ONCE:
+                        break
+                line = last + 1
     except csv.Error as error:
         raise UserError(
             f"{path}:{line}: not valid CSV: {error}. Is a double quote not closed, or not written "
@@ -410,7 +411,10 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
             if not line.strip():
                 continue
             try:
-                row = _DECODER.decode(line)
+                if line[0] == "{":  # without a look for blanks around the object
+                    row, end = _DECODER.raw_decode(line)
+                if line[0] != "{" or line[end:] not in ("\n", ""):
+                    row = _DECODER.decode(line)
             except _RepeatedNameError as error:
                 _refuse_repeated(f"{path}:{number}", error.names)
                 row = json.loads(line)  # names that nobody can ask for
@@ -430,7 +434,8 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
                     "and line, as pandas writes them with to_json(orient='records', lines=True)."
                 )
             first = False
-            yield number, _whole(row) if _HALF.search(line) else row
+            has_half = ("\\ud" in line or "\\uD" in line) and _HALF.search(line)
+            yield number, _whole(row) if has_half else row
 
 
 def _whole(value: Any) -> Any:

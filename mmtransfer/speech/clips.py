@@ -189,6 +189,7 @@ def _manifest_clips(path: Path, config: DataConfig, labelled: bool) -> list[Clip
     assert text is not None
     languages: dict[str, str | None] = {"": None}
     folder, prefix = path.parent, f"{path}:"
+    paths: dict[str, Path] = {}  # many clips are of the same file
     clips = []
     for number, row in rows:
         where = f"{prefix}{number}"
@@ -206,9 +207,11 @@ def _manifest_clips(path: Path, config: DataConfig, labelled: bool) -> list[Clip
             spoken = _cell(row, language, where)
             if spoken not in languages:
                 languages[spoken] = read_language(spoken, f"{where}: column '{language}'")
+        name = file_name_cell(row.get(file), where, file)
+        place = paths.get(name) or paths.setdefault(name, folder / name)
         clips.append(
             Clip(
-                path=folder / file_name_cell(row.get(file), where, file),
+                path=place,
                 text=_cell(row, text, where),
                 start=begins,
                 end=ends,
@@ -251,6 +254,8 @@ def seconds_cell(value: Any, where: str, column: str) -> float | None:
     """
     if value is None or value == "":
         return None
+    if type(value) is float and 0 <= value <= _LATEST_S:
+        return value
     text = value if isinstance(value, str) else plain(value, where, column)
     try:
         seconds = math.nan if "_" in text else float(text or "nan")
