@@ -115,6 +115,15 @@ class Engine(Protocol):
         """Hypotheses of 16-kHz float32 clips, each padded or cut to the context."""
         ...
 
+    def speaking(self, language: str | None, prompt: str) -> Engine:
+        """The same loaded model in another language (None: its own) and with another prompt, where
+        it takes one.
+
+        Raises:
+            UserError: a language it does not have.
+        """
+        ...
+
 
 def token_limit(longest_s: float, room: int) -> int:
     """Tokens that a clip of that length may have, out of those a decoder has room for."""
