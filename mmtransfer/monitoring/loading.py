@@ -35,7 +35,7 @@ def load_monitor(
     settings: SegmenterSettings | None = None,
     live: LiveSettings | None = None,
     alert_clips: Path | None = None,
-    open_speech: Callable[..., Recognizer] = open_recognizer,
+    open_speech: Callable[..., Recognizer] | None = None,
     **options: Any,
 ) -> Monitor:
     """A monitor with a run folder's, checkpoint's, Hub or bundled model; other `options` are fields
@@ -68,7 +68,7 @@ def load_monitor(
 
     def recognizer_for(name: str, spoken: str | None) -> Recognizer:
         if (name, spoken) not in opened:
-            opened[name, spoken] = open_speech(
+            opened[name, spoken] = (open_speech or open_recognizer)(
                 found[name],
                 language=spoken,
                 engine=model.engine,

@@ -38,7 +38,6 @@ from mmtransfer.monitoring.stats import MonitorStats
 from mmtransfer.speech.addresses import public_address
 from mmtransfer.speech.audio import MediaError, is_piped, open_media
 from mmtransfer.speech.recognition import Recognizer
-from mmtransfer.speech.recognizers import open_recognizer
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +89,7 @@ class Session:
     """
 
     def __init__(
-        self,
-        options: MonitorOptions,
-        *,
-        open_speech: Callable[..., Recognizer] = open_recognizer,
+        self, options: MonitorOptions, *, open_speech: Callable[..., Recognizer] | None = None
     ):
         self._options, self._opened = options, ExitStack()
         self._open_speech = open_speech

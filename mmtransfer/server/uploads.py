@@ -50,12 +50,13 @@ class Uploads:
 
     def __init__(self, most_mb: float):
         self._most = int(most_mb * 1e6)
-        self._folder = TemporaryDirectory(prefix="mmtransfer-")
+        self._temporary = TemporaryDirectory(prefix="mmtransfer-")
+        self.folder = Path(self._temporary.name)
         self._numbers = itertools.count()
 
     def close(self) -> None:
         """Remove it with all that is in it."""
-        self._folder.cleanup()
+        self._temporary.cleanup()
 
     async def form(self, request: Request) -> Form:
         """The form in a request; the caller removes its file.
@@ -145,7 +146,7 @@ class Uploads:
                 yield chunk
 
     def _path(self) -> Path:
-        return Path(self._folder.name) / f"{next(self._numbers)}{UPLOAD}"
+        return self.folder / f"{next(self._numbers)}{UPLOAD}"
 
 
 class _FormWriter:
