@@ -6,17 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.websockets import WebSocket
 
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.stats import MonitorStats
-from mmtransfer.server import openai_rest
+from mmtransfer.server import deepgram, openai_rest
 from mmtransfer.server.access import Access, Guard, require
 from mmtransfer.server.live import Live
 from mmtransfer.server.metrics import Measured, Metrics
@@ -75,17 +77,14 @@ def create_app(options: ServerOptions) -> Starlette:
             with closing:
                 yield
 
+        handlers: Any = {HTTPException: _problem, ClientDisconnect: _left, Exception: _bug}
         app = Starlette(
             routes=_routes(server),
             middleware=[
                 Middleware(Measured, metrics=server.metrics),
                 Middleware(Guard, access=server.access, is_tls=is_tls),
             ],
-            exception_handlers={
-                HTTPException: _problem,
-                ClientDisconnect: _left,
-                Exception: _bug,
-            },
+            exception_handlers=handlers,
             lifespan=lifespan,
         )
         closing = opened.pop_all()
@@ -118,6 +117,7 @@ def _routes(server: Server) -> list[BaseRoute]:
         Route("/metrics", _metrics),
         *server.access.routes(),
         *openai_rest.routes(server),
+        *deepgram.routes(server),
     ]
     if find_spec("mmtransfer.server.page"):
         from mmtransfer.server import page
@@ -157,10 +157,16 @@ async def _metrics(request: Request) -> Response:
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def _problem(request: Request, problem: Exception) -> Response:
+async def _problem(request: HTTPConnection, problem: Exception) -> Response | None:
     assert isinstance(problem, HTTPException)
-    await drain(request)
-    return answer(request.url.path, problem)
+    made = answer(request.url.path, problem)
+    if isinstance(request, WebSocket):
+        await request.send_denial_response(made)
+        return None
+    assert isinstance(request, Request)
+    if problem.status_code != 408:  # it would be waited for again
+        await drain(request)
+    return made
 
 
 async def _left(request: Request, error: Exception) -> Response:

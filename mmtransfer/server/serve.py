@@ -25,6 +25,7 @@ _IDLE_S = 15  # of a connection that is kept
 _STOP_S = 5  # after which answers that are still being given are broken off
 _CONNECTIONS = 1000
 _MESSAGE_BYTES = 1 << 20
+_PONG_S = 120.0  # it comes behind the audio that a fast client has sent
 _STALLED_S = 30.0  # a client that takes nothing more
 
 
@@ -105,6 +106,7 @@ def program(options: ServerOptions) -> tuple[Program, socket.socket]:
     except BaseException:
         bound.close()
         raise
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -119,10 +121,16 @@ def program(options: ServerOptions) -> tuple[Program, socket.socket]:
         timeout_graceful_shutdown=_STOP_S,
         ws_max_size=_MESSAGE_BYTES,
         ws_per_message_deflate=False,
+        ws_ping_timeout=_PONG_S,
         ssl_certfile=options.tls_certificate,
         ssl_keyfile=options.tls_key,
     )
     return Program(config), bound
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether uvicorn should log it: not that a WebSocket was refused, which it takes for a bug."""
+    return record.msg != "ASGI callable returned without completing handshake."
 
 
 def serve(options: ServerOptions) -> int:

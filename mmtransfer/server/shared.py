@@ -202,6 +202,13 @@ class Door(Recognizer):
         self._shared = shared
         self.urgency, self.is_closed = urgency, False
 
+    @property
+    def window_s(self) -> float:
+        """As of every recogniser; 0 for a stream, whose text is final at once: its client cannot
+        take back what a whole turn would change.
+        """
+        return 0.0 if self.urgency == Urgency.STREAM else super().window_s
+
     def decode(
         self, clips: list[np.ndarray], context_s: float, *, can_wait: bool = False
     ) -> list[Hypothesis]:

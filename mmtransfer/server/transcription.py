@@ -10,16 +10,15 @@ import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 from mmtransfer.monitoring.events import Item, SourceEnd, Transcript
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS
 from mmtransfer.monitoring.monitor import Monitor
 from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.monitoring.sources.live import LiveSettings
-from mmtransfer.monitoring.sources.readers import LiveAudio
 from mmtransfer.server.problems import Problem
 from mmtransfer.server.shared import Door, LeftError
+from mmtransfer.server.streams import PushedAudio
 from mmtransfer.speech.audio import LongMediaError, MediaError, recording_length_s
 
 _NAME = "upload"
@@ -39,11 +38,13 @@ class Transcription:
         camera: Camera,
         *,
         live: LiveSettings | None = None,
-        audio: LiveAudio | None = None,
+        audio: PushedAudio | None = None,
         longest_s: float = math.inf,
     ):
         self._door, self._camera = door, camera
         self._audio = {} if audio is None else {camera.name: audio}
+        if audio is not None:
+            audio.is_behind = lambda: self.waiting >= BATCH_SEGMENTS
         self._monitor = Monitor(
             door, live=live, with_words=True, waiting=BATCH_SEGMENTS, longest_s=longest_s
         )
@@ -52,9 +53,14 @@ class Transcription:
         self._thread = threading.Thread(target=self._run, name="transcription", daemon=True)
 
     @property
-    def stats(self) -> Any:
-        """What was done so far."""
-        return self._monitor.stats
+    def seconds(self) -> float:
+        """Audio that was decoded so far."""
+        return self._monitor.stats.audio_s
+
+    @property
+    def waiting(self) -> int:
+        """Segments that are cut and have no text yet."""
+        return sum(camera.waiting for camera in self._monitor.stats.cameras.values())
 
     async def items(self) -> AsyncGenerator[Item, None]:
         """Everything as it comes. Who stops before the end waits for what is being decoded, and
@@ -108,7 +114,7 @@ class FileTranscription:
     @property
     def seconds(self) -> float:
         """Audio that was decoded so far."""
-        return float(self._work.stats.audio_s)
+        return self._work.seconds
 
     async def lines(self) -> AsyncGenerator[Transcript, None]:
         """Its lines, each as soon as it is recognised.

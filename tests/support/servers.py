@@ -54,7 +54,7 @@ class SpokenEngine(FakeEngine):
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.heard = [self.spoken]
+        self.spoken_calls: list[tuple[str | None, str]] = []
 
     def speaking(self, language, prompt):
         other = object.__new__(SpokenEngine)
@@ -62,7 +62,7 @@ class SpokenEngine(FakeEngine):
         return other
 
     def decode(self, clips, context_s):
-        self.heard.append(self.spoken)
+        self.spoken_calls.append(self.spoken)
         return super().decode(clips, context_s)
 
 
