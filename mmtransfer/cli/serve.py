@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--journal", type=Path, metavar="DIR", help="write-ahead journal of the cameras"
     )
     parser.add_argument(
+        "--wyoming",
+        type=int,
+        metavar="PORT",
+        help="also speak the Wyoming protocol of voice assistants, on loopback at this port",
+    )
+    parser.add_argument(
         "--host", help="address to listen at (default 127.0.0.1); others than loopback need tokens"
     )
     parser.add_argument(
@@ -114,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     # As in monitor: recognition has threads of its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     quiet_libraries()
-    from mmtransfer.server.options import ServerOptions
+    from mmtransfer.server.options import ServerOptions, named_models
 
     given: dict[str, Any] = {
         name: value
@@ -129,20 +135,3 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         raise UserError(f"serve needs {error.name}. {_INSTALL}") from None
     return serve(options)
-
-
-def named_models(given: list[str]) -> dict[str, str]:
-    """NAME=MODEL ... by name; a model alone is called by the last part of its name.
-
-    Raises:
-        UserError: a name that is given twice.
-    """
-    found: dict[str, str] = {}
-    for text in given:
-        name, is_named, model = text.partition("=")
-        if not is_named:
-            name, model = Path(text.removeprefix("bundled:")).name, text
-        if name in found:
-            raise UserError(f"argument --model: the name '{name}' is given twice.")
-        found[name] = model
-    return found

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Make, list and remove the tokens with which others use mmtransfer serve. A token is shown "
         "once, when it is made; only its digest is kept. A running server follows at once."
     )
-    parser.add_argument("action", metavar="add|list|remove", choices=_ACTIONS, help="what to do")
+    parser.add_argument("action", metavar="ACTION", choices=_ACTIONS, help="add, list or remove")
     parser.add_argument("name", metavar="NAME", nargs="?", help="whose token")
     parser.add_argument(
         "--role",

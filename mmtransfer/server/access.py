@@ -39,8 +39,8 @@ _SESSION_S = 12 * 3600.0
 _SESSIONS = 1000
 _TRY_S = 1.0  # a failed try of an address
 _TRIES = 8  # of an address that wait; nothing more from it is looked at
-_OPEN = ("/healthz", "/readyz", "/login", "/static/")
-"""What is served to everybody; a page without what is behind it."""
+_OPEN, _STATIC = {"/", "/login", "/healthz", "/readyz"}, "/static/"
+"""What is served to everybody: the page, without what is behind it."""
 _LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -239,7 +239,7 @@ class Access:
         point here.
         """
         host, origin = connection.headers.get("host", ""), connection.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             raise Problem(403, "expected a request of this site's own pages.", code="cross_site")
         if connection.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             is_visit = connection.headers.get("sec-fetch-mode") == "navigate"
@@ -291,7 +291,7 @@ class Guard:
 
         try:
             who = await self._access.who(connection)
-            is_open = scope["path"].startswith(_OPEN)
+            is_open = scope["path"] in _OPEN or scope["path"].startswith(_STATIC)
             if who is None and not is_open:
                 raise Problem(
                     401,

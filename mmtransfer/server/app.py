@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,9 +19,11 @@ from starlette.routing import BaseRoute, Route
 from starlette.websockets import WebSocket
 
 from mmtransfer.errors import UserError
+from mmtransfer.monitoring.session import Session
 from mmtransfer.monitoring.stats import MonitorStats
-from mmtransfer.server import deepgram, openai_rest
+from mmtransfer.server import classes, deepgram, openai_rest
 from mmtransfer.server.access import Access, Guard, require
+from mmtransfer.server.cameras import Watch, camera_options
 from mmtransfer.server.live import Live
 from mmtransfer.server.metrics import Measured, Metrics
 from mmtransfer.server.models import Models, open_models
@@ -51,19 +55,20 @@ class Server:
     """Of the cameras: who is connected, lag, drops; None without cameras."""
 
 
-def create_app(options: ServerOptions) -> Starlette:
-    """The application for these options, with all models loaded; uvicorn runs it.
+def create_app(options: ServerOptions, failed: Callable[[], None] = lambda: None) -> Starlette:
+    """The application for these options, with all models loaded and the cameras' session open;
+    uvicorn runs it. `failed` is called when the cameras cannot be watched any more.
 
     Raises:
         UserError: a model that cannot be used, or an address that needs tokens and has none.
     """
-    tokens = open_tokens(options)
+    tokens, watched = open_tokens(options), camera_options(options)
     is_tls = options.tls_certificate is not None
     with ExitStack() as opened:
         server = Server(
             options,
             Access(tokens, audit=options.audit, is_tls=is_tls),
-            open_models(options),
+            open_models(options, watched),
             Uploads(options.max_upload_mb),
             Places(options.requests, _AT_WORK),
             Places(options.streams, options.streams),
@@ -71,11 +76,20 @@ def create_app(options: ServerOptions) -> Starlette:
         opened.callback(server.access.close)
         opened.callback(server.uploads.close)
         _add_gauges(server)
+        watch = None
+        if watched is not None:
+            session = opened.enter_context(Session(watched, open_speech=server.models.open_speech))
+            watch, server.stats = Watch(session, server.live), session.stats
+            server.metrics.add_cameras(session.stats)
 
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
             with closing:
+                if watch is not None:
+                    watch.start(failed)
                 yield
+                if watch is not None:
+                    await asyncio.to_thread(watch.stop)
 
         handlers: Any = {HTTPException: _problem, ClientDisconnect: _left, Exception: _bug}
         app = Starlette(
@@ -118,11 +132,10 @@ def _routes(server: Server) -> list[BaseRoute]:
         *server.access.routes(),
         *openai_rest.routes(server),
         *deepgram.routes(server),
+        *classes.routes(server),
     ]
     if find_spec("mmtransfer.server.page"):
-        from mmtransfer.server import page
-
-        routes += page.routes(server)
+        routes += import_module("mmtransfer.server.page").routes(server)
     return routes
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mmtransfer.hub.checkpoint import Checkpoint, resolve
-from mmtransfer.monitoring.options import RecognitionOptions
-from mmtransfer.server.options import ServerOptions
+from mmtransfer.monitoring.options import MonitorOptions, RecognitionOptions
+from mmtransfer.server.options import ServerOptions, short_name
 from mmtransfer.server.problems import Problem
 from mmtransfer.server.shared import Door, SharedRecognizer, Urgency
 from mmtransfer.speech.recognizers import open_recognizer
@@ -85,16 +85,19 @@ class Models:
             self._shared[checkpoint.digest] = self.speech[name] = shared
 
 
-def open_models(options: ServerOptions) -> Models:
-    """Load all models of these options.
+def open_models(options: ServerOptions, watched: MonitorOptions | None = None) -> Models:
+    """Load all models of these options; where they name none, that of the cameras.
 
     Raises:
         UserError: a model that cannot be used.
     """
     models = Models()
-    found = {name: resolve(source) for name, source in options.models.items()}
+    sources = dict(options.models)
+    if not sources and watched is not None:
+        sources = {short_name(watched.model): watched.model}
+    found = {name: resolve(source) for name, source in sources.items()}
     for name, checkpoint in found.items():
-        models.add(name, checkpoint, options.recognition(options.models[name]))
+        models.add(name, checkpoint, options.recognition(sources[name]))
     return models
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -66,6 +66,10 @@ class ServerOptions:
                 raise UserError(f"model {model}: expected a name before '=', found none.")
         if not 0 <= self.port <= 65535:
             raise UserError(f"port: expected 0 to 65535, found {self.port}.")
+        if self.wyoming is not None and not 0 <= self.wyoming <= 65535:
+            raise UserError(f"wyoming: expected a port of 0 to 65535, found {self.wyoming}.")
+        if self.journal is not None and self.cameras is None:
+            raise UserError("journal: expected cameras beside it, found none.")
         if self.requests < 1 or self.streams < 1:
             raise UserError("requests and streams: expected 1 or more.")
         if self.max_upload_mb <= 0 or self.max_audio_s <= 0:
@@ -99,3 +103,25 @@ class ServerOptions:
             beam_size=self.beam_size,
             words=True,
         )
+
+
+def short_name(model: str) -> str:
+    """What a model is called that is given no name: the last part of its own."""
+    return Path(model.removeprefix("bundled:")).name or model
+
+
+def named_models(given: Sequence[str]) -> dict[str, str]:
+    """Models by name, of texts NAME=MODEL, or of models alone.
+
+    Raises:
+        UserError: a name that is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, is_named, model = text.partition("=")
+        if not is_named:
+            name, model = short_name(text), text
+        if name in found:
+            raise UserError(f"--model: the name '{name}' is given twice.")
+        found[name] = model
+    return found

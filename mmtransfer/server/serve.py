@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import h11
@@ -16,14 +16,16 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmtransfer.errors import UserError
+from mmtransfer.monitoring.memory import keep_steady
 from mmtransfer.server.app import create_app, open_tokens
 from mmtransfer.server.options import ServerOptions
+from mmtransfer.server.wyoming import Wyoming
 
 logger = logging.getLogger(__name__)
 _HEADERS_S = 10.0  # from a connection, or an answer, to the end of the next request's headers
 _IDLE_S = 15  # of a connection that is kept
 _STOP_S = 5  # after which answers that are still being given are broken off
-_CONNECTIONS = 1000
+_CONNECTIONS = 500
 _MESSAGE_BYTES = 1 << 20
 _PONG_S = 120.0  # it comes behind the audio that a fast client has sent
 _STALLED_S = 30.0  # a client that takes nothing more
@@ -72,6 +74,16 @@ class Program(uvicorn.Server):
     signal: int = 0
     """The one that stopped it."""
 
+    def __init__(self, config: uvicorn.Config, assistants: tuple[Wyoming, socket.socket] | None):
+        super().__init__(config)
+        self.assistants = assistants
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.assistants is not None:
+            door, bound = self.assistants
+            self.servers.append(await asyncio.start_server(door.serve, sock=bound))
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals of the main thread alone; in another one `should_exit` stops it."""
@@ -98,14 +110,16 @@ def program(options: ServerOptions) -> tuple[Program, socket.socket]:
     Raises:
         UserError: a port that is taken, a certificate that cannot be used, a model likewise.
     """
+    keep_steady()
     open_tokens(options)  # all that takes no time is checked first
     check_certificate(options)
-    bound = _bound(options)
-    try:
-        app = create_app(options)
-    except BaseException:
-        bound.close()
-        raise
+    with ExitStack() as opened:
+        bound = opened.enter_context(_bound(options.host, options.port))
+        loopback = None
+        if options.wyoming is not None:
+            loopback = opened.enter_context(_bound("127.0.0.1", options.wyoming))
+        app = create_app(options, failed=lambda: setattr(made, "should_exit", True))
+        opened.pop_all()
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     config = uvicorn.Config(
         app,
@@ -125,7 +139,9 @@ def program(options: ServerOptions) -> tuple[Program, socket.socket]:
         ssl_certfile=options.tls_certificate,
         ssl_keyfile=options.tls_key,
     )
-    return Program(config), bound
+    assistants = (Wyoming(app.state.server), loopback) if loopback is not None else None
+    made = Program(config, assistants)
+    return made, bound
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -174,13 +190,12 @@ def check_certificate(options: ServerOptions) -> None:
         ) from None
 
 
-def _bound(options: ServerOptions) -> socket.socket:
+def _bound(host: str, port: int) -> socket.socket:
     """A socket at the address, before models are loaded, which takes seconds."""
-    where = f"{options.host}:{options.port}"
+    where = f"{host}:{port}"
     try:
-        family, kind, number, _, address = socket.getaddrinfo(
-            options.host, options.port, type=socket.SOCK_STREAM
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, number, _, address = found[0]
         made = socket.socket(family, kind, number)
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -84,19 +84,24 @@ class SharedRecognizer:
         """Calls that wait."""
         return len(self._waiting)
 
+    @property
+    def languages(self) -> list[str]:
+        """ISO codes of the languages that it has, as far as they are known."""
+        return self._recognizer.engine.languages
+
     def open(self, urgency: Urgency, *, language: str | None = None, prompt: str = "") -> Door:
         """A recogniser of its own for one monitor, in that language and with that prompt.
 
         Raises:
             UserError: a language that the model does not have.
         """
+        engine = self._engines.get((language, prompt))
+        if engine is None:
+            engine = self._recognizer.engine.speaking(language, prompt)
+            if len(self._engines) > _VARIANTS:
+                del self._engines[next(key for key in self._engines if key != (None, ""))]
+            self._engines[language, prompt] = engine
         with self._changed:
-            engine = self._engines.get((language, prompt))
-            if engine is None:
-                engine = self._recognizer.engine.speaking(language, prompt)
-                if len(self._engines) > _VARIANTS:
-                    del self._engines[next(key for key in self._engines if key != (None, ""))]
-                self._engines[language, prompt] = engine
             self._live += urgency != Urgency.REQUEST
         return Door(self, self._recognizer, engine, urgency)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmtransfer.monitoring.events import Item, SourceEnd, Transcript
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS
+from mmtransfer.monitoring.memory import give_back
 from mmtransfer.monitoring.monitor import Monitor
 from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.monitoring.sources.live import LiveSettings
@@ -99,6 +100,7 @@ class Transcription:
             self._put(error)
         finally:
             self._put(None)
+            give_back()
 
     def _put(self, item: Item | Exception | None) -> None:
         self._loop.call_soon_threadsafe(self._found.put_nowait, item)

@@ -85,6 +85,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def languages(self) -> list[str]:
+        """ISO codes of the languages that the model has, as far as they are known."""
+        ...
+
+    @property
     def max_context_s(self) -> float:
         """The window the model was pretrained on."""
         ...

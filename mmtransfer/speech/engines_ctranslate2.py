@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
@@ -200,6 +200,14 @@ def _convert_bundled(checkpoint: Checkpoint, compute_type: str, folder: Path) ->
     (folder / _SETTINGS).write_text(json.dumps(values), encoding="utf-8")
 
 
+@lru_cache(maxsize=4)
+def _tokenizer(path: str) -> Any:
+    """Loaded once, since each client of a server may have a prompt of its own."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(path)
+
+
 def place_and_precision(device: str, precision: str | None) -> tuple[str, str]:
     """Where CTranslate2 computes, `cpu` or `cuda`, and in which precision there.
 
@@ -270,6 +278,14 @@ class CTranslate2Whisper:
         self._lock = threading.Lock()
         self._model(self.shortest_context_s)  # loaded now, not when the first words are spoken
 
+    @property
+    def languages(self) -> list[str]:
+        """ISO codes of the languages that the model has."""
+        generation = self._settings["generation"]
+        if not generation["is_multilingual"]:
+            return ["en"]
+        return sorted(token.strip("<|>") for token in generation["lang_to_id"])
+
     def speaking(self, language: str | None, prompt: str) -> CTranslate2Whisper:
         """The same model in another language (None: its own) and with another prompt."""
         other = copy(self)
@@ -294,9 +310,7 @@ class CTranslate2Whisper:
         self._own_s = own_context_s(taught_s, self.max_context_s)
         self._before: list[int] = []
         if prompt:
-            from tokenizers import Tokenizer
-
-            tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
+            tokenizer = _tokenizer(str(self._folder / "tokenizer.json"))
             ids = tokenizer.encode(f" {prompt.strip()}", add_special_tokens=False).ids
             room = settings["positions"] // 2 - 1
             self._before = [settings["before"], *ids[-room:]]

@@ -99,6 +99,10 @@ class _TransformersEngine(ABC):
 class TransformersCtc(_TransformersEngine):
     """CTC: the most probable symbol of every frame."""
 
+    @property
+    def languages(self) -> list[str]:
+        return [self.language] if self.language else []
+
     def speaking(self, language: str | None, prompt: str) -> TransformersCtc:
         """Itself: CTC has one language and takes no prompt."""
         if language is not None and self.language not in (None, language):
@@ -155,6 +159,10 @@ class TransformersWhisper(_TransformersEngine):
         name = "<|nospeech|>" if "<|nospeech|>" in known else "<|nocaptions|>"
         self._no_speech = known.get(name)
         self._before = self._tokens_before(options.prompt)
+
+    @property
+    def languages(self) -> list[str]:
+        return list(self.speech.languages)
 
     def speaking(self, language: str | None, prompt: str) -> TransformersWhisper:
         """The same model in another language (None: its own) and with another prompt."""

@@ -2,12 +2,11 @@
 
 import json
 import stat
-import subprocess
 import time
 
 import httpx
 import pytest
-from support.servers import running
+from support.servers import running, write_certificate
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
@@ -37,7 +36,9 @@ def test_tokens_are_made_listed_and_removed_and_only_digests_are_kept(tmp_path, 
     assert token not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert Tokens(path).find(token).role == Role.OPERATOR
+    found = Tokens(path).find(token)
+    assert found is not None
+    assert found.role == Role.OPERATOR
     assert Tokens(path).find(token[:-1]) is None
     for wrong, message in (
         (command, "the name 'desk' has a token already"),
@@ -63,8 +64,8 @@ def test_roles_decide_what_a_token_may(tokens, fake_recognizer, tmp_path):
     audit = tmp_path / "audit.jsonl"
     with running(tokens=path, audit=audit) as server, httpx.Client(base_url=server.url) as client:
         assert client.get("/healthz").status_code == 200
-        for headers in ({}, bearer("x")):
-            answer = client.get("/v1/models", headers=headers)
+        for given_headers in (None, bearer("x")):
+            answer = client.get("/v1/models", headers=given_headers)
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] in ("missing_token", "invalid_api_key")
         assert client.get("/metrics", headers=bearer(given[Role.VIEWER])).status_code == 200
@@ -158,11 +159,7 @@ def test_failed_tries_are_slowed_and_then_not_looked_at(tokens, fake_recognizer,
 
 @pytest.fixture
 def certificate(tmp_path):
-    files = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
-    command += f" -addext subjectAltName=IP:127.0.0.1 -out {files[0]} -keyout {files[1]}"
-    subprocess.run(command.split(), check=True, capture_output=True)
-    return files
+    return write_certificate(tmp_path)
 
 
 def test_https_by_a_certificate(certificate, tokens, fake_recognizer):

@@ -3,6 +3,7 @@
 import json
 import threading
 from contextlib import suppress
+from typing import Any
 from urllib.parse import urlencode
 
 import av
@@ -16,6 +17,7 @@ from support.servers import running
 from support.web import wait_for
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from mmtransfer.server import deepgram
 
@@ -36,7 +38,7 @@ class Listened:
     """What a client received, by kind."""
 
     def __init__(self, socket):
-        self.messages = []
+        self.messages: list[Any] = []
         self.is_closed = False
         socket.on(EventType.MESSAGE, self.messages.append)
         socket.on(EventType.CLOSE, lambda _: setattr(self, "is_closed", True))
@@ -99,7 +101,7 @@ def test_containers_and_raw_samples_of_other_forms(form, served, speech, tmp_pat
     parameters = {}
     samples = (32767 * speech).astype("<i2")
     if form in ("mulaw", "alaw"):
-        coder = av.CodecContext.create(f"pcm_{form}", "w")
+        coder: Any = av.CodecContext.create(f"pcm_{form}", "w")
         coder.sample_rate, coder.format, coder.layout = 16_000, "s16", "mono"
         frame = av.AudioFrame.from_ndarray(samples[None], "s16", "mono")
         frame.sample_rate = 16_000
@@ -166,11 +168,11 @@ def test_streams_have_places_and_silent_clients_lose_theirs(fake_recognizer, mon
             third.send('{"type": "CloseStream"}')
             assert "Metadata" in third.recv(timeout=60)
         with pytest.raises(InvalidStatus, match="403"):
-            connect(url, origin="https://elsewhere.example")
+            connect(url, origin=Origin("https://elsewhere.example"))
         broken = f"ws://127.0.0.1:{server.port}/v1/listen"
         with connect(broken) as fourth:
             fourth.send(b"\n" * 100_000)
             with suppress(ConnectionClosedError):
                 list(fourth)
         assert fourth.close_code == 1008
-        assert "DATA-0000" in fourth.close_reason
+        assert "DATA-0000" in (fourth.close_reason or "")

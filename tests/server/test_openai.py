@@ -3,6 +3,7 @@
 import io
 import re
 import wave
+from typing import Any
 
 import httpx
 import numpy as np
@@ -86,7 +87,7 @@ def wav(samples):
 
 
 QUIET = wav(np.zeros(16_000, np.float32))
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "no such model": ({"model": "gpt"}, 404, "model 'gpt': no model for speech .* known: site"),
     "a form": ({"response_format": "yaml"}, 400, "response_format: expected one of json, .*'yaml'"),
     "a language": ({"language": "klingon"}, 400, "language: expected an ISO code"),

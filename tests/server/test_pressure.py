@@ -3,6 +3,7 @@
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +20,7 @@ def recording(speech, tmp_path):
 
 
 def post(server, recording, **options):
-    form = {"files": {"file": ("gate.ogg", recording)}, "data": {"model": "site"}}
+    form: dict[str, Any] = {"files": {"file": ("gate.ogg", recording)}, "data": {"model": "site"}}
     return httpx.post(f"{server.url}/v1/audio/transcriptions", timeout=60, **form, **options)
 
 
@@ -55,10 +56,9 @@ def test_who_leaves_gives_the_place_to_the_next(stream, fake_recognizer, recordi
     hold = threading.Event()
     engine = fake_recognizer(hold=lambda: hold.wait(60), workers=1)
     with running(requests=1) as server:
-        form = {"files": {"file": ("gate.ogg", recording)}}
-        request = httpx.Request(
-            "POST", f"{server.url}/v1/audio/transcriptions", data={"stream": str(stream)}, **form
-        )
+        url = f"{server.url}/v1/audio/transcriptions"
+        files, data = {"file": ("gate.ogg", recording)}, {"stream": str(stream)}
+        request = httpx.Request("POST", url, data=data, files=files)
         connection = socket.create_connection(("127.0.0.1", server.port))
         head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
         connection.sendall(f"POST {request.url.path} HTTP/1.1\r\n{head}\r\n".encode())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,8 @@ class Running:
     port: int
     state: Any
     """Its `Server`."""
+    wyoming: int = 0
+    """Its other port."""
 
     @property
     def url(self) -> str:
@@ -36,10 +40,12 @@ def running(models=None, **given: Any) -> Iterator[Running]:
 
     models = {"site": "bundled:whisper-tiny.en"} if models is None else models
     made, bound = program(ServerOptions(models, port=0, **given))
+    app: Any = made.config.app
     thread = threading.Thread(target=lambda: asyncio.run(made.serve(sockets=[bound])), daemon=True)
     thread.start()
     try:
-        yield Running(bound.getsockname()[1], made.config.app.state.server)
+        other = made.assistants[1].getsockname()[1] if made.assistants else 0
+        yield Running(bound.getsockname()[1], app.state.server, other)
     finally:
         made.should_exit = True
         thread.join(60)
@@ -47,9 +53,19 @@ def running(models=None, **given: Any) -> Iterator[Running]:
         assert not thread.is_alive()
 
 
+def write_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of this machine's loopback and its key."""
+    files = folder / "certificate.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    command += f" -addext subjectAltName=IP:127.0.0.1 -out {files[0]} -keyout {files[1]}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    return files
+
+
 class SpokenEngine(FakeEngine):
     """A fake engine that notes in what language and with what prompt it decodes."""
 
+    languages = ("en",)
     spoken: tuple[str | None, str] = (None, "")
 
     def __init__(self, *arguments, **options):
