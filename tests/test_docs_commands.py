@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import tomllib
 from argparse import ArgumentParser
 from importlib import import_module
@@ -14,19 +15,22 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, tone, write_dataset, write_media, write_text_backbone, write_texts
+from support.servers import write_certificate
 
 from mmtransfer import runs
 from mmtransfer.cli import main
 from mmtransfer.config import build_config, field_names, merge
+from mmtransfer.server.tokens import Role, Tokens, tokens_path
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 PROGRAMS = r"(?:mmtransfer|python3?|pip|accelerate|mkdocs|just|hf|\.ci/\w+)"
 
-RUN, TRAIN, TRAIN_SLOWLY, OPTIONS, INSTALL = "run", "train", "train slowly", "options", "install"
+RUN, TRAIN, TRAIN_SLOWLY, SERVE = "run", "train", "train slowly", "serve"
+OPTIONS, INSTALL = "options", "install"
 # Of each command its check. run: as it stands, with stand-ins for models, data, addresses. train: a few
 # steps on tiny models (slowly: with -m slow; by default its configuration is built). options: every
 # flag is one of that program, for what needs data that is not here or a login. install: the
-# extras that it names exist; set-up commands are run by CI.
+# extras that it names exist; set-up commands are run by CI. serve: it begins to serve, and is stopped.
 COMMANDS = {
     # --- transcribe
     "mmtransfer monitor bundled:whisper-tiny.en gate.mp4 --output gate.srt": RUN,
@@ -42,6 +46,15 @@ COMMANDS = {
     "--sentiment runs/news": RUN,
     "mmtransfer monitor runs/my_site gate.mp4 --device cuda": OPTIONS,
     "python examples/monitor_desk.py gate.mp4 journal": RUN,
+    # --- serve
+    "mmtransfer serve --model site=runs/my_site --model news=runs/news": SERVE,
+    "mmtransfer serve --model site=runs/my_site --cameras cameras.yaml --journal journal": SERVE,
+    "mmtransfer serve --model site=runs/my_site --host 0.0.0.0 --tls-certificate certificate.pem "
+    "--tls-key key.pem": SERVE,
+    "mmtransfer token add desk --role operator": RUN,
+    "mmtransfer token list": RUN,
+    "mmtransfer token remove desk": RUN,
+    "pip install 'mmtransfer[server]'": INSTALL,
     # --- adapt
     "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train my_site/train --run-dir "
     "runs/my_site": TRAIN_SLOWLY,
@@ -256,6 +269,9 @@ def test_a_command_runs(command, place, trained, receiver, tmp_path, monkeypatch
         if path.name != "runs":
             (tmp_path / path.name).symlink_to(path)
     (tmp_path / "runs").symlink_to(place / "runs")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    if "token remove" in command:
+        Tokens(tokens_path()).add("desk", Role.OPERATOR)
     desk = receiver()
     command = command.replace("https://desk.example/alerts", desk.url)
     command = re.sub(r"rtsp://10\.0\.0\.(\d)/audio", r"recordings/stream\1.ogg", command)
@@ -277,6 +293,22 @@ def test_a_command_runs(command, place, trained, receiver, tmp_path, monkeypatch
         assert (tmp_path / name).stat().st_size > 0
     if " monitor " in command:
         assert "segments from" in printed.err
+
+
+@pytest.mark.parametrize("command", checked_by(SERVE))
+def test_a_server_begins_and_ends(command, place, trained, tmp_path, monkeypatch, caplog):
+    async def stop(program):
+        program.signal = signal.SIGTERM
+
+    monkeypatch.setattr("mmtransfer.server.serve.Program.main_loop", stop)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    Tokens(tokens_path()).add("desk", Role.OPERATOR)
+    for path in place.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    write_certificate(tmp_path)
+    assert main([*arguments_of(command), "--port", "0"]) == 128 + signal.SIGTERM
+    assert "serving at http" in caplog.text
 
 
 @pytest.mark.slow

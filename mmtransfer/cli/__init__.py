@@ -8,6 +8,8 @@
     mmtransfer compare CONFIG.yaml --steps N --to DIR
     mmtransfer merge MODEL MODEL --to RUN
     mmtransfer monitor MODEL VIDEO
+    mmtransfer serve --model NAME=MODEL
+    mmtransfer token add NAME --role operator
     mmtransfer publish RUN USER/NAME
     mmtransfer backbones
 
@@ -42,6 +44,8 @@ VERBS = {
     "compare": "train structures side by side and say which differences are real",
     "merge": "combine several models into one",
     "monitor": "transcribe the speech in video and live streams",
+    "serve": "serve models and cameras to clients and a browser",
+    "token": "make, list and remove the tokens of a server",
     "publish": "upload a run to the Hugging Face Hub",
     "backbones": "list the pretrained models that need no download",
 }

@@ -66,8 +66,12 @@ class Decoder:
 
     def recognize(self, batch: Sequence[Job]) -> list[Result]:
         """Decode and classify a batch; may be called from any thread."""
-        recognizer = self._recognizers[batch[0].camera]
-        found = recognizer.decode([job.segment.samples for job in batch], batch[0].kind[1])
+        first = batch[0]
+        found = self._recognizers[first.camera].decode(
+            [job.segment.samples for job in batch],
+            first.kind[1],
+            can_wait=first.is_draft or first.is_turn,
+        )
         return self._results(found, batch)
 
     def settle(self, job: Job, result: Result) -> Result | Rejected | list[Job]:

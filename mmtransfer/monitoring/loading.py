@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ def load_monitor(
     settings: SegmenterSettings | None = None,
     live: LiveSettings | None = None,
     alert_clips: Path | None = None,
+    open_speech: Callable[..., Recognizer] | None = None,
     **options: Any,
 ) -> Monitor:
     """A monitor with a run folder's, checkpoint's, Hub or bundled model; other `options` are fields
@@ -42,7 +43,8 @@ def load_monitor(
 
     `cameras` may name models and languages of their own; if one is live, all memory that
     recognition needs is allocated at once. `models` are those of `resolve_models`, where they are
-    known already. In `alert_clips` a short recording is kept around each alert.
+    known already. In `alert_clips` a short recording is kept around each alert. `open_speech` opens
+    recognisers where they are shared with others.
 
     Raises:
         UserError: a model or an option that cannot be used.
@@ -66,7 +68,7 @@ def load_monitor(
 
     def recognizer_for(name: str, spoken: str | None) -> Recognizer:
         if (name, spoken) not in opened:
-            opened[name, spoken] = open_recognizer(
+            opened[name, spoken] = (open_speech or open_recognizer)(
                 found[name],
                 language=spoken,
                 engine=model.engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -23,8 +24,13 @@ from mmtransfer.monitoring.sources.clips import Recorder
 from mmtransfer.monitoring.sources.folders import read_folder
 from mmtransfer.monitoring.sources.kinds import settle
 from mmtransfer.monitoring.sources.live import LiveSettings, SteadyClock
-from mmtransfer.monitoring.sources.readers import Reader, read_camera, read_recording
-from mmtransfer.monitoring.sources.source import Source
+from mmtransfer.monitoring.sources.readers import (
+    LiveAudio,
+    Reader,
+    read_camera,
+    read_recording,
+)
+from mmtransfer.monitoring.sources.source import WAITING_SEGMENTS, Source
 from mmtransfer.monitoring.stats import MonitorStats
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.segments import SegmenterSettings
@@ -47,7 +53,9 @@ class Monitor:
 
     `others` are recognisers of cameras, by name, that have their own. With `classifier`,
     transcripts carry the class of their text. In `alert_clips` a short recording is kept around
-    each alert. With `sounds`, a thread of its own classifies the sounds of all sources.
+    each alert. With `sounds`, a thread of its own classifies the sounds of all sources. `waiting`
+    segments may be in memory; of a recording that is longer than `longest_s`, so much is
+    transcribed, and the rest is an error.
     """
 
     def __init__(
@@ -63,6 +71,8 @@ class Monitor:
         sounds: SoundClasses | None = None,
         lines: LineSettings | None = None,
         with_words: bool = False,
+        waiting: int = WAITING_SEGMENTS,
+        longest_s: float = math.inf,
     ):
         self._recognizer, self._others = recognizer, others or {}
         self._settings = settings or SegmenterSettings()
@@ -70,6 +80,7 @@ class Monitor:
         self._live = live or LiveSettings()
         self._spool_bytes, self._classifier, self._clips = spool_bytes, classifier, alert_clips
         self._sounds = sounds
+        self._waiting, self._longest_s = waiting, longest_s
         self._stopping = threading.Event()
         self.stats = MonitorStats()
 
@@ -97,7 +108,11 @@ class Monitor:
                 raise item.error
 
     def watch(
-        self, sources: Iterable[str | Path | Camera], *, journal: Journal | None = None
+        self,
+        sources: Iterable[str | Path | Camera],
+        *,
+        journal: Journal | None = None,
+        audio: Mapping[str, LiveAudio] | None = None,
     ) -> Iterator[Item]:
         """Transcripts of several sources side by side, each source's in order, and what happens to
         the sources: alerts, sounds, connections, ends. A source is a path, an address or a
@@ -108,6 +123,9 @@ class Monitor:
         sources and standard input say is held until it can be written; where all sources are
         recordings, the error ends it.
 
+        `audio` is, by name, that of live sources which bring it themselves; the source ends with
+        it.
+
         Raises:
             OSError: the journal cannot be written.
         """
@@ -116,7 +134,7 @@ class Monitor:
         at_work = [
             Source(
                 *(number, camera, self._others.get(camera.name, self._recognizer)),
-                *(self.stats.cameras[camera.name], len(cameras)),
+                *(self.stats.cameras[camera.name], len(cameras), self._waiting),
             )
             for number, camera in enumerate(cameras)
         ]
@@ -138,6 +156,7 @@ class Monitor:
                     source.recorder = Recorder()
                 read = read_camera if source.is_live else read_recording
                 reader = self._reader(source, events, stopping, clock)
+                reader.audio = (audio or {}).get(source.name)
                 if sounds is not None:
                     reader.sounds = sounds.stream(source)
                 readers.append(reader.start(read_folder if source.is_folder else read))
@@ -215,4 +234,5 @@ class Monitor:
             channel=None if isinstance(camera.channels, str) else camera.channels - 1,
             folder=source.folder,
             known_s=source.known_s,
+            longest_s=self._longest_s,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +37,7 @@ from mmtransfer.monitoring.sources.live import LiveSettings
 from mmtransfer.monitoring.stats import MonitorStats
 from mmtransfer.speech.addresses import public_address
 from mmtransfer.speech.audio import MediaError, is_piped, open_media
+from mmtransfer.speech.recognition import Recognizer
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def run(options: MonitorOptions, *, sinks: Sequence[Sink] = ()) -> MonitorStats:
 class Session:
     """A monitor at work from `with` to its end. Everything that can be checked is, before anything
     is written; with a journal, what earlier sessions found is in the outputs as well, and alerts
-    that never arrived are sent again.
+    that never arrived are sent again. `open_speech` as of `load_monitor`.
 
     Raises:
         UserError: something that cannot be used.
@@ -87,8 +88,11 @@ class Session:
                 print(item)
     """
 
-    def __init__(self, options: MonitorOptions):
+    def __init__(
+        self, options: MonitorOptions, *, open_speech: Callable[..., Recognizer] | None = None
+    ):
         self._options, self._opened = options, ExitStack()
+        self._open_speech = open_speech
         self.cameras = options.cameras()
         """The sources, each separate channel as one of them."""
         self._monitor: Monitor
@@ -166,6 +170,7 @@ class Session:
             cameras=cameras,
             models=models,
             alert_clips=Path(options.alert_clips) if options.alert_clips is not None else None,
+            open_speech=self._open_speech,
         )
         # Whatever may fail comes before the files of an earlier run are written anew.
         if address is not None:

@@ -30,6 +30,8 @@ from mmtransfer.speech.mixing import Resampler, brought_up, plain_layout
 from mmtransfer.speech.timeline import Timeline
 
 SAMPLE_RATE = 16_000
+UPLOAD = ".upload"
+"""Ending of a file that a stranger sent: it may open nothing else, whatever it says."""
 _PCM = "pcm:"
 logger = logging.getLogger(__name__)
 
@@ -141,21 +143,23 @@ def open_media(source: str | Path, stopped: Callable[[], bool] = lambda: False) 
 
 def reach(source: str | Path) -> dict[str, str]:
     """FFmpeg's options for what else a recording may open: a file (a playlist, a session's
-    description) no address, and what is piped in nothing at all.
+    description) no address, and what is piped in or was uploaded nothing at all.
     """
     if "://" in str(source):
         return {}
-    is_once = is_piped(str(source))
-    return {"protocol_whitelist": "crypto,data" if is_once else "file,crypto,data"}
+    is_alone = is_piped(str(source)) or Path(source).suffix == UPLOAD
+    return {"protocol_whitelist": "crypto,data" if is_alone else "file,crypto,data"}
 
 
 def media_file(source: str | Path) -> Any:
     """What PyAV opens a recording by: an address as it is, a file by a path that cannot be taken
-    for an address (`12:30.wav`), or opened if its name is not UTF-8.
+    for an address (`12:30.wav`), or opened if its name is not UTF-8 or it may open no file.
     """
     if "://" in str(source):
         return str(source)
     path = os.path.abspath(source)
+    if Path(path).suffix == UPLOAD:
+        return open(path, "rb")
     try:
         path.encode()
     except UnicodeEncodeError:

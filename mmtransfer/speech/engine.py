@@ -85,6 +85,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def languages(self) -> list[str]:
+        """ISO codes of the languages that the model has, as far as they are known."""
+        ...
+
+    @property
     def max_context_s(self) -> float:
         """The window the model was pretrained on."""
         ...
@@ -113,6 +118,15 @@ class Engine(Protocol):
 
     def decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:
         """Hypotheses of 16-kHz float32 clips, each padded or cut to the context."""
+        ...
+
+    def speaking(self, language: str | None, prompt: str) -> Engine:
+        """The same loaded model in another language (None: its own) and with another prompt, where
+        it takes one.
+
+        Raises:
+            UserError: a language it does not have.
+        """
         ...
 
 

@@ -12,8 +12,9 @@ import json
 import logging
 import threading
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
@@ -199,6 +200,14 @@ def _convert_bundled(checkpoint: Checkpoint, compute_type: str, folder: Path) ->
     (folder / _SETTINGS).write_text(json.dumps(values), encoding="utf-8")
 
 
+@lru_cache(maxsize=4)
+def _tokenizer(path: str) -> Any:
+    """Loaded once, since each client of a server may have a prompt of its own."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(path)
+
+
 def place_and_precision(device: str, precision: str | None) -> tuple[str, str]:
     """Where CTranslate2 computes, `cpu` or `cuda`, and in which precision there.
 
@@ -253,21 +262,9 @@ class CTranslate2Whisper:
         self._folder = converted(checkpoint, compute_type=self.precision)
         self._settings = json.loads((self._folder / _SETTINGS).read_text(encoding="utf-8"))
         self.options = options or DecodingOptions()
-        generation = self._settings["generation"]
-        self.language = choose_language(checkpoint.source, generation, language)
         self.max_context_s = float(self._settings["max_context_s"])
-        self._taught = self._settings["languages"]
-        if self._taught and (self.language or "en") not in [*self._taught, "auto"]:
-            self._taught = None
-        adapted = self._settings["languages"] is None or self._taught is not None
-        own = "" if adapted else "alone_"
-        shortest = "shortest_context_s" if adapted else "shortest_alone_s"
-        self.shortest_context_s = float(self._settings[shortest])
-        self.short_s = float(self._settings[f"short_{own}s"])
-        self.window_s = float(self._settings[f"window_{own}s"])
-        self.margin_s = float(self._settings["margin_s"]) if adapted else 0.0
-        taught_s = min(self.short_s + self.margin_s, self.max_context_s)
-        self._own_s = own_context_s(taught_s, self.max_context_s)
+        self._source = checkpoint.source
+        self._speak(language, self.options.prompt)
         self.workers = max(1, min(threads, _WORKERS))
         self._model_options = {
             "device": self.device,
@@ -279,16 +276,44 @@ class CTranslate2Whisper:
         }
         self._models: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self._before: list[int] = []
-        if self.options.prompt:
-            from tokenizers import Tokenizer
-
-            tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
-            text = f" {self.options.prompt.strip()}"
-            ids = tokenizer.encode(text, add_special_tokens=False).ids
-            room = self._settings["positions"] // 2 - 1
-            self._before = [self._settings["before"], *ids[-room:]]
         self._model(self.shortest_context_s)  # loaded now, not when the first words are spoken
+
+    @property
+    def languages(self) -> list[str]:
+        """ISO codes of the languages that the model has."""
+        generation = self._settings["generation"]
+        if not generation["is_multilingual"]:
+            return ["en"]
+        return sorted(token.strip("<|>") for token in generation["lang_to_id"])
+
+    def speaking(self, language: str | None, prompt: str) -> CTranslate2Whisper:
+        """The same model in another language (None: its own) and with another prompt."""
+        other = copy(self)
+        other._speak(language or self.language, prompt or self.options.prompt)
+        return other
+
+    def _speak(self, language: str | None, prompt: str) -> None:
+        """Take up a language, with what the model does in it, and a prompt."""
+        settings = self._settings
+        self.language = choose_language(self._source, settings["generation"], language)
+        self._taught = settings["languages"]
+        if self._taught and (self.language or "en") not in [*self._taught, "auto"]:
+            self._taught = None
+        adapted = settings["languages"] is None or self._taught is not None
+        own = "" if adapted else "alone_"
+        shortest = "shortest_context_s" if adapted else "shortest_alone_s"
+        self.shortest_context_s = float(settings[shortest])
+        self.short_s = float(settings[f"short_{own}s"])
+        self.window_s = float(settings[f"window_{own}s"])
+        self.margin_s = float(settings["margin_s"]) if adapted else 0.0
+        taught_s = min(self.short_s + self.margin_s, self.max_context_s)
+        self._own_s = own_context_s(taught_s, self.max_context_s)
+        self._before: list[int] = []
+        if prompt:
+            tokenizer = _tokenizer(str(self._folder / "tokenizer.json"))
+            ids = tokenizer.encode(f" {prompt.strip()}", add_special_tokens=False).ids
+            room = settings["positions"] // 2 - 1
+            self._before = [settings["before"], *ids[-room:]]
 
     def _is_adapted(self, context_s: float) -> bool:
         """Whether an adapter decodes contexts of that length."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from mmtransfer.speech.engine import (
     Hypothesis,
     Word,
     align_words,
+    choose_language,
     token_limit,
 )
 from mmtransfer.speech.whisper import SpeechModel, encode_whisper
@@ -96,6 +99,18 @@ class _TransformersEngine(ABC):
 class TransformersCtc(_TransformersEngine):
     """CTC: the most probable symbol of every frame."""
 
+    @property
+    def languages(self) -> list[str]:
+        return [self.language] if self.language else []
+
+    def speaking(self, language: str | None, prompt: str) -> TransformersCtc:
+        """Itself: CTC has one language and takes no prompt."""
+        if language is not None and self.language not in (None, language):
+            raise UserError(
+                f"{self.speech.source}: its language is '{self.language}', not '{language}'."
+            )
+        return self
+
     @torch.inference_mode()
     def _decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:
         speech, network = self.speech, self.speech.network
@@ -143,11 +158,29 @@ class TransformersWhisper(_TransformersEngine):
         known = tokenizer.get_vocab()
         name = "<|nospeech|>" if "<|nospeech|>" in known else "<|nocaptions|>"
         self._no_speech = known.get(name)
-        self._before: list[int] = []
-        if options.prompt:
-            before = tokenizer(f" {options.prompt.strip()}", add_special_tokens=False).input_ids
-            room = model.config.max_target_positions // 2 - 1
-            self._before = [known["<|startofprev|>"], *before[-room:]]
+        self._before = self._tokens_before(options.prompt)
+
+    @property
+    def languages(self) -> list[str]:
+        return list(self.speech.languages)
+
+    def speaking(self, language: str | None, prompt: str) -> TransformersWhisper:
+        """The same model in another language (None: its own) and with another prompt."""
+        speech, other = self.speech, copy(self)
+        generation = speech.model.generation_config.to_dict()
+        spoken = choose_language(speech.source, generation, language or speech.language)
+        other.speech = replace(speech, language=spoken)
+        other._before = self._tokens_before(prompt or self.options.prompt)
+        return other
+
+    def _tokens_before(self, prompt: str) -> list[int]:
+        """The prompt as the decoder takes it, before its own first tokens."""
+        if not prompt:
+            return []
+        model, tokenizer = self.speech.model, self.speech.processor.tokenizer
+        before = tokenizer(f" {prompt.strip()}", add_special_tokens=False).input_ids
+        room = model.config.max_target_positions // 2 - 1
+        return [tokenizer.get_vocab()["<|startofprev|>"], *before[-room:]]
 
     @torch.inference_mode()
     def _decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:

@@ -147,8 +147,12 @@ class Recognizer:
             batches += [(context, indices[start : start + size]) for start in starts]
         return batches
 
-    def decode(self, clips: list[np.ndarray], context_s: float) -> list[Hypothesis]:
-        """Decode a batch of one context; if memory does not hold it, as two halves."""
+    def decode(
+        self, clips: list[np.ndarray], context_s: float, *, can_wait: bool = False
+    ) -> list[Hypothesis]:
+        """Decode a batch of one context; if memory does not hold it, as two halves. What `can_wait`
+        is provisional, or decoded again; it makes a difference where a recogniser is shared.
+        """
         try:
             return self.engine.decode(clips, context_s)
         except (RuntimeError, MemoryError) as error:
@@ -159,4 +163,4 @@ class Recognizer:
         half = len(clips) // 2
         self.batch_seconds = half * context_s  # later calls start with what fits
         parts = (clips[:half], clips[half:])
-        return [found for part in parts for found in self.decode(part, context_s)]
+        return [found for part in parts for found in Recognizer.decode(self, part, context_s)]

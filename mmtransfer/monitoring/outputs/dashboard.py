@@ -86,7 +86,7 @@ def _state(camera: CameraStats) -> str:
     return "lost" if camera.events["lost"] else "reading" if camera.audio_s else "waiting"
 
 
-class _Numbers:
+class Numbers:
     """All numbers at the time they are asked for, as Prometheus' client collects them."""
 
     def __init__(self, stats: MonitorStats):
@@ -132,7 +132,7 @@ def _registry(stats: MonitorStats) -> CollectorRegistry:
     from prometheus_client import CollectorRegistry
 
     registry = CollectorRegistry()
-    registry.register(_Numbers(stats))
+    registry.register(Numbers(stats))
     return registry
 
 

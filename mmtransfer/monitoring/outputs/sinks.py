@@ -33,6 +33,7 @@ from mmtransfer.monitoring.outputs.report import report
 from mmtransfer.monitoring.sources.cameras import file_name
 from mmtransfer.speech.subtitles import escape_ass, escape_subtitle
 
+VTT_HEADER = "WEBVTT\n\n"
 SUFFIXES = (".jsonl", ".srt", ".vtt", ".ass", ".txt", ".html")
 _OF_ONE_RECORDING = (".srt", ".vtt", ".ass", ".html")
 _EPOCH_S = 1e9  # times from here on are those of live sources, since 1970
@@ -142,7 +143,7 @@ class FileSink:
         self._count = 0
         self._file: IO[str] = open_private(path, "w", follow=True, encoding="utf-8")
         if path.suffix == ".vtt":
-            self._file.write("WEBVTT\n\n")
+            self._file.write(VTT_HEADER)
         elif path.suffix == ".ass":
             self._file.write(_ass([]))
         self._file.flush()
@@ -164,20 +165,22 @@ class FileSink:
         elif suffix == ".txt":
             text = f"{'~ ' if item.revision else ''}{line(item)}\n"
         else:
-            separator = "," if suffix == ".srt" else "."
-            start, end = (clock(t, decimals=3, separator=separator) for t in (item.start, item.end))
-            is_vtt = suffix == ".vtt"
-            body = "\n".join(
-                escape_subtitle(row, is_vtt=is_vtt) for row in rows(printable(item.text))
-            )
-            number = f"{self._count}\n" if suffix == ".srt" else ""
-            text = f"{number}{start} --> {end}\n{body}\n\n"
+            text = cue(item, self._count, is_vtt=suffix == ".vtt")
         self._file.write(text)
         self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def cue(item: Transcript, number: int, *, is_vtt: bool) -> str:
+    """A line as a cue of SRT, where it has a number, or of WebVTT."""
+    separator = "." if is_vtt else ","
+    start, end = (clock(t, decimals=3, separator=separator) for t in (item.start, item.end))
+    body = "\n".join(escape_subtitle(row, is_vtt=is_vtt) for row in rows(printable(item.text)))
+    first = "" if is_vtt else f"{number}\n"
+    return f"{first}{start} --> {end}\n{body}\n\n"
 
 
 def _ass(events: Sequence[tuple[float, float, str]]) -> str:

@@ -318,7 +318,7 @@ class _Connection:
                         self._recorder.keep(packet)
                     if packet.stream.type != "audio":
                         continue
-                    for frame in _frames(packet):
+                    for frame in decoded_frames(packet):
                         at = frame.time
                         for block in convert(frame):
                             self._put((block, at))
@@ -328,10 +328,11 @@ class _Connection:
             return bool(container.duration) and self._source.startswith(_SAY_LENGTH)
 
 
-def _frames(packet: Any) -> list[Any]:
+def decoded_frames(packet: Any) -> list[Any]:
+    """The frames of a packet; none of a damaged one."""
     try:
         return [frame for frame in packet.decode() if frame.samples and frame.sample_rate]
-    except av.error.FFmpegError:  # a damaged packet; the next one may be whole
+    except av.error.FFmpegError:  # the next one may be whole
         return []
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,13 @@ from mmtransfer.monitoring.sources.live import (
 )
 from mmtransfer.monitoring.stats import CameraStats
 from mmtransfer.speech.addresses import public_address
-from mmtransfer.speech.audio import SAMPLE_RATE, MediaError, is_piped, stream_audio
+from mmtransfer.speech.audio import (
+    SAMPLE_RATE,
+    LongMediaError,
+    MediaError,
+    is_piped,
+    stream_audio,
+)
 from mmtransfer.speech.end_of_turn import EndOfTurn
 from mmtransfer.speech.segments import (
     Segment,
@@ -43,6 +50,9 @@ from mmtransfer.speech.segments import (
 )
 
 _LIVE_BLOCK_FRAMES = 3  # scored at once: a tenth of a second
+
+LiveAudio = Callable[[threading.Event], Iterator[Block | SourceEvent]]
+"""Audio of a live source as `read_live` gives it, until the event is set."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,10 @@ class Reader:
     """What an earlier session read of a folder."""
     known_s: float = 0.0
     """Seconds of a recording that an earlier session read, before it grew."""
+    longest_s: float = math.inf
+    """Of a longer recording, so many seconds are read."""
+    audio: LiveAudio | None = None
+    """Of a live source that brings its audio itself."""
     size: int | None = None
     """Bytes of the recording that was read."""
     read_s: float = 0.0
@@ -199,6 +213,9 @@ def read_recording(reader: Reader) -> None:
     try:
         for block in stream_audio(reader.source, reader.stopping.is_set, channel=reader.channel):
             at = reader.read_s
+            if at > reader.longest_s:
+                shown = public_address(reader.source)
+                raise LongMediaError(f"{shown}: is longer than {reader.longest_s:g} s.")
             reader.read_s += len(block) / SAMPLE_RATE
             fresh = round((reader.read_s - reader.known_s) * SAMPLE_RATE)
             if fresh <= 0:
@@ -218,6 +235,20 @@ def read_recording(reader: Reader) -> None:
         put(segment)
     if cut is not None:
         raise cut
+
+
+def _audio(reader: Reader) -> Iterator[Block | SourceEvent]:
+    if reader.audio is not None:
+        return reader.audio(reader.stopping)
+    return read_live(
+        reader.name,
+        reader.source,
+        reader.stopping,
+        settings=reader.live,
+        now=reader.clock,
+        recorder=reader.recorder,
+        channel=reader.channel,
+    )
 
 
 def _of_its_own(samples: np.ndarray) -> str:
@@ -255,15 +286,7 @@ def read_camera(reader: Reader) -> None:
         for window in turns.finish() if turns is not None else ():
             reader.report(Turn(window))
 
-    for item in read_live(
-        reader.name,
-        reader.source,
-        reader.stopping,
-        settings=reader.live,
-        now=reader.clock,
-        recorder=reader.recorder,
-        channel=reader.channel,
-    ):
+    for item in _audio(reader):
         if not isinstance(item, Block):
             if item.event == Occurrence.LOST:
                 finish()

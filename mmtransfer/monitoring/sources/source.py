@@ -31,10 +31,16 @@ _SAME_SOUND_S = 1.0  # a sound is reported again after a second of less at the s
 
 
 class Source:
-    """One of `count` sources of a run."""
+    """One of `count` sources of a run, which share the places of `waiting` segments."""
 
     def __init__(
-        self, number: int, camera: Camera, recognizer: Recognizer, stats: CameraStats, count: int
+        self,
+        number: int,
+        camera: Camera,
+        recognizer: Recognizer,
+        stats: CameraStats,
+        count: int,
+        waiting: int = WAITING_SEGMENTS,
     ):
         self.number, self.camera, self.name = number, camera, camera.name
         self.recognizer, self.stats = recognizer, stats
@@ -43,7 +49,7 @@ class Source:
         self.is_live, self.is_folder = goes_on(camera), is_folder(camera.url)
         self.is_piped = is_piped(camera.url)
         self.keywords = Keywords(camera.keywords)
-        self.most = max(BATCH_SEGMENTS, WAITING_SEGMENTS // max(1, count))
+        self.most = max(BATCH_SEGMENTS, waiting // max(1, count))
         """Segments of it that may be in memory."""
         self.room = threading.Semaphore(self.most)
         """What a recording waits for."""

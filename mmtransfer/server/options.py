@@ -1,0 +1,127 @@
+"""The options of a server; nothing here needs the extra `server`."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+from mmtransfer.errors import UserError
+from mmtransfer.monitoring.options import RecognitionOptions
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What is served, to whom, and how much at a time.
+
+    Raises:
+        UserError: a value that cannot be used.
+    """
+
+    models: Mapping[str, str]
+    """Models by the names that clients call them by: run folders, checkpoints, Hub ids or
+    bundled:NAME, for speech, texts or sounds."""
+    _: KW_ONLY
+    cameras: Path | None = None
+    """YAML file of cameras, as that of `monitor`; they are watched in the same process."""
+    journal: Path | None = None
+    """Folder of the cameras' journal, which the page shows and searches."""
+    index: str | None = None
+    """Where the journal is indexed; by default beside it."""
+    host: str = "127.0.0.1"
+    """Address to listen at; others than loopback need tokens."""
+    port: int = 8080
+    """0 takes a free one."""
+    wyoming: int | None = None
+    """Port of the Wyoming protocol, on loopback alone, since it has no tokens."""
+    tokens: Path | None = None
+    """File of tokens, by default that of this user; see `mmtransfer token`."""
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    audit: Path | None = None
+    """File of audit lines; by default they are logged."""
+    max_upload_mb: float = 512.0
+    """Largest request."""
+    max_audio_s: float = 4 * 3600.0
+    """Longest recording, and longest stream."""
+    requests: int = 32
+    """Requests at work and waiting, together; further ones are refused with 503."""
+    streams: int = 32
+    """Live streams at once."""
+    language: str | None = None
+    """ISO code, for multilingual models; detected for each segment where it is not given."""
+    engine: str = "auto"
+    compute_type: str | None = None
+    device: str = "auto"
+    threads: int = 0
+    beam_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.models and self.cameras is None:
+            raise UserError("expected --model NAME=MODEL or --cameras FILE.yaml, found neither.")
+        for name, model in self.models.items():
+            self.recognition(model)
+            if not name.strip():
+                raise UserError(f"model {model}: expected a name before '=', found none.")
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"port: expected 0 to 65535, found {self.port}.")
+        if self.wyoming is not None and not 0 <= self.wyoming <= 65535:
+            raise UserError(f"wyoming: expected a port of 0 to 65535, found {self.wyoming}.")
+        if self.journal is not None and self.cameras is None:
+            raise UserError("journal: expected cameras beside it, found none.")
+        if self.requests < 1 or self.streams < 1:
+            raise UserError("requests and streams: expected 1 or more.")
+        if self.max_upload_mb <= 0 or self.max_audio_s <= 0:
+            raise UserError("max_upload_mb and max_audio_s: expected numbers above 0.")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise UserError("expected --tls-certificate and --tls-key together, found one of them.")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nobody else than this machine's users can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def recognition(self, model: str) -> RecognitionOptions:
+        """How a speech model is loaded: as by `monitor`, every word with its time.
+
+        Raises:
+            UserError: a value that cannot be used.
+        """
+        return RecognitionOptions(
+            model,
+            language=self.language or "auto",
+            engine=self.engine,
+            compute_type=self.compute_type,
+            device=self.device,
+            threads=self.threads,
+            beam_size=self.beam_size,
+            words=True,
+        )
+
+
+def short_name(model: str) -> str:
+    """What a model is called that is given no name: the last part of its own."""
+    return Path(model.removeprefix("bundled:")).name or model
+
+
+def named_models(given: Sequence[str]) -> dict[str, str]:
+    """Models by name, of texts NAME=MODEL, or of models alone.
+
+    Raises:
+        UserError: a name that is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, is_named, model = text.partition("=")
+        if not is_named:
+            name, model = short_name(text), text
+        if name in found:
+            raise UserError(f"--model: the name '{name}' is given twice.")
+        found[name] = model
+    return found

@@ -1,0 +1,130 @@
+"""Cameras in the process of the server: their text, their journal, the end by a signal."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from conftest import ROOT, child_environment, write_media
+from support.servers import running
+from support.sources import Server, transport_stream
+from support.web import wait_for
+
+from mmtransfer.cli import main
+from mmtransfer.monitoring import Partial, Transcript
+
+
+def cameras_file(folder, url, **options):
+    path = folder / "cameras.yaml"
+    content = {"cameras": [{"name": "gate", "url": url, "keywords": ["fitter"]}], **options}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def journal_lines(folder):
+    files = sorted(folder.glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def test_cameras_and_requests_share_a_recogniser(whisper_tiny, speech, tmp_path, monkeypatch):
+    camera = Server([transport_stream(speech), 3600.0])
+    path = cameras_file(tmp_path, camera.url, threads=1, beam_size=1)
+    recording = write_media(tmp_path / "gate.ogg", speech)
+    with running(
+        {"site": "bundled:whisper-tiny.en"},
+        cameras=path,
+        journal=tmp_path / "journal",
+        threads=1,
+        beam_size=1,
+    ) as server:
+        models = server.state.models
+        assert list(models._shared.values()) == [models.speech["site"]]  # one for both
+        form: dict[str, Any] = {"files": {"file": recording.open("rb")}, "data": {"model": "site"}}
+        answer = httpx.post(f"{server.url}/v1/audio/transcriptions", timeout=120, **form)
+        assert len(answer.json()["text"].split()) > 15
+        wait_for(lambda: server.state.stats.lines >= 2)
+        numbers = httpx.get(f"{server.url}/metrics").text
+        assert 'mmtransfer_connected{camera="gate"} 1.0' in numbers
+        assert "mmtransfer_places_taken 0.0" in numbers
+    camera.close()
+    texts = [line["text"] for line in journal_lines(tmp_path / "journal") if "text" in line]
+    assert any("gate" in text.casefold() for text in texts)
+
+
+def test_what_cameras_say_reaches_all_who_follow(fake_recognizer, speech, tmp_path):
+    fake_recognizer()
+    camera = Server([2.0, transport_stream(speech), 3600.0])
+    path = cameras_file(tmp_path, camera.url, model="bundled:whisper-tiny.en")
+
+    async def follow(live):
+        found: list[Any] = []
+        with live.follow() as one, live.follow() as other:
+            while not any(isinstance(item, Transcript) for item in found):
+                found.append(await asyncio.wait_for(one.next(), 60))
+            again = [await asyncio.wait_for(other.next(), 60) for _ in found]
+        assert found == again
+        return found
+
+    with running({}, cameras=path) as server:
+        assert server.state.models.names == ["whisper-tiny.en"]
+        found = asyncio.run(follow(server.state.live))
+        assert {item.camera for item in found} == {"gate"}
+        assert any(isinstance(item, Partial) for item in found)
+    camera.close()
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_ends_it_with_everything_kept(number, whisper_tiny, speech, tmp_path):
+    camera = Server([transport_stream(speech), 3600.0])
+    path = cameras_file(tmp_path, camera.url, model="bundled:whisper-tiny.en")
+    command = ["serve", "--cameras", str(path), "--journal", str(tmp_path / "journal")]
+    command += ["--port", "0", "--threads", "1", "--beam", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mmtransfer", *command],
+        env=child_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        wait_for(lambda: len(journal_lines(tmp_path / "journal")) > 3)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        camera.close()
+    assert process.returncode == 128 + number
+    assert "serving at http://127.0.0.1:" in errors
+    assert "gate: connected" in errors
+    assert "Traceback" not in errors
+    lines = [line for line in journal_lines(tmp_path / "journal") if "avg_logprob" in line]
+    assert len({line["id"] for line in lines}) >= 2
+
+
+def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "cameras.yaml"
+    for arguments, message in (
+        ([], "expected --model NAME=MODEL or --cameras FILE.yaml, found neither"),
+        (["--model", "a=b", "--model", "a=c"], "--model: the name 'a' is given twice"),
+        (["--model", "=b"], "expected a name before '='"),
+        (["--cameras", str(path)], "cameras.yaml"),
+        (["--model", "a=b", "--journal", str(tmp_path)], "journal: expected cameras beside it"),
+        (["--model", "a=b", "--wyoming", "70000"], "wyoming: expected a port"),
+        (["--model", "a=b", "--port", "x"], "argument --port: invalid int value"),
+        (["--model", f"a={tmp_path / 'none'}", "--port", "0"], "none"),
+    ):
+        assert main(["serve", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "mmtransfer.server.serve", raising=False)
+    assert main(["serve", "--model", "a=bundled:whisper-tiny.en"]) == 2
+    assert "serve needs uvicorn. pip install 'mmtransfer[server]'" in capsys.readouterr().err

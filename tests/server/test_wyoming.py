@@ -1,0 +1,99 @@
+"""A voice assistant's client: what there is, and a command as text."""
+
+import asyncio
+import json
+import socket
+
+import numpy as np
+import pytest
+from support.servers import running
+from wyoming.asr import Transcribe, Transcript
+from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.client import AsyncTcpClient
+from wyoming.error import Error
+from wyoming.info import Describe, Info
+from wyoming.ping import Ping, Pong
+
+from mmtransfer.server import wyoming
+
+
+@pytest.fixture(scope="module")
+def served(whisper_tiny):
+    with running(wyoming=0, streams=1) as server:
+        yield server
+
+
+async def command(port, samples, *, model="site", language=None, rate=16_000, width=2):
+    """What a client gets for a spoken command."""
+    async with AsyncTcpClient("127.0.0.1", port) as client:
+        await client.write_event(Transcribe(name=model, language=language).event())
+        await client.write_event(AudioStart(rate, width, 1).event())
+        data = (32767 * samples).astype("<i2").tobytes()
+        for start in range(0, len(data), 2048):
+            chunk = AudioChunk(rate, width, 1, data[start : start + 2048])
+            await client.write_event(chunk.event())
+        await client.write_event(AudioStop().event())
+        return await client.read_event()
+
+
+def test_a_command_becomes_text(served, speech):
+    async def talk():
+        async with AsyncTcpClient("127.0.0.1", served.wyoming) as client:
+            await client.write_event(Describe().event())
+            info = Info.from_event(await client.read_event())
+            await client.write_event(Ping("still there?").event())
+            return info, Pong.from_event(await client.read_event())
+
+    info, pong = asyncio.run(talk())
+    assert [(model.name, model.languages) for model in info.asr[0].models] == [("site", ["en"])]
+    assert pong.text == "still there?"
+    for _ in range(2):  # its place is free again
+        found = asyncio.run(command(served.wyoming, speech, language="en"))
+        assert len(Transcript.from_event(found).text.split()) > 15
+    silence = asyncio.run(command(served.wyoming, np.zeros(16_000, np.float32)))
+    assert Transcript.from_event(silence).text == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": "other"}, "model 'other': no model for speech of that name"),
+        ({"language": "klingon"}, "language: expected an ISO code"),
+        ({"language": "de"}, "English only"),
+        ({"rate": 7}, "expected audio of 8000 to 192000 Hz"),
+        ({"width": 3}, "width 2 or 4"),
+    ],
+)
+def test_what_cannot_be_transcribed_is_an_error_event(given, message, served, speech):
+    found = asyncio.run(command(served.wyoming, speech[:1000], **given))
+    assert message in Error.from_event(found).text
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"[1]\n",
+        b'{"type": "audio-start", "payload_length": 99999999999}\n',
+        b'{"type": "audio-start", "data_length": -1}\n',
+        b"x" * 200_000,
+        b'{"type": "transcribe", "data": {',
+    ],
+)
+def test_what_is_no_event_ends_the_connection(sent, served, monkeypatch):
+    monkeypatch.setattr(wyoming, "_IDLE_S", 0.5)
+    with socket.create_connection(("127.0.0.1", served.wyoming), timeout=60) as connection:
+        try:
+            connection.sendall(sent)
+            assert connection.recv(100) == b""
+        except ConnectionResetError:
+            pass  # what it did not take was still on its way
+
+
+def test_who_stops_talking_without_a_word_loses_the_place(served, monkeypatch):
+    monkeypatch.setattr(wyoming, "_AUDIO_S", 0.3)
+    event = {"type": "audio-start", "data": {"rate": 16000, "width": 2, "channels": 1}}
+    with socket.create_connection(("127.0.0.1", served.wyoming), timeout=60) as connection:
+        connection.sendall(json.dumps(event).encode() + b"\n")
+        assert connection.recv(100) == b""
+    assert served.state.streams.taken == 0
