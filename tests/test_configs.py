@@ -46,7 +46,20 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+SLOW = {"short_context"}  # bounded by its teacher, the bundled model
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path,
+            id=f"{path.parent.name}-{path.stem}",
+            marks=[pytest.mark.slow] if path.stem in SLOW else [],
+        )
+        for path in CONFIGS
+    ],
+)
 def test_a_configuration_runs_a_few_steps(path: Path, data, random_whisper, tmp_path):
     values = read_yaml(path)
     short = {"steps": 3, "epochs": None}

@@ -77,6 +77,7 @@ def test_a_bundled_model_is_converted_as_any_other(precision, tmp_path):
             assert one.read_bytes() == other.read_bytes(), file
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_convert_once_and_agree(tmp_path):
     program = "from mmtransfer.hub import bundled\nprint(bundled.materialize('whisper-tiny.en'))"
     environment = child_environment() | {"MMTRANSFER_CACHE": str(tmp_path)}
@@ -113,7 +114,10 @@ def _clips() -> list[np.ndarray]:
 
 @pytest.mark.parametrize(
     ("name", "prompt"),
-    [("whisper-tiny.en", [50257, 50362]), ("whisper-base", [50258, 50259, 50359, 50363])],
+    [
+        ("whisper-tiny.en", [50257, 50362]),
+        pytest.param("whisper-base", [50258, 50259, 50359, 50363], marks=pytest.mark.slow),
+    ],
 )
 def test_converted_model_agrees_with_ctranslate2_on_speech(name, prompt, tmp_path):
     """Same file, two engines: the same text, log-probabilities to fp16 accuracy."""

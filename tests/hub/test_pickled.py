@@ -111,13 +111,21 @@ class _Evil:
     ("made", "reason"),
     [
         (lambda path: {"weight": _Evil(path)}, "more than tensors"),
-        (lambda path: _Evil(path), "more than tensors"),
-        (lambda path: {"state_dict": {"weight": torch.zeros(2)}}, "state_dict.*is a dict"),
-        (lambda path: [torch.zeros(2)], "holds a list"),
-        (lambda path: {"epoch": 3, "weight": torch.zeros(2)}, "epoch.*is a int"),
-        (lambda path: {"weight": torch.zeros(2).to_sparse()}, "not a plain tensor"),
         (lambda path: {"weight": torch.zeros(1).expand(1 << 40)}, "more memory"),
-        (lambda path: {"weight": torch.zeros(1, device="meta")}, "not a plain tensor|more than"),
+        (lambda path: {"state_dict": {"weight": torch.zeros(2)}}, "state_dict.*is a dict"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)  # each starts a process that loads torch
+            for case in (
+                (lambda path: _Evil(path), "more than tensors"),
+                (lambda path: [torch.zeros(2)], "holds a list"),
+                (lambda path: {"epoch": 3, "weight": torch.zeros(2)}, "epoch.*is a int"),
+                (lambda path: {"weight": torch.zeros(2).to_sparse()}, "not a plain tensor"),
+                (
+                    lambda path: {"weight": torch.zeros(1, device="meta")},
+                    "not a plain tensor|more than",
+                ),
+            )
+        ),
     ],
 )
 def test_anything_but_tensors_is_refused_and_never_run(old, tmp_path, made, reason):
@@ -129,7 +137,16 @@ def test_anything_but_tensors_is_refused_and_never_run(old, tmp_path, made, reas
     assert not Path(trap).exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"no weights", pickle.dumps({"a": 1}), b"PK\x03\x04" * 9])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"no weights",
+        *(
+            pytest.param(data, marks=pytest.mark.slow)
+            for data in (b"", pickle.dumps({"a": 1}), b"PK\x03\x04" * 9)
+        ),
+    ],
+)
 def test_damaged_files_are_one_line(old, data):
     (old[0] / "pytorch_model.bin").write_bytes(data)
     with pytest.raises(UserError, match=r"pytorch_model\.bin: cannot be loaded as weights"):

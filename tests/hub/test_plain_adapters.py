@@ -75,6 +75,7 @@ def test_every_command_takes_a_speech_adapter(whisper_adapter, tmp_path, capsys)
     assert main(["monitor", str(folder), str(data / "clip0.wav"), "--quiet"]) == 0
 
 
+@pytest.mark.slow
 def test_its_identity_is_that_of_both(whisper_adapter, random_whisper, tmp_path):
     folder = whisper_adapter[0]
     other = shutil.copytree(folder, tmp_path / "other")

@@ -449,6 +449,7 @@ class Site:
         return code
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_with_cameras_that_go_on(
     rtsp, speech, spoken, whisper_tiny, tmp_path
 ):
@@ -495,6 +496,7 @@ def test_a_request_to_stop_is_followed_within_seconds(rtsp, speech, whisper_tiny
     assert time.monotonic() - started < 6
 
 
+@pytest.mark.slow
 def test_a_webhook_that_is_down_keeps_nobody_waiting(rtsp, speech, whisper_tiny, tmp_path):
     """The alert is in the journal at once, and delivered when the other side is there."""
     port, got = free_port(), []

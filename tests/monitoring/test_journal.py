@@ -206,7 +206,9 @@ def test_cameras_have_short_names_of_their_own():
     assert names == ["10.0.0.7:554/audio", "10.0.0.8/audio"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_killed_monitor_goes_on_where_it_stopped(whisper_tiny, short_video, tmp_path, how):
     """With a real process and a real model."""
     folder, output = tmp_path / "journal", tmp_path / "out.txt"

@@ -41,6 +41,7 @@ def texts(folder):
 # --- sources that changed -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_cut_recording_is_read_on_once_it_is_whole(whisper_tiny, tmp_path, capsys):
     """Matroska tells of the whole, not of its sound; the picture ends early as well."""
     whole = remuxed(VIDEO, tmp_path / "whole.mkv")

@@ -184,6 +184,7 @@ def sites(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_noisy_speech_is_further_than_clean(sites, whisper_tiny):
     data = {
         "train": str(sites / "target"),

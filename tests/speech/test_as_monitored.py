@@ -52,6 +52,7 @@ def test_evaluate_scores_what_monitor_runs(whisper_tiny, site, capsys):
     assert rate == pytest.approx(score.wer)
 
 
+@pytest.mark.slow
 def test_evaluate_scores_what_training_scores_if_asked_to(whisper_tiny, site, capsys):
     folder, _ = site
     options = ["--engine", "transformers", "--beam", "1", "--no-guards"]

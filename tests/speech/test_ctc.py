@@ -278,7 +278,7 @@ def test_a_ctc_model_takes_no_language_that_is_not_its_own(letters, data, waves,
 # --- augmentation over a frozen prefix -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", ["ctc", "decoder"])
+@pytest.mark.parametrize("head", ["ctc", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_augmentation_over_a_cached_prefix_is_refused_or_done_in_views(
     data, random_whisper, tmp_path, head, capsys
 ):

