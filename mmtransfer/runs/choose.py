@@ -85,6 +85,9 @@ class Trial:
         return self.seconds + self.train_seconds * (share / self.share - 1)
 
 
+Tried = tuple[Candidate, Trial]
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known before anything is trained."""
@@ -264,19 +267,21 @@ class _Choice:
 
     # --- short runs ---------------------------------------------------------------------------
 
-    def rungs(self, tried: Sequence[Candidate]) -> list[tuple[Candidate, Trial]]:
+    def rungs(self, tried: Sequence[Candidate]) -> list[Tried]:
         """The candidates of the last rung that the budget held, with their trials.
 
         Raises:
             UserError: a budget in seconds that does not hold the first rung and a training.
         """
-        alive, last = list(tried), list[tuple[Candidate, Trial]]()
+        alive, last = list(tried), list[Tried]()
         for rung, share in enumerate(_SHARES):
             if rung:
-                ranked = sorted(last, key=lambda pair: _rank(pair[1]))
-                alive = self._affordable(ranked[: math.ceil(len(ranked) / _KEPT)], share)
-                if len(alive) < 2:
+                first = self._picked(last)[0]  # may score less, and is as good
+                ranked = sorted(last, key=lambda pair: (pair is not first, _rank(pair[1])))
+                going_on = self._affordable(ranked[: math.ceil(len(ranked) / _KEPT)], share)
+                if len(going_on) < 2:
                     break
+                alive = [candidate for candidate in alive if candidate in going_on]
             last = []
             for candidate in alive:
                 last.append((candidate, self._trial(candidate, share)))
@@ -311,9 +316,7 @@ class _Choice:
         auto = self.config.auto
         return auto.budget_seconds or auto.budget_share * self._presets_seconds
 
-    def _affordable(
-        self, ranked: Sequence[tuple[Candidate, Trial]], share: float
-    ) -> list[Candidate]:
+    def _affordable(self, ranked: Sequence[Tried], share: float) -> list[Candidate]:
         """The best of the candidates, as many as can be tried for that share and leave time to
         train any of them.
         """
@@ -377,29 +380,18 @@ class _Choice:
 
     # --- the decision -------------------------------------------------------------------------
 
-    def decide(
-        self, last: Sequence[tuple[Candidate, Trial]], facts: Facts
-    ) -> tuple[Candidate, dict[str, Any]]:
+    def decide(self, last: Sequence[Tried], facts: Facts) -> tuple[Candidate, dict[str, Any]]:
         """The candidate to train, and the report's section on it.
 
         Raises:
             UserError: no short run has a score.
         """
-        scored = [pair for pair in last if pair[1].score is not None]
-        if not scored:
+        if all(trial.score is None for _, trial in last):
             raise UserError(
                 "transfer.preset: auto: no short run has a score. Lower train.learning_rate, or "
                 "look at the data."
             )
-        best, best_trial = min(scored, key=lambda pair: _rank(pair[1]))
-        chosen, trial, behind = best, best_trial, None
-        for candidate, other in scored:  # from the one that leaves most of the source
-            found = paired_difference(
-                other.outcomes, best_trial.outcomes, other.metric, seed=self.config.runtime.seed
-            )
-            if candidate is best or (found and found.value <= _standard_error(found)):
-                chosen, trial, behind = candidate, other, found
-                break
+        (chosen, trial), (best, _), behind = self._picked(last)
         reasons = [_why(chosen, trial, best, behind), self._grounds(facts)]
         relatedness = {key: value for key, value in asdict(facts).items() if key != "seconds"}
         return chosen, {
@@ -415,6 +407,26 @@ class _Choice:
             "seconds": round(self._spent, 2),
             "presets_seconds": round(self._presets_seconds, 2),
         }
+
+    def _picked(self, trials: Sequence[Tried]) -> tuple[Tried, Tried, Difference | None]:
+        """Of candidates in order of what they leave of the source the first that is as good as the
+        best; the best; and how far behind it is.
+        """
+        best = min(trials, key=lambda pair: _rank(pair[1]))
+        for one in trials:
+            if one is best:
+                break
+            if one[1].score is None:
+                continue
+            found = paired_difference(
+                one[1].outcomes,
+                best[1].outcomes,
+                best[1].metric,
+                seed=self.config.runtime.seed,
+            )
+            if found is not None and found.value <= _standard_error(found):
+                return one, best, found
+        return best, best, None
 
     def _grounds(self, facts: Facts) -> str:
         """What the choice stands on, in a sentence."""
@@ -439,7 +451,7 @@ def _standard_error(found: Difference) -> float:
     return (found.high - found.low) / _STANDARD_ERRORS
 
 
-def _presets_seconds(trials: Sequence[tuple[Candidate, Trial]]) -> float:
+def _presets_seconds(trials: Sequence[Tried]) -> float:
     """What training every preset would take, each at the lowest rate that was tried."""
     first: dict[str, float] = {}
     for candidate, trial in trials:
