@@ -6,7 +6,8 @@
 choose: for each case every preset and `auto` train on the same data with the same seeds; each is
 scored on a test set that none of them saw (validation data is held out of the training data). Time
 is CPU time of everything, from loading the data to the report; the presets share one feature cache,
-`auto` begins with an empty one. A run that is finished is used again.
+`auto` begins with an empty one. One thread, since waiting threads count as CPU time too. A run that
+is finished is used again.
 
 seeds: 20 pairs of runs that differ in the seed alone, on SST-2 with 128 texts and a frozen
 backbone: how many of them the paired test of a run's report would call different.
@@ -22,7 +23,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -131,7 +132,7 @@ def run(case: Case, name: str, seed: int, data: tuple[str, str], folder: Path) -
         "run_dir": str(folder / f"run-{name}-{seed}"),
         "data": {"train": data[0]},
         "transfer": {"preset": name},
-        "runtime": {"seed": seed},
+        "runtime": {"seed": seed, "threads": 1},
     }
     config = build_config(merge(case.values, values))
     started = time.process_time()
@@ -154,6 +155,7 @@ def choose(options: argparse.Namespace) -> None:
     near, count = 0, 0
     for name in options.cases or CASES:
         case, folder = CASES[name], options.work / name
+        case = replace(case, size=min(case.size, options.most or case.size))
         data = prepare(case, options.data, folder)
         seeds = range(options.seeds)
         found = {
@@ -220,6 +222,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work"))
     parser.add_argument("--cases", nargs="+", choices=CASES)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--most", type=int, help="training examples of a case, at most")
     options = parser.parse_args()
     {"choose": choose, "seeds": seeds}[options.part](options)
 
