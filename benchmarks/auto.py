@@ -44,6 +44,7 @@ TEXT: dict[str, Any] = {
     "source_model": "bundled:minilm-l6",
     "data": {"max_tokens": 64, "allow_leaks": ["same-text"]},
 }
+SHORT: dict[str, Any] = {"steps": 100, "evaluate_every": 25}  # an epoch is a step or three
 SPEECH: dict[str, Any] = {"data": {"language": "en"}, "train": {"evaluate_every": 50}}
 
 
@@ -67,8 +68,8 @@ def texts(source: str, size: int, test: str | None = None, **length: Any) -> Cas
 
 
 CASES = {
-    "sst2_16": texts("sst2/train.csv", 16, "sst2/validation.csv", steps=100),
-    "sst2_128": texts("sst2/train.csv", 128, "sst2/validation.csv", steps=100),
+    "sst2_16": texts("sst2/train.csv", 16, "sst2/validation.csv", **SHORT),
+    "sst2_128": texts("sst2/train.csv", 128, "sst2/validation.csv", **SHORT),
     "sst2_6920": texts("sst2/train.csv", 6920, "sst2/validation.csv"),
     "news_mtsc": texts("news_mtsc/train.csv", 2000),
     "books": texts("product_reviews/books.csv", 800),

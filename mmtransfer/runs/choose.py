@@ -17,7 +17,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from mmtransfer.runs.report import metric_name
 from mmtransfer.runs.significance import Difference, is_higher_better, paired_difference
 from mmtransfer.runs.training import claim, set_up, train_watched
 from mmtransfer.runtime import choose_device, make_accelerator, use_runtime
+from mmtransfer.transfer.networks import Network
 from mmtransfer.transfer.stages import Stage, resolve_stages, stage_configs, with_stages
 from mmtransfer.transfer.trainer import NotFiniteError, train_stages
 
@@ -50,11 +51,13 @@ class Candidate:
     """A way to transfer: what is frozen, and at which rate the rest learns."""
 
     structure: str
-    """A preset, or `frozen_N`."""
+    """A preset, `frozen_N` (that many layers), or `feature_N` (the head on that layer)."""
     rate: float
     """Times the configured learning rates."""
     stages: list[StageConfig]
     """At full length."""
+    head: dict[str, Any] = field(default_factory=dict)
+    """What differs of the head."""
 
     @property
     def name(self) -> str:
@@ -96,6 +99,8 @@ class Facts:
     """Target examples that training and choice share, without named validation data."""
     depth: int
     best_layer: int
+    has_free_head: bool
+    """Whether a head stands on the backbone that may as well stand on another layer."""
     probe: float
     last_probe: float
     chance: float
@@ -114,10 +119,10 @@ def choose(config: Config, *, resume: bool = False) -> dict[str, Any]:
     _check(config)
     choice = _Choice(config)
     facts = choice.facts(resume)
-    last = choice.rungs(candidates(config, facts.depth, facts.best_layer))
+    last = choice.rungs(candidates(config, facts))
     chosen, found = choice.decide(last, facts)
     logger.info("%s", " ".join(found["reasons"]))
-    final = with_stages(config, chosen.stages, config.run_dir)
+    final = with_stages(config, chosen.stages, config.run_dir, head=chosen.head)
     return train_watched(final, resume=True, choice=found)
 
 
@@ -143,27 +148,31 @@ def _check(config: Config) -> None:
         )
 
 
-def candidates(config: Config, depth: int, best_layer: int) -> list[Candidate]:
+def candidates(config: Config, facts: Facts) -> list[Candidate]:
     """What is tried, ordered by how much of the source stays as it is.
 
-    Backbones are frozen whole, not at all, or up to the layer that says most of the labels (half of
-    the layers, where that is the first or the last).
+    Backbones are frozen whole, with the head on the last layer or on that which says most of the
+    labels; not at all; or up to that layer (half of the layers, where it is the first or the last).
     """
-    kept = best_layer if 0 < best_layer < depth else depth // 2
-    partly = {f"frozen_{kept}": [StageConfig(frozen=kept)]} if kept else {}
+    best, depth = facts.best_layer, facts.depth
+    kept = best if 0 < best < depth else depth // 2
+    feature, found = _stages_of(config, "feature"), list[Candidate]()
     structures = {
-        "feature": _stages_of(config, "feature"),
+        "feature": feature,
         "lora": _stages_of(config, "lora"),
-        **partly,
+        **({f"frozen_{kept}": [StageConfig(frozen=kept)]} if kept else {}),
         "combined": _stages_of(config, "combined"),
         "end_to_end": _stages_of(config, "end_to_end"),
     }
-    return [
-        Candidate(name, rate, [_filled(stage, rate, name) for stage in whole])
-        for name, stages in structures.items()
-        for whole in [resolve_stages(with_stages(config, stages, config.run_dir))]
-        for rate in (_LORA_RATES if name == "lora" else _RATES)
-    ]
+    if facts.has_free_head and best < depth:
+        structures = {f"feature_{best}": feature} | structures
+    for name, stages in structures.items():
+        whole = resolve_stages(with_stages(config, stages, config.run_dir))
+        head = {"layers": [best]} if name == f"feature_{best}" else {}
+        for rate in _LORA_RATES if name == "lora" else _RATES:
+            filled = [_filled(stage, rate, is_frozen=stages is feature) for stage in whole]
+            found.append(Candidate(name, rate, filled, head))
+    return found
 
 
 def _stages_of(config: Config, preset: str) -> list[StageConfig]:
@@ -171,12 +180,12 @@ def _stages_of(config: Config, preset: str) -> list[StageConfig]:
     return stage_configs(config.model_copy(update={"transfer": transfer}))
 
 
-def _filled(stage: Stage, rate: float, structure: str) -> StageConfig:
+def _filled(stage: Stage, rate: float, *, is_frozen: bool) -> StageConfig:
     """A stage with every value, at so many times its rates."""
     values = {k: v for k, v in asdict(stage).items() if k in StageConfig.model_fields}
     values["learning_rate"] *= rate
     # New layers learn at a high rate anyhow, but where they are all that does, or have learnt.
-    if structure == "feature" or stage.head_learning_rate == stage.learning_rate:
+    if is_frozen or stage.head_learning_rate == stage.learning_rate:
         values["head_learning_rate"] *= rate
     return StageConfig(**values)
 
@@ -250,10 +259,11 @@ class _Choice:
         plain = with_stages(self._target, [StageConfig()], self.config.run_dir)
         with use_runtime(plain.runtime):
             task = set_up(plain, choose_device(plain.runtime))
-        examples, depth = len(task.splits.train), task.layout.depth
+        examples, depth, model = len(task.splits.train), task.layout.depth, task.model
+        is_headed = isinstance(model, Network) and model.head is not None
         if plain.data.validation is None:
             examples += len(task.splits.validation)
-        del task
+        del task, model
         if examples < _FEWEST:
             raise UserError(
                 f"transfer.preset: auto needs {_FEWEST} training examples to choose on, found "
@@ -263,7 +273,16 @@ class _Choice:
         best = found.best()
         last = next(row for row in found.layers if row.layer == row.depth)
         seconds = time.perf_counter() - started
-        return Facts(examples, depth, best.layer, best.probe, last.probe, found.chance, seconds)
+        return Facts(
+            examples=examples,
+            depth=depth,
+            best_layer=best.layer,
+            has_free_head=is_headed and plain.head.layers == "last",
+            probe=best.probe,
+            last_probe=last.probe,
+            chance=found.chance,
+            seconds=seconds,
+        )
 
     # --- short runs ---------------------------------------------------------------------------
 
@@ -350,7 +369,9 @@ class _Choice:
         }
         train |= {"checkpoint_every": 0, "keep_checkpoints": 0, "report_to": "none"}
         stages = shortened(candidate.stages, share)
-        config = with_stages(self._target, stages, str(folder), data=data, train=train)
+        config = with_stages(
+            self._target, stages, str(folder), data=data, train=train, head=candidate.head
+        )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         with use_runtime(config.runtime):

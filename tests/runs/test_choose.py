@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,27 +52,30 @@ def without_times(choice):
     return {name: choice[name] for name in kept} | {"tried": tried}
 
 
-def test_the_chosen_candidate_is_the_run_and_the_report_says_why(whole):
+def facts_of(choice):
+    return choosing.Facts(**choice["relatedness"], seconds=0.0)
+
+
+def test_the_chosen_candidate_is_the_run_and_the_report_says_why(values, whole):
     report, folder = whole
     choice = report["choice"]
     tried = {(one["candidate"], one["share"]): one for one in choice["tried"]}
-    assert len(tried) == 10 + 4  # a third goes on to the second rung
-    assert {name.split(" ")[0] for name, _ in tried} == {
-        "feature",
-        "lora",
-        next(name for name, _ in tried if name.startswith("frozen_")),
-        "combined",
-        "end_to_end",
-    }
+    best, depth = choice["relatedness"]["best_layer"], choice["relatedness"]["depth"]
+    own = {f"feature_{best}"} if best < depth else set()
+    own |= {f"frozen_{best if 0 < best < depth else depth // 2}"}
+    assert {name.split(" ")[0] for name, _ in tried} == {*choosing.PRESETS, *own}
+    first = [share for _, share in tried].count(1 / 16)
+    assert first == 2 * (4 + len(own))
+    assert len(tried) == first + 4  # a third goes on to the second rung
     assert tried["end_to_end", 1 / 16]["steps"] == 2
     assert tried["combined", 1 / 16]["steps"] == 4
     assert (choice["chosen"], 1 / 4) in tried
     assert all(one["examples"] == 64 for one in tried.values())  # half of the texts are held out
     assert len(choice["reasons"]) == 2
     assert choice["reasons"][0].startswith(f"{choice['chosen']} was chosen: after 25% of its")
-    frozen = {"feature": ["all"], "combined": ["all", "none"]}.get(choice["structure"])
-    if frozen is not None:
-        assert [stage["frozen"] for stage in report["stages"]] == frozen
+    chosen = {one.name: one for one in candidates(build_config(values), facts_of(choice))}
+    stages = chosen[choice["chosen"]].stages
+    assert [stage["frozen"] for stage in report["stages"]] == [stage.frozen for stage in stages]
     assert all(stage["steps"] == 32 for stage in report["stages"])
     assert json.loads((folder / "report.json").read_text()) == report
     assert choice["reasons"][0] in (folder / "README.md").read_text()
@@ -94,7 +98,7 @@ def test_the_command_prints_what_was_tried(values, tmp_path, capsys):
     arguments = ["train", str(path), "--run-dir", str(tmp_path / "run"), "--structure", "auto"]
     assert main([*arguments, "--budget-seconds", "0.001"]) == 2
     error = capsys.readouterr().err
-    assert "auto.budget_seconds: 0.001 s do not hold one rung of 10 short runs" in error
+    assert "auto.budget_seconds: 0.001 s do not hold one rung of 1" in error
     assert main([*arguments, "--budget-seconds", "1000"]) == 2
     assert "holds an unfinished choice" in capsys.readouterr().err
     assert main([*arguments, "--budget-seconds", "1000", "--resume"]) == 0
@@ -109,7 +113,9 @@ def test_a_killed_choice_goes_on_where_it_was(values, whole, tmp_path, monkeypat
     process = start_training(config, tmp_path, stop=(7, signal.SIGKILL))  # in the fourth trial
     assert process.wait() == -signal.SIGKILL
     done = sorted(path.parent.name for path in (tmp_path / "run").glob("trials/*/trial.json"))
-    assert done == ["feature-1-0.0625", "feature-3-0.0625", "lora-3-0.0625"]
+    first = candidates(build_config(config), facts_of(whole[0]["choice"]))[:4]
+    folders = [f"{one.structure}-{one.rate:g}-0.0625" for one in first]
+    assert done == sorted(folders[:3])
     trained = []
 
     def noted(task, stages, config, *arguments, **options):
@@ -124,7 +130,7 @@ def test_a_killed_choice_goes_on_where_it_was(values, whole, tmp_path, monkeypat
     monkeypatch.setattr(choosing, "train_watched", killed)  # at the begin of the training itself
     with pytest.raises(MemoryError):
         runs.train(build_config(config), resume=True)
-    assert trained[0] == "lora-10-0.0625"
+    assert trained[0] == folders[3]
     assert not set(trained) & set(done)
     assert len(trained) == len(whole[0]["choice"]["tried"]) - len(done)
     trained.clear()
@@ -152,7 +158,7 @@ def trial(name, right, *, share=0.25, seconds=1.0, train_seconds=0.5):
     return Trial(name, share, 8, "accuracy", score, 100, seconds, train_seconds, outcomes)
 
 
-FACTS = choosing.Facts(128, 6, 4, 0.8, 0.7, 0.5, 1.0)
+FACTS = choosing.Facts(128, 6, 4, True, 0.8, 0.7, 0.5, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -192,12 +198,15 @@ def test_a_rung_holds_as_many_as_leave_time_for_the_training(values):
 
 def test_candidates_are_presets_a_freeze_depth_and_rates(values):
     config = build_config(values)
-    found = {one.name: one for one in candidates(config, 6, 4)}
+    found = {one.name: one for one in candidates(config, FACTS)}
     assert list(found) == [
+        *("feature_4", "feature_4 x3"),
         *("feature", "feature x3", "lora x3", "lora x10", "frozen_4", "frozen_4 x3"),
         *("combined", "combined x3", "end_to_end", "end_to_end x3"),
     ]
     assert found["feature x3"].stages[0].head_learning_rate == pytest.approx(3e-2)
+    assert found["feature_4 x3"].stages == found["feature x3"].stages
+    assert found["feature_4 x3"].head == {"layers": [4]}
     assert found["lora x10"].stages[0].learning_rate == pytest.approx(3e-2)
     assert found["lora x10"].stages[0].head_learning_rate == pytest.approx(1e-2)
     probe, tuned = found["combined x3"].stages
@@ -205,8 +214,12 @@ def test_candidates_are_presets_a_freeze_depth_and_rates(values):
     assert tuned.head_learning_rate == tuned.learning_rate == pytest.approx(9e-3)
     assert all(stage.steps == 32 for one in found.values() for stage in one.stages)
     # The last layer says most: half of the layers. One layer alone has no part.
-    assert "frozen_3" in {one.name for one in candidates(config, 6, 6)}
-    assert not any("frozen" in one.name for one in candidates(config, 1, 1))
+    last, alone = replace(FACTS, best_layer=6), replace(FACTS, depth=1, best_layer=1)
+    assert len(candidates(config, last)) == 10
+    assert "frozen_3" in {one.name for one in candidates(config, last)}
+    assert not any("frozen" in one.name for one in candidates(config, alone))
+    bound = replace(FACTS, has_free_head=False)
+    assert not any("feature_" in one.name for one in candidates(config, bound))
     short = choosing.shortened(found["combined"].stages, 1 / 16)
     assert [stage.steps for stage in short] == [2, 2]
 
