@@ -236,9 +236,10 @@ class StageConfig(_Section):
 class TransferConfig(_Section):
     """How the source model is adapted: stages and regularisers."""
 
-    preset: Literal["end_to_end", "feature", "combined", "lora"] = "end_to_end"
+    preset: Literal["end_to_end", "feature", "combined", "lora", "auto"] = "end_to_end"
     """end_to_end: fine-tune everything. feature: freeze the backbone, train what stands on it.
-    combined: feature, then end to end. lora: a low-rank adapter. Used where no stages are given."""
+    combined: feature, then end to end. lora: a low-rank adapter. auto: `train` chooses by short
+    runs. Used where no stages are given."""
     stages: list[StageConfig] = Field(default_factory=list)
     """The stages, in order."""
     scratch: bool = False
@@ -459,6 +460,15 @@ class SearchConfig(_Section):
         return value
 
 
+class AutoConfig(_Section):
+    """How `transfer.preset: auto` chooses structure, freeze depth and learning rate."""
+
+    budget_share: float = Field(0.5, gt=0, le=1)
+    """Time of the choice and the training, as a share of what training every preset would take."""
+    budget_seconds: float | None = Field(None, gt=0)
+    """The same in seconds, instead of a share."""
+
+
 class Config(_Section):
     """One transfer, from source model to run folder."""
 
@@ -478,6 +488,7 @@ class Config(_Section):
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    auto: AutoConfig = AutoConfig()
     search: SearchConfig = SearchConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 

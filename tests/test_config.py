@@ -87,6 +87,7 @@ def test_every_field_has_help_and_a_command_line_option():
             "train",
             "evaluation",
             "search",
+            "auto",
             "runtime",
         ):
             continue

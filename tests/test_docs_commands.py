@@ -71,6 +71,8 @@ COMMANDS = {
     "mmtransfer train configs/news_sentiment/few_examples.yaml --data.train few.csv --run-dir "
     "runs/few": TRAIN_SLOWLY,
     "mmtransfer train configs/sound/feature.yaml --data.train sounds --run-dir runs/sounds": TRAIN,
+    "mmtransfer train configs/news_sentiment/feature.yaml --data.train news.csv --structure auto "
+    "--run-dir runs/news": OPTIONS,  # tests/runs/test_choose.py
     "mmtransfer train ... --resume": OPTIONS,
     "mmtransfer train": OPTIONS,
     "mmtransfer evaluate": OPTIONS,

@@ -21,6 +21,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("config", metavar="CONFIG.yaml", help="the configuration (see configs/)")
     parser.add_argument("--run-dir", help="run folder to write (the same as --run_dir)")
+    parser.add_argument(
+        "--structure",
+        metavar="NAME",
+        help="feature, combined, end_to_end, lora, or auto, which chooses by short runs; in the "
+        "place of the configuration's stages (the same as --transfer.preset without stages)",
+    )
+    parser.add_argument(
+        "--budget-seconds",
+        type=float,
+        metavar="S",
+        help="time of the choice and the training with --structure auto (the same as "
+        "--auto.budget_seconds)",
+    )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.set_defaults(overrides=add_fields(parser))
 
@@ -72,6 +85,11 @@ def run(arguments: argparse.Namespace) -> int:
     overrides = arguments.overrides(arguments)
     if arguments.run_dir is not None:
         overrides["run_dir"] = arguments.run_dir
+    if arguments.structure is not None:
+        overrides["transfer"] = {"stages": []} | overrides.get("transfer", {})
+        overrides["transfer"]["preset"] = arguments.structure
+    if arguments.budget_seconds is not None:
+        overrides.setdefault("auto", {})["budget_seconds"] = arguments.budget_seconds
     config = load_config(arguments.config, overrides)
     quiet_libraries()
 
@@ -93,7 +111,13 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from mmtransfer.runs.report import forgetting_note, gain_note, metric_name, metric_rows
+    from mmtransfer.runs.report import (
+        choice_rows,
+        forgetting_note,
+        gain_note,
+        metric_name,
+        metric_rows,
+    )
 
     better = "higher" if report["higher_is_better"] else "lower"
     table = Table(title=f"{metric_name(report['metric'])} with 95 % interval; {better} is better")
@@ -103,6 +127,15 @@ def _print_report(run_dir: str, report: dict[str, Any]) -> None:
         table.add_row(*(Text(printable(cell)) for cell in row))
     cost = report["cost"]
     console = Console()
+    if "choice" in report:
+        columns, rows = choice_rows(report["choice"])
+        tried = Table(title="what was tried")
+        for column in columns:
+            tried.add_column(column, justify="left" if column == columns[0] else "right")
+        for cells in rows:
+            tried.add_row(*cells)
+        console.print(tried)
+        console.print(" ".join(report["choice"]["reasons"]), highlight=False, markup=False)
     console.print(table)
     line = f"{cost['steps']} steps in {cost['train_seconds']:.0f} s; best at step "
     line += f"{cost['best_step']}; saved as {report['form']}"

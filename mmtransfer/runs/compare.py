@@ -21,12 +21,11 @@ from typing import Any
 
 from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config, StageConfig, build_config, resolved
-from mmtransfer.config import merge as merge_values
 from mmtransfer.errors import UserError
 from mmtransfer.runs.comparison import Cell, Comparison, summarize, write_comparison
 from mmtransfer.runs.memory import peak_bytes, reset_peak
 from mmtransfer.runs.training import OUTCOMES, evaluate, train
-from mmtransfer.transfer.stages import stage_configs
+from mmtransfer.transfer.stages import stage_configs, with_stages
 
 logger = logging.getLogger(__name__)
 STRUCTURES = ("source", "scratch", "feature", "combined", "end_to_end", "lora")
@@ -275,28 +274,22 @@ class _Plan:
             stage.model_copy(update={"epochs": None, "steps": each + (number < more)})
             for number, stage in enumerate(stages)
         ]
-        values = merge_values(
-            self.config.model_dump(mode="json"),
-            {
-                "run_dir": str(folder),
-                "data": {"train_share": key.share},
-                "transfer": {
-                    "stages": [stage.model_dump(mode="json") for stage in filled],
-                    "scratch": key.structure == "scratch",
-                },
-                "train": {
-                    "epochs": None,
-                    "steps": None,
-                    "evaluate_every": max(1, each // _EVALUATIONS),
-                },
-                "runtime": {"seed": key.seed},
-            },
+        is_new = key.structure == "scratch"
+        transfer: dict[str, Any] = {"scratch": is_new}
+        data: dict[str, Any] = {"train_share": key.share}
+        if is_new:
+            transfer |= {"interpolate": "none", "rehearsal": None}
+            data["rehearsal"] = "none"
+        evaluate_every = max(1, each // _EVALUATIONS)
+        return with_stages(
+            self.config,
+            filled,
+            str(folder),
+            data=data,
+            transfer=transfer,
+            train={"epochs": None, "steps": None, "evaluate_every": evaluate_every},
+            runtime={"seed": key.seed},
         )
-        if key.structure == "scratch":
-            values["transfer"]["interpolate"] = "none"
-            values["data"]["rehearsal"] = "none"
-            values["transfer"]["rehearsal"] = None
-        return build_config(values, origin=key.structure)
 
     def _budget(self, key: _Key) -> int:
         """Steps of a run; for a budget in seconds as many as a short trial says."""

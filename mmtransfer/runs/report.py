@@ -204,6 +204,23 @@ def change_text(test: Mapping[str, Any] | None, *, turned: bool = False) -> str:
     return str(found.turned() if turned else found)
 
 
+def choice_rows(choice: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what was tried before a structure was chosen."""
+    tried = choice["tried"]
+    columns = ["candidate", "share of its training", "steps", metric_name(tried[0]["metric"])]
+    rows = [
+        [
+            one["candidate"] + (" (chosen)" if one["candidate"] == choice["chosen"] else ""),
+            f"{one['share']:.1%}",
+            str(one["steps"]),
+            shown(one["score"]),
+            f"{one['seconds']:.1f}",
+        ]
+        for one in tried
+    ]
+    return [*columns, "seconds"], rows
+
+
 def gain_note(report: dict[str, Any]) -> str | None:
     """A line that says whether the gain on the target is real; None where it is not known."""
     test = report["gain_test"]
@@ -403,9 +420,10 @@ import mmtransfer
 def _training(config: Config, report: dict[str, Any]) -> str:
     cost = report["cost"]
     software = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    choice = " ".join(report["choice"]["reasons"]) + "\n\n" if "choice" in report else ""
     return f"""## Training
 
-{cost["steps"]} steps ({cost["epochs"]:g} epochs) in {cost["train_seconds"]:.0f} s on
+{choice}{cost["steps"]} steps ({cost["epochs"]:g} epochs) in {cost["train_seconds"]:.0f} s on
 {cost["device"]}; best weights from step {cost["best_step"]};
 {cost["trained_parameters"]:,} weights trained. Weight decay {config.train.weight_decay:g}, seed
 {config.runtime.seed}. {_rehearsed(report)}Software: {software}.

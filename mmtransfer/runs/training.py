@@ -32,32 +32,50 @@ def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """Run a transfer and write its run folder; returns the report.
 
     With `resume`, continues from the run folder's checkpoint if there is one. With fields in
-    `search.space` it runs a search; see `search`.
+    `search.space` it runs a search (see `search`); with the preset `auto` it chooses the structure
+    first (see `choose`).
 
     Raises:
         UserError: unusable configuration or data, or a run folder that holds another run.
         training.Interrupted: SIGINT or SIGTERM; a checkpoint is written.
     """
+    if config.search.space and config.transfer.preset == "auto":
+        raise UserError(
+            "search.space and transfer.preset: auto both choose by trials. Remove either, or set "
+            "transfer.preset to a structure."
+        )
     if config.search.space:
         from mmtransfer.runs.search import search  # which runs transfers itself
 
         return search(config, resume=resume)
+    if config.transfer.preset == "auto":
+        from mmtransfer.runs.choose import choose  # the same
+
+        return choose(config, resume=resume)
     return train_watched(config, resume=resume)
 
 
 def train_watched(
-    config: Config, *, resume: bool = False, watch: Watch | None = None
+    config: Config,
+    *,
+    resume: bool = False,
+    watch: Watch | None = None,
+    choice: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`train` without a search; `watch` sees every validation score, and may raise to end it."""
+    """`train` without a search or a choice; `watch` sees every validation score, and may raise to
+    end it, `choice` says in the report how these stages were chosen.
+    """
     with use_runtime(config.runtime):
-        return _train(config, resume, watch)
+        return _train(config, resume, watch, choice)
 
 
-def _train(config: Config, resume: bool, watch: Watch | None) -> dict[str, Any]:
+def _train(
+    config: Config, resume: bool, watch: Watch | None, choice: dict[str, Any] | None
+) -> dict[str, Any]:
     run_dir = Path(config.run_dir)
     accelerator = make_accelerator(config.train, config.runtime, run_dir)
     if accelerator.is_main_process:
-        _claim(run_dir, resume)
+        claim(run_dir, resume)
     accelerator.wait_for_everyone()
     with accelerator.main_process_first():  # the others then find decoded clips in the cache
         task = set_up(config, accelerator.device)
@@ -99,6 +117,8 @@ def _train(config: Config, resume: bool, watch: Watch | None) -> dict[str, Any]:
         monitored = task.score_monitored(run_dir / "model", splits.evaluated["target"], device)
         report = make_report(config, task, before, after, results, accelerator)
         report["share_of_way"] = share
+        if choice is not None:
+            report["choice"] = choice
         if monitored is not None:
             report["target"]["monitored"] = without_outcomes(monitored)
         write_outcomes(run_dir, {"before": before, "after": after})
@@ -135,7 +155,12 @@ def source_path(config: Config, task: Task) -> SourcePath | None:
     return path
 
 
-def _claim(run_dir: Path, resume: bool) -> None:
+def claim(run_dir: Path, resume: bool) -> None:
+    """Refuse a run folder that holds another run.
+
+    Raises:
+        UserError: a finished one, or an unfinished one that is not to be resumed.
+    """
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"{run_dir}: expected a folder for the run, found a file.")
     if (run_dir / "report.json").exists():

@@ -409,6 +409,15 @@ class SoundTask(Task):
         loss = functional.cross_entropy(rows, torch.from_numpy(classes))
         return {"macro_f1": macro_f1, "accuracy": accuracy, "loss": float(loss)}
 
+    def outcomes(self, records: Sequence[list[float]]) -> tuple[str, dict[str, Any]]:
+        """Class and predicted class of each clip, or classes and probabilities."""
+        logits, targets = np.array(records), self._validation_targets[: len(records)]
+        if self.sound.is_multi:
+            rows = self.sound.probabilities(logits).tolist()
+            return self.metric, {"targets": targets.tolist(), "probabilities": rows}
+        found = logits.argmax(-1).tolist()
+        return self.metric, {"targets": targets.argmax(-1).tolist(), "predictions": found}
+
     # --- what a run reports -----------------------------------------------------------------
 
     def score(self, examples: SoundSet, device: torch.device) -> dict[str, Any]:

@@ -122,6 +122,11 @@ class ClipTask(Task):
         score = self.summary(records)
         return {"wer": score.wer, "cer": score.cer, "hallucinated_words": score.hallucinated_words}
 
+    def outcomes(self, records: Sequence[ClipScore]) -> tuple[str, dict[str, Any]]:
+        """Characters, since hardly a word is right at first: errors and number in each clip."""
+        errors, units = ([getattr(r, name) for r in records] for name in ("char_errors", "chars"))
+        return "cer", {"errors": errors, "units": units}
+
     def summary(self, records: Sequence[ClipScore]) -> SpeechScore:
         """All scores of validation records."""
         return self._scoring.summary(records)

@@ -363,6 +363,12 @@ class SentimentTask(Task):
         loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets))
         return {"macro_f1": macro_f1, "accuracy": accuracy, "loss": float(loss)}
 
+    def outcomes(self, records: Sequence[list[float]]) -> tuple[str, dict[str, Any]]:
+        """Class and predicted class of each text."""
+        targets = self._validation_classes[: len(records)]
+        found = np.array(records).argmax(-1).tolist()
+        return self.metric, {"targets": targets, "predictions": found}
+
     # --- what a run reports -----------------------------------------------------------------
 
     def score(self, examples: TextSet, device: torch.device) -> dict[str, Any]:

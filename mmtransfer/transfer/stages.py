@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmtransfer.config import Config, StageConfig
+from mmtransfer.config import Config, StageConfig, build_config, merge
 from mmtransfer.errors import UserError
 
 _LORA = {"type": "lora", "r": 8, "lora_alpha": 16}
@@ -54,9 +54,18 @@ class Stage:
 
 
 def stage_configs(config: Config) -> list[StageConfig]:
-    """The stages given, or those of the preset."""
+    """The stages given, or those of the preset.
+
+    Raises:
+        UserError: the preset is auto, which only training chooses for.
+    """
     if config.transfer.stages:
         return config.transfer.stages
+    if config.transfer.preset == "auto":
+        raise UserError(
+            "transfer.preset: auto is chosen by `mmtransfer train` alone; name a structure here, "
+            "e.g. --transfer.preset feature."
+        )
     presets = {
         "end_to_end": [StageConfig(frozen="none")],
         "feature": [StageConfig(frozen="all")],
@@ -69,6 +78,18 @@ def stage_configs(config: Config) -> list[StageConfig]:
         "lora": [StageConfig(frozen="none", adapter=_LORA)],
     }
     return presets[config.transfer.preset]
+
+
+def with_stages(
+    config: Config, stages: Sequence[StageConfig], run_dir: str, **over: dict[str, Any]
+) -> Config:
+    """The configuration of a transfer by these stages into another run folder, and with sections
+    changed by `over`.
+    """
+    values = config.model_dump(mode="json")
+    values["transfer"]["preset"] = "end_to_end"
+    values["transfer"]["stages"] = [stage.model_dump(mode="json") for stage in stages]
+    return build_config(merge(values, {"run_dir": run_dir, **over}), origin=run_dir)
 
 
 def resolve_stages(config: Config) -> list[Stage]:

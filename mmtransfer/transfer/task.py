@@ -346,6 +346,12 @@ class Task(ABC):
     def summarize(self, records: Sequence[Any]) -> dict[str, float | None]:
         """Metrics of validation records, `metric` among them."""
 
+    @abstractmethod
+    def outcomes(self, records: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+        """The metric that orders weights after few steps already, and what validation records say
+        of each example in it (see `runs.significance`).
+        """
+
     def _open_stores(self, frozen: int, device: torch.device) -> None:  # noqa: B027
         """Compute what the frozen layers give, or find it in the cache; a task may keep nothing."""
 

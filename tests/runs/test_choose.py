@@ -1,0 +1,286 @@
+"""A structure chosen by short runs: what is tried, what becomes the run, what is resumed."""
+
+import json
+import math
+import signal
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from conftest import tone, write_dataset, write_media, write_texts
+from support.children import start_training
+
+from mmtransfer import load, runs
+from mmtransfer.cli import main
+from mmtransfer.config import build_config, merge
+from mmtransfer.errors import UserError
+from mmtransfer.runs import choose as choosing
+from mmtransfer.runs.choose import Candidate, Trial, candidates
+from mmtransfer.text.classifier import TextModel
+from mmtransfer.transfer.stages import resolve_stages
+from mmtransfer.transfer.trainer import train_stages
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory, text_backbone):
+    folder = tmp_path_factory.mktemp("chosen")
+    return {
+        "task": "sentiment",
+        "source_model": str(text_backbone),
+        "data": {"train": str(write_texts(folder / "train.csv", 128))},
+        "transfer": {"preset": "auto"},
+        "train": {"steps": 32, "learning_rate": 3e-3, "head_learning_rate": 1e-2},
+        "evaluation": {"bootstrap_samples": 100},
+        # So much that the time which a rung takes decides nothing.
+        "auto": {"budget_seconds": 1e6},
+        "runtime": {"device": "cpu", "threads": 1},
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(values, tmp_path_factory):
+    """The report of a choice that nothing disturbed, and its folder."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return runs.train(build_config(merge(values, {"run_dir": str(folder)}))), folder
+
+
+def without_times(choice):
+    tried = [{k: v for k, v in one.items() if "seconds" not in k} for one in choice["tried"]]
+    kept = ("chosen", "structure", "rate", "relatedness")
+    return {name: choice[name] for name in kept} | {"tried": tried}
+
+
+def facts_of(choice):
+    return choosing.Facts(**choice["relatedness"], seconds=0.0)
+
+
+def test_the_chosen_candidate_is_the_run_and_the_report_says_why(values, whole):
+    report, folder = whole
+    choice = report["choice"]
+    tried = {(one["candidate"], one["share"]): one for one in choice["tried"]}
+    best, depth = choice["relatedness"]["best_layer"], choice["relatedness"]["depth"]
+    own = {f"feature_{best}"} if best < depth else set()
+    own |= {f"frozen_{best if 0 < best < depth else depth // 2}"}
+    assert {name.split(" ")[0] for name, _ in tried} == {*choosing.PRESETS, *own}
+    first = [share for _, share in tried].count(1 / 16)
+    assert first == 2 * (4 + len(own))
+    assert len(tried) == first + 4  # a third goes on to the second rung
+    assert tried["end_to_end", 1 / 16]["steps"] == 2
+    assert tried["combined", 1 / 16]["steps"] == 4
+    assert (choice["chosen"], 1 / 4) in tried
+    assert all(one["examples"] == 64 for one in tried.values())  # half of the texts are held out
+    assert len(choice["reasons"]) == 2
+    assert choice["reasons"][0].startswith(f"{choice['chosen']} was chosen: after 25% of its")
+    chosen = {one.name: one for one in candidates(build_config(values), facts_of(choice))}
+    stages = chosen[choice["chosen"]].stages
+    assert [stage["frozen"] for stage in report["stages"]] == [stage.frozen for stage in stages]
+    assert all(stage["steps"] == 32 for stage in report["stages"])
+    assert json.loads((folder / "report.json").read_text()) == report
+    assert choice["reasons"][0] in (folder / "README.md").read_text()
+    model = load(str(folder))
+    assert isinstance(model, TextModel)
+    # The configuration of the run is that of the choice, and trains the same without one.
+    kept = yaml.safe_load((folder / "config.yaml").read_text())
+    assert kept["transfer"]["preset"] == "end_to_end"
+    assert kept["transfer"]["stages"][0]["steps"] == 32
+    names = {path.name for path in (folder / "trials").glob("*/*")}
+    assert names <= {"trial.json", "metrics.jsonl"}
+    with pytest.raises(UserError, match="holds a finished run"):
+        runs.train(build_config(merge(yaml.safe_load((folder / "config.yaml").read_text()), {})))
+
+
+def test_the_command_prints_what_was_tried(values, tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    fixed = {"transfer": {"preset": "feature", "stages": [{"frozen": "all"}]}}
+    path.write_text(yaml.safe_dump(merge(values, fixed)))
+    arguments = ["train", str(path), "--run-dir", str(tmp_path / "run"), "--structure", "auto"]
+    assert main([*arguments, "--budget-seconds", "0.001"]) == 2
+    error = capsys.readouterr().err
+    assert "auto.budget_seconds: 0.001 s do not hold one rung of 1" in error
+    assert main([*arguments, "--budget-seconds", "1000"]) == 2
+    assert "holds an unfinished choice" in capsys.readouterr().err
+    assert main([*arguments, "--budget-seconds", "1000", "--resume"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "what was tried" in printed
+    assert "was chosen: after" in printed
+
+
+def test_a_killed_choice_goes_on_where_it_was(values, whole, tmp_path, monkeypatch):
+    """The result is the same, and nothing is tried twice but what was killed."""
+    config = merge(values, {"run_dir": str(tmp_path / "run")})
+    process = start_training(config, tmp_path, stop=(7, signal.SIGKILL))  # in the fourth trial
+    assert process.wait() == -signal.SIGKILL
+    done = sorted(path.parent.name for path in (tmp_path / "run").glob("trials/*/trial.json"))
+    first = candidates(build_config(config), facts_of(whole[0]["choice"]))[:4]
+    folders = [f"{one.structure}-{one.rate:g}-0.0625" for one in first]
+    assert done == sorted(folders[:3])
+    trained = []
+
+    def noted(task, stages, config, *arguments, **options):
+        trained.append(config.run_dir.rsplit("/", 1)[-1])
+        return train_stages(task, stages, config, *arguments, **options)
+
+    monkeypatch.setattr(choosing, "train_stages", noted)
+
+    def killed(*_, **__):
+        raise MemoryError("killed")
+
+    monkeypatch.setattr(choosing, "train_watched", killed)  # at the begin of the training itself
+    with pytest.raises(MemoryError):
+        runs.train(build_config(config), resume=True)
+    assert trained[0] == folders[3]
+    assert not set(trained) & set(done)
+    assert len(trained) == len(whole[0]["choice"]["tried"]) - len(done)
+    trained.clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(choosing, "train_stages", noted)
+    report = runs.train(build_config(config), resume=True)
+    assert not trained
+    assert without_times(report["choice"]) == without_times(whole[0]["choice"])
+    assert report["target"] == whole[0]["target"]
+    (tmp_path / "run" / "report.json").unlink()
+    other = merge(config, {"train": {"steps": 40}})
+    with pytest.raises(UserError, match="holds a choice with other settings"):
+        runs.train(build_config(other), resume=True)
+
+
+def trial(name, right, *, share=0.25, seconds=1.0, train_seconds=0.5):
+    """A trial with so many of 100 examples right; which ones, is another for each."""
+    targets = np.arange(100) % 2
+    is_right = np.random.default_rng(len(name)).permutation(100) < right
+    outcomes = {
+        "targets": targets.tolist(),
+        "predictions": np.where(is_right, targets, 1 - targets).tolist(),
+    }
+    score = right / 100
+    return Trial(name, share, 8, "accuracy", score, 100, seconds, train_seconds, outcomes)
+
+
+FACTS = choosing.Facts(128, 6, 4, True, 0.8, 0.7, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("right", "chosen"),
+    [
+        ({"feature": 80, "lora": 80, "end_to_end": 84}, "feature"),  # 4 of 100 are no difference
+        ({"feature": 60, "lora": 80, "end_to_end": 84}, "lora"),
+        ({"feature": 60, "lora": 70, "end_to_end": 90}, "end_to_end"),
+        ({"feature": 90, "lora": 80, "end_to_end": 84}, "feature"),
+    ],
+)
+def test_a_tie_goes_to_what_changes_less_of_the_source(values, right, chosen):
+    choice = choosing._Choice(build_config(values))
+    last = [(Candidate(name, 1, []), trial(name, count)) for name, count in right.items()]
+    choice.tried = [one for _, one in last]
+    found, section = choice.decide(last, FACTS)
+    assert found.name == section["chosen"] == chosen
+    is_best = right[chosen] == max(right.values())
+    assert ("the best of what was tried" in section["reasons"][0]) == is_best
+    assert "70% of the labels" in section["reasons"][1]
+
+
+def test_a_rung_holds_as_many_as_leave_time_for_the_training(values):
+    """By the time that the presets would take: here 4 of 4 s each."""
+    config = build_config(merge(values, {"auto": {"budget_seconds": None, "budget_share": 0.5}}))
+    choice = choosing._Choice(config)
+    ranked = [
+        (Candidate(name, 1, []), trial(name, 50, share=1 / 16, seconds=1.0, train_seconds=0.2))
+        for name in choosing.PRESETS
+    ]
+    choice._presets_seconds = choosing._presets_seconds(ranked)
+    assert choice._presets_seconds == pytest.approx(4 * (0.8 + 0.2 * 16))
+    assert [c.name for c in choice._affordable(ranked, 1 / 4)] == ["feature", "lora"]
+    choice._spent = 4.0
+    assert choice._affordable(ranked, 1 / 4) == []
+
+
+def test_candidates_are_presets_a_freeze_depth_and_rates(values):
+    config = build_config(values)
+    found = {one.name: one for one in candidates(config, FACTS)}
+    assert list(found) == [
+        *("feature_4", "feature_4 x3"),
+        *("feature", "feature x3", "lora x3", "lora x10", "frozen_4", "frozen_4 x3"),
+        *("combined", "combined x3", "end_to_end", "end_to_end x3"),
+    ]
+    assert found["feature x3"].stages[0].head_learning_rate == pytest.approx(3e-2)
+    assert found["feature_4 x3"].stages == found["feature x3"].stages
+    assert found["feature_4 x3"].head == {"layers": [4]}
+    assert found["lora x10"].stages[0].learning_rate == pytest.approx(3e-2)
+    assert found["lora x10"].stages[0].head_learning_rate == pytest.approx(1e-2)
+    probe, tuned = found["combined x3"].stages
+    assert probe.head_learning_rate == pytest.approx(1e-2)
+    assert tuned.head_learning_rate == tuned.learning_rate == pytest.approx(9e-3)
+    assert all(stage.steps == 32 for one in found.values() for stage in one.stages)
+    # The last layer says most: half of the layers. One layer alone has no part.
+    last, alone = replace(FACTS, best_layer=6), replace(FACTS, depth=1, best_layer=1)
+    assert len(candidates(config, last)) == 10
+    assert "frozen_3" in {one.name for one in candidates(config, last)}
+    assert not any("frozen" in one.name for one in candidates(config, alone))
+    bound = replace(FACTS, has_free_head=False)
+    assert not any("feature_" in one.name for one in candidates(config, bound))
+    short = choosing.shortened(found["combined"].stages, 1 / 16)
+    assert [stage.steps for stage in short] == [2, 2]
+
+
+def speech_values(folder, backbone):
+    write_dataset(folder / "train", [f"gate {n} open" for n in range(24)])
+    return {"source_model": str(backbone), "data": {"train": str(folder / "train")}}
+
+
+def sound_values(folder, backbone):
+    for base, label in ((300, "hum"), (2000, "beep")):
+        (folder / label).mkdir(parents=True)
+        for index in range(10):
+            sound = tone(0.6, hertz=base + 30 * index)
+            write_media(folder / label / f"{index}.wav", sound)
+    return {"task": "sound", "source_model": str(backbone), "data": {"train": str(folder)}}
+
+
+@pytest.mark.parametrize("kind", ["whisper", "ctc", "sound"])
+def test_it_chooses_for_speech_and_sounds(kind, random_whisper, tmp_path):
+    make = sound_values if kind == "sound" else speech_values
+    own = make(tmp_path / "data", random_whisper)
+    own |= {
+        "run_dir": str(tmp_path / "run"),
+        "transfer": {"preset": "auto"},
+        "head": {"type": "ctc" if kind == "ctc" else "auto"},
+        "train": {"steps": 2},
+        "evaluation": {"bootstrap_samples": 100},
+        "runtime": {"device": "cpu", "threads": 1},
+    }
+    own["data"] = own["data"] | {"rehearsal": "none"}
+    report = runs.train(build_config(own))
+    tried = report["choice"]["tried"]
+    assert tried[0]["metric"] == ("macro_f1" if kind == "sound" else "cer")
+    assert {one["candidate"].split(" ")[0] for one in tried} >= set(choosing.PRESETS)
+    assert all(math.isfinite(one["score"]) for one in tried)
+    load(str(tmp_path / "run"))
+
+
+def test_what_leaves_nothing_to_choose_is_one_line(values, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+
+    def refused(match, **changed):
+        config = build_config(merge(values, {"run_dir": str(folder)} | changed))
+        with pytest.raises(UserError, match=match):
+            runs.train(config)
+        assert not folder.exists()
+
+    few = write_texts(tmp_path / "few.csv", 6)
+    refused("needs 8 training examples to choose on, found 6", data={"train": str(few)})
+    one = tmp_path / "one.csv"
+    one.write_text("text,label\n" + "".join(f"a day {n},good\n" for n in range(20)))
+    refused("expected at least two classes", data={"train": str(one)})
+    refused(r"transfer\.stages names a structure", transfer={"stages": [{"frozen": "all"}]})
+    refused("random weights have nothing to freeze", transfer={"scratch": True})
+    refused(
+        "search.space and transfer.preset: auto", search={"space": {"head.relu": [True, False]}}
+    )
+    refused("short_context has one structure", task="short_context")
+    processes = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr(choosing, "make_accelerator", lambda *_: processes)
+    refused("in one process")
+    with pytest.raises(UserError, match="name a structure here"):
+        resolve_stages(build_config(values))
