@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="propose it as a pull request, also to a repository of others",
     )
     parser.add_argument(
+        "--export",
+        nargs="+",
+        default=[],
+        choices=("ct2", "onnx"),
+        help="also send it in these formats, as mmtransfer export writes them",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="only print the files, their sizes and the card"
     )
 
@@ -46,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             tag=arguments.tag,
             message=arguments.message,
             pr=arguments.pr,
+            exports=arguments.export,
             dry_run=arguments.dry_run,
         )
     )

@@ -21,6 +21,8 @@ Contents = Mapping[str, Path | bytes]
 """Files of a repository by their names in it: where each lies, or what it holds."""
 EVAL_RESULTS = ".eval_results/"
 """Folder of a repository with results on benchmarks of the Hub."""
+EXPORTS = ("ct2", "onnx")
+"""Folders of a repository with the model in formats of other engines."""
 _WAITS_S = (1.0, 2.0, 4.0, 8.0)
 _LONGEST_WAIT_S = 300.0
 _PASSING = (408, 409, 412, 429, 500, 502, 503, 504)  # may be gone at the next attempt
@@ -178,7 +180,10 @@ def _digest(content: Path | bytes, kind: str, start: bytes = b"") -> str:
 
 
 def _is_model_file(name: str) -> bool:
-    return "/" not in name and any(fnmatch(name, pattern) for pattern in MODEL_FILES)
+    folder, _, rest = name.partition("/")
+    if rest:
+        return folder in EXPORTS
+    return any(fnmatch(name, pattern) for pattern in MODEL_FILES)
 
 
 # --- faults --------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ facts about the people who wrote them: do not decide about a person by them alon
     "sound": """Finding sounds of its classes in recordings and live cameras, where a person checks
 what is reported. It is no safety system: what it misses is not reported.""",
     "speech": """Transcribing recordings and live cameras of the kind it was trained on, where a
-person checks what follows from a line: words are missed, misheard and now and then made up.""",
+person checks what follows from a line: words are missed, mistaken and now and then made up.""",
 }
 _LAW = """Recording people and transcribing what they say takes a ground in law in most places, and
 often their consent or a visible notice; covert recording is a crime in many. Say that it is

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mmtransfer.errors import UserError
 from mmtransfer.hub.card import read_card
 from mmtransfer.hub.metadata import read_metadata
 from mmtransfer.hub.publish import EVAL_RESULTS, Destination, check_repo_id, upload
 from mmtransfer.models import load
+from mmtransfer.runs.exports import export
 from mmtransfer.runs.sample import SAMPLE, check_sample
 from mmtransfer.runs.snippets import PLACE
 
@@ -27,6 +30,7 @@ def publish(
     tag: str | None = None,
     message: str | None = None,
     pr: bool = False,
+    exports: Sequence[str] = (),
     dry_run: bool = False,
 ) -> str:
     """Upload a run's model in one commit; returns the commit's address, or with `pr` that of a pull
@@ -35,7 +39,8 @@ def publish(
     Before that the model is loaded from its folder and must give what training recorded for the
     sample that the run keeps. The commit goes to the branch `revision` (main unless given), is
     called `tag` besides and says `message`. What the repository has already is not sent again;
-    model files that it holds from before and that the run does not have are deleted. With
+    model files that it holds from before and that the run does not have are deleted. `exports` are
+    further formats, `ct2` and `onnx`, in folders of their own (see `exports.export`). With
     `dry_run` nothing is loaded or sent: files with their size in bytes, and the model card, are
     returned.
 
@@ -66,10 +71,21 @@ def publish(
     files["README.md"] = card.encode()
     if dry_run:
         sizes = [f"{name} {_size(content)}" for name, content in sorted(files.items())]
+        sizes += [f"{kind}/ made when it is sent" for kind in dict.fromkeys(exports)]
         return "\n".join([*sizes, "", card.rstrip("\n")])
     _check_weights(Path(run))
     to = Destination(repo_id, private, revision, tag, pr=pr)
-    return upload(files, to if message is None else replace(to, message=message))
+    if message is not None:
+        to = replace(to, message=message)
+    with TemporaryDirectory() as scratch:
+        for kind in dict.fromkeys(exports):
+            made = export(run, Path(scratch, kind), kind)
+            logger.info("%s: as %s the same on %d examples", run, kind, made.examples)
+            card += made.section.replace(PLACE, repo_id)
+            own = sorted(path for path in Path(scratch, kind).rglob("*") if path.is_file())
+            files |= {path.relative_to(scratch).as_posix(): path for path in own}
+        files["README.md"] = card.encode()
+        return upload(files, to)
 
 
 def _size(content: Path | bytes) -> int:

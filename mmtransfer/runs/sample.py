@@ -19,14 +19,14 @@ from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
 from mmtransfer.models import Model
 from mmtransfer.sound.classifier import SoundModel
-from mmtransfer.speech.audio import SAMPLE_RATE
-from mmtransfer.speech.clips import Clip
+from mmtransfer.speech.audio import SAMPLE_RATE, decode_clip
+from mmtransfer.speech.clips import Clip, bundled_speech
 from mmtransfer.speech.ctc import CtcModel
 from mmtransfer.speech.whisper import SpeechModel, encode_whisper
 from mmtransfer.text.classifier import TextModel
 from mmtransfer.text.examples import TextExample
 
-_Given = Sequence[tuple[dict[str, Any], np.ndarray | None]]
+Given = Sequence[tuple[dict[str, Any], np.ndarray | None]]
 """Examples: what is noted of each (text, target or language), and 16-bit samples at 16 kHz of one
 that is a sound.
 """
@@ -38,6 +38,7 @@ differently.
 """
 _TEXTS, _CLIPS, _LONGEST_S = 8, 3, 10.0
 _LOUDEST = 32767
+_SENTENCES = ("The harbour was opened today.", "Nobody liked the new gate.", "It is fine.")
 _LEAST = 1e-9  # that a difference is compared with
 
 
@@ -87,7 +88,23 @@ def check_sample(run_dir: Path, model: Model) -> int:
     return len(expected)
 
 
-def _read(path: Path) -> tuple[_Given, list[np.ndarray]]:
+def sample_of(run_dir: Path, model: Model) -> Given:
+    """Real inputs of a run's kind: its sample, or what this package has where it keeps none.
+
+    Raises:
+        UserError: a damaged sample.
+    """
+    if (run_dir / SAMPLE).is_file():
+        return _read(run_dir / SAMPLE)[0]
+    if isinstance(model, TextModel):
+        return [({"text": text, "target": None}, None) for text in _SENTENCES]
+    folder = bundled_speech("en")
+    assert folder is not None  # data of this package
+    paths = sorted(folder.glob("*.ogg"))[:_CLIPS]
+    return [({"text": "", "language": None}, _whole(decode_clip(path))) for path in paths]
+
+
+def _read(path: Path) -> tuple[Given, list[np.ndarray]]:
     """(examples, what the model gave) of a sample."""
     try:
         with safe_open(path, "np") as file:
@@ -107,18 +124,18 @@ def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: damaged ({reason}). Train again, or remove it.")
 
 
-def _wave_of(example: tuple[dict[str, Any], np.ndarray | None]) -> np.ndarray:
+def wave_of(example: tuple[dict[str, Any], np.ndarray | None]) -> np.ndarray:
     """Samples of an example of sound, float32 at 16 kHz."""
     samples = example[1]
     assert samples is not None  # a text has none
     return samples.astype(np.float32) / _LOUDEST
 
 
-def _texts(examples: Sequence[TextExample]) -> _Given:
+def _texts(examples: Sequence[TextExample]) -> Given:
     return [({"text": one.text, "target": one.target}, None) for one in examples[:_TEXTS]]
 
 
-def _clips(clips: Sequence[Clip]) -> _Given:
+def _clips(clips: Sequence[Clip]) -> Given:
     found = []
     for clip in [clip for clip in clips if 0 < clip.seconds <= _LONGEST_S][:_CLIPS]:
         found.append(({"text": clip.text, "language": clip.language}, _whole(clip.samples())))
@@ -130,7 +147,7 @@ def _whole(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(samples * _LOUDEST), -_LOUDEST, _LOUDEST).astype(np.int16)
 
 
-def _outputs(model: Any, given: _Given) -> list[np.ndarray]:
+def _outputs(model: Any, given: Given) -> list[np.ndarray]:
     """Of each example logits [class], temperature applied; of speech log-probabilities [frame,
     symbol], or those of its transcript's tokens.
     """
@@ -139,7 +156,7 @@ def _outputs(model: Any, given: _Given) -> list[np.ndarray]:
         encoded = model.encode([n["text"] for n, _ in given], [n["target"] for n, _ in given])
         logits = model.encoded_logits(encoded, device=device)
         return list(logits / np.float32(model.temperature))
-    waves = [(one[0], _wave_of(one)) for one in given]
+    waves = [(one[0], wave_of(one)) for one in given]
     rate: Any = {SoundModel: _of_sound, CtcModel: _of_symbols, SpeechModel: _of_tokens}[type(model)]
     return [rate(model, wave, note).astype(np.float32) for note, wave in waves]
 

@@ -4,7 +4,7 @@ for an adapter) alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmtransfer.hub.metadata import Base, Metadata
@@ -166,7 +166,7 @@ def _best_path(symbols: list[str]) -> list[str]:
         f"symbols = {symbols}",
         "best = torch.unique_consecutive(logits[0][mask[0]].argmax(-1)).tolist()",
         'text = "".join(symbols[n] for n in best if not symbols[n].startswith("<"))',
-        'print(text.replace("|", " "))',
+        'print(" ".join(text.replace("|", " ").split()))',
     ]
 
 
@@ -179,3 +179,138 @@ def _shares(model: Metadata) -> list[str]:
         f"probabilities = torch.{squash}(logits{scale}{last})",
         "print(dict(zip(labels, probabilities[0].tolist())))",
     ]
+
+
+# --- exports -------------------------------------------------------------------------------------
+
+_FOLDER = """folder = snapshot_download("{place}", allow_patterns="{kind}/*") + "/{kind}"
+"""
+
+_CT2 = """from faster_whisper import WhisperModel
+from huggingface_hub import snapshot_download
+
+{folder}model = WhisperModel(folder, compute_type="int8")
+segments, _ = model.transcribe("recording.wav"{language})
+print("".join(segment.text for segment in segments))
+"""
+
+_ONNX_TEXT = """import numpy as np
+import onnxruntime
+from huggingface_hub import snapshot_download
+from tokenizers import Tokenizer
+
+{folder}tokenizer = Tokenizer.from_file(folder + "/tokenizer.json")
+tokenizer.enable_truncation({tokens})
+model = onnxruntime.InferenceSession(folder + "/model.onnx")
+text = tokenizer.encode("A text.")
+given = {{
+    "input_ids": text.ids,
+    "attention_mask": text.attention_mask,
+    "token_type_ids": text.type_ids,
+}}
+given = {{one.name: np.array([given[one.name]]) for one in model.get_inputs()}}
+logits = model.run(None, given)[0][0]
+shares = np.exp(logits - logits.max())
+labels = {labels}
+print(dict(zip(labels, (shares / shares.sum()).tolist())))
+"""
+
+_ONNX_WAVES = """import json
+import wave
+
+import numpy as np
+import onnxruntime
+from huggingface_hub import snapshot_download
+
+{folder}model = onnxruntime.InferenceSession(folder + "/model.onnx")
+with wave.open("recording.wav") as file:  # 16 kHz, 16 bit, one channel, up to 30 s
+    samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+samples = samples / np.float32(32768)
+with open(folder + "/preprocessor_config.json") as file:
+    if json.load(file)["do_normalize"]:
+        samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+with open(folder + "/config.json") as file:
+    settings = json.load(file)
+frames = len(samples)
+for kernel, stride in zip(settings["conv_kernel"], settings["conv_stride"]):
+    frames = (frames - kernel) // stride + 1
+step = 8000
+while len(samples) > 8 * step:
+    step *= 2
+samples = np.pad(samples, (0, -len(samples) % step))  # with silence, as in training
+given = {{"input_values": samples[None], "frames": np.array([max(1, frames)])}}
+logits = model.run(None, given)[0][0]
+"""
+
+_PATH = """symbols = json.load(open(folder + "/symbols.json"))
+best = logits[: max(1, frames)].argmax(-1)
+best = best[np.append(True, best[1:] != best[:-1])]
+text = "".join(symbols[n] for n in best if not symbols[n].startswith("<"))
+print(" ".join(text.replace("|", " ").split()))
+"""
+
+_SOUNDS = """shares = {shares}
+labels = {labels}
+print(dict(zip(labels, shares.tolist())))
+"""
+
+_ONNX_WHISPER = """import json
+import wave
+
+import numpy as np
+import onnxruntime
+from huggingface_hub import snapshot_download
+from tokenizers import Tokenizer
+from transformers import WhisperFeatureExtractor
+
+{folder}with wave.open("recording.wav") as file:  # 16 kHz, 16 bit, one channel, up to 30 s
+    samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+samples = samples / np.float32(32768)
+extractor = WhisperFeatureExtractor.from_pretrained(folder)
+features = extractor(samples, sampling_rate=16000, return_tensors="np").input_features
+encoder = onnxruntime.InferenceSession(folder + "/encoder.onnx")
+decoder = onnxruntime.InferenceSession(folder + "/decoder.onnx")
+hidden = encoder.run(None, {{"input_features": features}})[0]
+with open(folder + "/generation_config.json") as file:
+    settings = json.load(file)
+end = settings["eos_token_id"]
+prompt = tokens = {prompt}
+while len(tokens) < {longest}:
+    logits = decoder.run(None, {{"input_ids": np.array([tokens]), "hidden": hidden}})[0][0, -1]
+    logits[settings.get("suppress_tokens") or []] = -np.inf
+    logits[settings["no_timestamps_token_id"] :] = -np.inf
+    if tokens == prompt:
+        first = settings.get("begin_suppress_tokens") or []
+        logits[[token for token in first if token != end]] = -np.inf
+    token = int(logits.argmax())
+    if token == end:
+        break
+    tokens = [*tokens, token]
+text = Tokenizer.from_file(folder + "/tokenizer.json").decode(tokens[len(prompt) :])
+print(text)
+"""
+
+
+def ct2_snippet(language: str | None) -> str:
+    """Python that transcribes with an export for faster-whisper."""
+    spoken = "" if language is None else f', language="{language}"'
+    return _CT2.format(folder=_FOLDER.format(place=PLACE, kind="ct2"), language=spoken)
+
+
+def onnx_snippet(model: Metadata, *, prompt: Sequence[int] = (), longest: int = 0) -> str:
+    """Python that runs an export on onnxruntime, without torch; a Whisper's `prompt` are the tokens
+    before the text, `longest` how many it takes in all.
+    """
+    folder = _FOLDER.format(place=PLACE, kind="onnx")
+    if model.task == "speech":
+        return _ONNX_WHISPER.format(folder=folder, prompt=list(prompt), longest=longest)
+    if model.task == "sentiment":
+        tokens = (model.text or {}).get("max_tokens", 512)
+        return _ONNX_TEXT.format(folder=folder, tokens=tokens, labels=model.labels)
+    waves = _ONNX_WAVES.format(folder=folder)
+    if model.task == "ctc":
+        return waves + _PATH
+    shares = "np.exp(logits - logits.max())\nshares /= shares.sum()"
+    if model.own.get("is_multi"):
+        shares = "1 / (1 + np.exp(-logits))"
+    return waves + _SOUNDS.format(shares=shares, labels=model.labels)
