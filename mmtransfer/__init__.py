@@ -13,7 +13,7 @@ _LAZY = {
     "load_speech_model": "mmtransfer.speech.whisper",
     "load": "mmtransfer.models",
     "predict": "mmtransfer.text.prediction",
-    "publish": "mmtransfer.hub.publish",
+    "publish": "mmtransfer.runs.publishing",
     "Recognizer": "mmtransfer.speech.recognition",
     "train": "mmtransfer.runs",
     "evaluate": "mmtransfer.runs",
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from mmtransfer.config import Config as Config
     from mmtransfer.config import load_config as load_config
     from mmtransfer.errors import UserError as UserError
-    from mmtransfer.hub.publish import publish as publish
     from mmtransfer.models import load as load
     from mmtransfer.monitoring import load_monitor as load_monitor
     from mmtransfer.monitoring import monitor as monitor
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from mmtransfer.runs.compare import compare as compare
     from mmtransfer.runs.lr_range import lr_range as lr_range
     from mmtransfer.runs.merge import merge as merge
+    from mmtransfer.runs.publishing import publish as publish
     from mmtransfer.runs.relate import relate as relate
     from mmtransfer.speech.recognition import Recognizer as Recognizer
     from mmtransfer.speech.whisper import load_speech_model as load_speech_model

@@ -99,6 +99,10 @@ COMMANDS = {
     "dog=0.6 --output gate.jsonl gate.html": RUN,
     "mmtransfer publish runs/my_site USER/NAME --dry-run": RUN,
     "mmtransfer publish runs/my_site USER/NAME": OPTIONS,  # tests/hub/test_publishing.py does it
+    # tests/runs/test_exports.py does these
+    "mmtransfer export runs/my_site --to my_site_ct2 --format ct2": OPTIONS,
+    "mmtransfer export runs/my_site --to my_site_onnx --format onnx": OPTIONS,
+    "mmtransfer publish runs/my_site USER/NAME --export ct2 onnx": OPTIONS,
     "mmtransfer backbones": RUN,
     # --- benchmarks: their data is not here
     "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train grid_s1/train "
@@ -147,6 +151,7 @@ COMMANDS = {
     "pip install -c constraints.txt '.[bundled]'": INSTALL,
     "pip download '.[bundled]' -d wheels": INSTALL,
     "pip install --no-index --find-links wheels '.[bundled]'": INSTALL,
+    "pip install 'mmtransfer[onnx]'": INSTALL,
     "pip install 'mmtransfer[mqtt]'": INSTALL,
     "pip install 'mmtransfer[transport]'": INSTALL,
     "pip install 'mmtransfer[search]'": INSTALL,

@@ -11,6 +11,7 @@
     mmtransfer serve --model NAME=MODEL
     mmtransfer token add NAME --role operator
     mmtransfer publish RUN USER/NAME
+    mmtransfer export RUN --to DIR --format onnx
     mmtransfer backbones
 
 Each verb is a module here with `add_arguments(parser)` and `run(arguments)`, imported when it is
@@ -47,6 +48,7 @@ VERBS = {
     "serve": "serve models and cameras to clients and a browser",
     "token": "make, list and remove the tokens of a server",
     "publish": "upload a run to the Hugging Face Hub",
+    "export": "write a run's model for another engine (CTranslate2, ONNX)",
     "backbones": "list the pretrained models that need no download",
 }
 """Modules of this package, with a line of help."""

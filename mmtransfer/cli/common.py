@@ -7,12 +7,19 @@ import os
 import warnings
 from typing import Any
 
-MODEL_HELP = "run folder, checkpoint folder, Hub id, or bundled:NAME"
+MODEL_HELP = "run folder, checkpoint folder, Hub id (or ID@REVISION), or bundled:NAME"
+REVISION_HELP = "branch, tag or commit of a model on the Hub"
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The argument that names a model."""
+    """The argument that names a model, and its revision."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--revision", help=REVISION_HELP)
+
+
+def at_revision(model: str, revision: str | None) -> str:
+    """The name of a model at a revision, as `hub.checkpoint.resolve` takes it."""
+    return model if revision is None else f"{model}@{revision}"
 
 
 def data_config(arguments: argparse.Namespace, *names: str, **sections: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from mmtransfer.cli.common import add_model, count, data_config, quiet_libraries
+from mmtransfer.cli.common import add_model, at_revision, count, data_config, quiet_libraries
 from mmtransfer.data.printing import printable
 
 
@@ -71,11 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Score a model and print what came out; returns the exit code."""
     quiet_libraries()
+    model = at_revision(arguments.model, arguments.revision)
     if arguments.reference:
         from mmtransfer.monitoring import score
 
         found = score.evaluate_recording(
-            arguments.model,
+            model,
             arguments.data,
             arguments.reference,
             language=arguments.language,
@@ -103,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         },
         runtime={"device": arguments.device},
     )
-    result = runs.evaluate(arguments.model, arguments.data, config=config)
+    result = runs.evaluate(model, arguments.data, config=config)
     if arguments.json:
         print(json.dumps(result))
         return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mmtransfer.cli.common import MODEL_HELP, quiet_libraries
+from mmtransfer.cli.common import MODEL_HELP, REVISION_HELP, at_revision, quiet_libraries
 from mmtransfer.errors import UserError
 
 _METHODS = (
@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Combine models of one source model into one, scored on every domain that they came from."
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "--revision", help=f"{REVISION_HELP}: of each MODEL whose name has none behind an @"
+    )
     parser.add_argument("--to", required=True, metavar="RUN", help="run folder to write")
     parser.add_argument(
         "--method",
@@ -76,7 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     print(
         merge(
-            arguments.models,
+            [
+                name if "@" in name else at_revision(name, arguments.revision)
+                for name in arguments.models
+            ],
             arguments.to,
             method=arguments.method,
             source_model=arguments.source_model,

@@ -10,14 +10,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mmtransfer.cli.common import add_model, quiet_libraries
+from mmtransfer.cli.common import add_model, at_revision, quiet_libraries
 from mmtransfer.data.printing import printable, whole_text
 from mmtransfer.errors import UserError
 
 if TYPE_CHECKING:
     from mmtransfer.monitoring import MonitorOptions, MonitorStats, Session, Sink
 
-_OTHERS = ("verb", "run", "flags", "sources", "cameras", "dashboard", "quiet")
+_OTHERS = ("verb", "run", "flags", "sources", "cameras", "dashboard", "quiet", "revision")
 """Arguments that are not fields of `MonitorOptions`."""
 
 
@@ -254,6 +254,7 @@ def _options(arguments: argparse.Namespace) -> MonitorOptions:
     from mmtransfer.monitoring.options import MonitorOptions, OptionError, load_options
 
     given = {name: value for name, value in vars(arguments).items() if name not in _OTHERS}
+    given["model"] = at_revision(arguments.model, getattr(arguments, "revision", None))
     if arguments.sources and arguments.cameras:
         raise UserError("give either SOURCE... or --cameras, not both.")
     if not arguments.sources and not arguments.cameras:

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mmtransfer.hub.checkpoint import resolve
 
     runtime = RuntimeConfig(threads=arguments.threads)
-    checkpoint = resolve(arguments.model)
+    checkpoint = resolve(arguments.model, arguments.revision)
     if arguments.audio or (arguments.data and checkpoint.kind == "sound"):
         return _run_sounds(arguments, checkpoint, runtime)
     from mmtransfer.text.prediction import predict_file, predict_texts

@@ -122,13 +122,29 @@ class Checkpoint:
 
 
 def resolve(source: str, revision: str | None = None) -> Checkpoint:
-    """Find a model: a run folder, a checkpoint folder, a Hub id (downloaded, with `revision` that
-    of its own files) or `bundled:NAME`; and the model that it stands on, if it is part of one.
+    """Find a model: a run folder, a checkpoint folder, a Hub id or `bundled:NAME`; and the model
+    that it stands on, if it is part of one.
+
+    A Hub model is downloaded, at `revision` (a branch, a tag or a commit), which may as well stand
+    behind its id: `USER/NAME@REVISION`.
 
     Raises:
-        UserError: not found, or no model; a damaged record; a base that is none.
+        UserError: not found, or no model; a damaged record; a base that is none; a revision of
+            what has none.
     """
+    source, revision = _split_revision(source, revision)
+    if revision is not None and Path(source).is_dir():
+        raise UserError(f"{source}: a folder has no revisions; remove the revision.")
     return _resolve(source, revision, is_base=False)
+
+
+def _split_revision(source: str, revision: str | None) -> tuple[str, str | None]:
+    name, mark, own = source.partition("@")
+    if not mark or Path(source).exists() or source.startswith((".", "/", "~")):
+        return source, revision
+    if not own or revision is not None:
+        raise UserError(f"{source}: expected one revision behind the @, and none beside it.")
+    return name, own
 
 
 def _resolve(source: str, revision: str | None, *, is_base: bool) -> Checkpoint:

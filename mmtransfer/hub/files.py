@@ -15,6 +15,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.hub.bundled import PREFIX, materialize
 
 METADATA = "mmtransfer.json"
+CARD = "README.md"
 ADAPTER = "adapter_config.json"
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -61,7 +62,7 @@ def _download(source: str, revision: str | None) -> tuple[Path, str | None]:
         folder = snapshot_download(
             source,
             revision=revision,
-            allow_patterns=list(MODEL_FILES),
+            allow_patterns=[*MODEL_FILES, CARD],
             ignore_patterns=["*/*"],
         )
         if not any(Path(folder).glob("*.safetensors")):

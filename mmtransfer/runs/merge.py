@@ -21,6 +21,7 @@ from mmtransfer.cache import atomic_path
 from mmtransfer.config import RuntimeConfig
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint, resolve
+from mmtransfer.hub.metadata import Metadata, read_metadata
 from mmtransfer.runs.domains import Domain, Scores, domains_of, further_domains, score
 from mmtransfer.runs.ensemble import make_ensemble
 from mmtransfer.runs.merge_report import Merged, Point, card_of, make_merged, write_merged
@@ -283,7 +284,10 @@ class _Job:
                 settings={"density": density, "keep_source": keep_source},
                 seed=self.runtime.seed,
             )
-            (folder / "README.md").write_text(card_of(merged, self.models), encoding="utf-8")
+            recorded = read_metadata(folder)  # None where the models are plain checkpoints
+            model = recorded or Metadata(self.kind, self.form, None)
+            card = card_of(merged, self.models, model)
+            (folder / "README.md").write_text(card, encoding="utf-8")
             with atomic_path(self.to) as part:
                 part.mkdir()
                 shutil.move(folder, part / "model")

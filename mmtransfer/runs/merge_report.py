@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
-from mmtransfer.hub.bundled import BUNDLES, PREFIX
 from mmtransfer.hub.checkpoint import Checkpoint
+from mmtransfer.hub.metadata import Metadata
 from mmtransfer.models import TASKS
+from mmtransfer.runs.card import hub_metric, source_record, usage
 from mmtransfer.runs.domains import Domain, Scores
 from mmtransfer.runs.pages import Line, chart, render, text_table
 from mmtransfer.runs.report import finite, metric_name, without_outcomes
@@ -313,43 +314,39 @@ def _page(merged: Merged) -> str:
     )
 
 
-def card_of(merged: Merged, models: Mapping[str, Checkpoint]) -> str:
-    """A model card that names the parents; no path of the machine appears in it."""
-    task = TASKS[merged.task]
-    metadata: dict[str, Any] = {
-        "library_name": "peft" if merged.form == "adapter" else "mmtransfer",
-        "pipeline_tag": task.pipeline,
-        "tags": ["mmtransfer", "transfer-learning", "merge"],
-    }
+def card_of(merged: Merged, models: Mapping[str, Checkpoint], model: Metadata) -> str:
+    """A model card that names the parents; no path of the machine appears in it. `model` is what
+    the merged model's folder records.
+    """
     first = next(iter(models.values()))
-    recorded = first.metadata.base if first.metadata is not None else None
-    bundle = BUNDLES.get(recorded.source.removeprefix(PREFIX)) if recorded else None
-    if bundle is not None:
-        metadata["license"] = bundle.license
-    if recorded is not None and recorded.model_id is not None:
-        metadata["base_model"] = recorded.model_id
-        metadata["base_model_relation"] = _RELATIONS.get(merged.form, "merge")
+    base = source_record(first)
+    is_plain = merged.task == "speech" and merged.form == "full"
+    library = "transformers" if is_plain else "mmtransfer"
+    pipeline = TASKS[merged.task].pipeline
     targets = [one for one in merged.domains if not one.is_source]
-    if targets:
-        metadata["model-index"] = [
-            {
-                "name": "mmtransfer merge",
-                "results": [
-                    {
-                        "task": {"type": task.pipeline},
-                        "dataset": {"name": one.name, "type": "private"},
-                        "metrics": [
-                            {
-                                "type": "f1" if one.metric == "macro_f1" else one.metric,
-                                "name": one.metric,
-                                "value": round(one.merged, 4),
-                            }
-                        ],
-                    }
-                    for one in targets
-                ],
-            }
+    data = ModelCardData(
+        library_name="peft" if merged.form == "adapter" else library,
+        pipeline_tag=pipeline,
+        tags=["mmtransfer", "transfer-learning", "merge"],
+        license=base["license"],
+        base_model=base["id"],
+        base_model_relation=_RELATIONS.get(merged.form, "merge") if base["id"] else None,
+        language=model.language,
+        metrics=sorted({hub_metric(one.metric) for one in targets}) or None,
+        model_name="mmtransfer merge" if targets else None,
+        eval_results=[
+            EvalResult(
+                task_type=pipeline,
+                dataset_type="private",
+                dataset_name=one.name,
+                metric_type=hub_metric(one.metric),
+                metric_name=f"{metric_name(one.metric)} [{one.low:.4f}, {one.high:.4f}]",
+                metric_value=round(one.merged, 4),
+            )
+            for one in targets
         ]
+        or None,
+    )
     parents = "\n".join(f"- `{Path(name).name}`" for name in merged.parents)
     source = f"\nAll started from `{Path(merged.source).name}`.\n" if merged.source else ""
     columns, rows = _table(merged)
@@ -357,7 +354,8 @@ def card_of(merged: Merged, models: Mapping[str, Checkpoint]) -> str:
     settings = "".join(f" {k.replace('_', ' ')} {v:g}." for k, v in merged.settings.items())
     results = f"## Results\n\n{_notes(merged)[1]}.\n\n{table}\n" if merged.domains else ""
     return f"""---
-{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---
+{data.to_yaml()}
+---
 
 # Merged model
 
@@ -368,14 +366,7 @@ def card_of(merged: Merged, models: Mapping[str, Checkpoint]) -> str:
 {parents}
 {source}
 {results}
-## Use
-
-```python
-import mmtransfer
-
-{task.usage}
-```
-
+{usage(model, first.architecture, is_plain=is_plain)}
 ## Limits
 
 What was chosen (share, scale, members) was chosen by the sets in the table, which therefore flatter

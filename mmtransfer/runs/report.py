@@ -1,31 +1,30 @@
-"""What a run reports: report.json, rows of its table, notes, the model card."""
+"""What a run reports: report.json, rows of its table, notes; its model card is in `card`."""
 
 from __future__ import annotations
 
 import json
 import math
 import platform
-import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import yaml
 
 from mmtransfer import __version__
 from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config
-from mmtransfer.hub.bundled import BUNDLES, PREFIX
 from mmtransfer.models import TASKS
-from mmtransfer.runs.significance import Difference, holm, paired_difference
+from mmtransfer.runs.significance import Difference, holm, metric_of, paired_difference
 from mmtransfer.transfer.task import Task
 from mmtransfer.transfer.trainer import TrainResult
 
 _SMALLEST_P = 0.001
-_RELATIONS = {"full": "finetune", "adapter": "adapter", "head": "finetune"}
+_MOST_GROUPS = 50
 
 
 def make_report(
@@ -35,9 +34,10 @@ def make_report(
     after: Mapping[str, Any],
     results: Sequence[TrainResult],
     accelerator: Any,
+    base: dict[str, Any],
 ) -> dict[str, Any]:
     """The fields of report.json; `before` and `after` are scores of every set of
-    `Splits.evaluated`.
+    `Splits.evaluated`, `base` what is known of the source (see `card.source_record`).
     """
     metric, splits = task.metric, task.splits
     tests = change_tests(before, after, metric, seed=config.runtime.seed)
@@ -56,9 +56,12 @@ def make_report(
         "metric": metric,
         "higher_is_better": task.higher_is_better,
         "source_model": config.source_model,
+        "base": base,
+        "architecture": task.host.config.model_type,
         "form": task.form,
         "loads_with_transformers": task.is_plain,
-        "target": _pair(before["target"], after["target"]),
+        "target": _pair(before["target"], after["target"])
+        | group_scores(splits.validation, after["target"], metric),
         "source_domain": {
             name: _pair(before[f"source domain {name}"], after[f"source domain {name}"])
             | lost(name)
@@ -115,6 +118,31 @@ def _pair(before: dict[str, Any] | None, after: dict[str, Any]) -> dict[str, Any
     }
 
 
+def group_scores(examples: Any, scores: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Under `groups` the metric of each group of a set, where its data names several (speaker,
+    camera, condition); no more than make a table.
+    """
+    listed = getattr(examples, "examples", None) or getattr(examples, "clips", [])
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, example in enumerate(listed):
+        if example.group and not Path(example.group).is_absolute():  # a recording with subtitles
+            rows[example.group].append(row)
+    is_table = 1 < len(rows) <= _MOST_GROUPS and len(listed) > len(rows)
+    if not is_table or not scores.get("outcomes"):
+        return {}
+    counts = np.zeros((len(rows), len(listed)))
+    for number, own in enumerate(rows.values()):
+        counts[number, own] = 1
+    values = metric_of(scores["outcomes"], metric, counts)
+    return {
+        "groups": {
+            name: {"value": float(value), "examples": len(own)}
+            for (name, own), value in zip(rows.items(), values, strict=True)
+            if np.isfinite(value)
+        }
+    }
+
+
 def without_outcomes(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Scores of a set, without those of each example."""
     return {name: value for name, value in scores.items() if name != "outcomes"}
@@ -149,15 +177,11 @@ def assess_forgetting(config: Config, report: dict[str, Any]) -> dict[str, Any]:
     return {"limit": limit, "over": over, "remedy": remedy}
 
 
-def write_report(run_dir: Path, config: Config, report: dict[str, Any]) -> None:
-    """Write report.json and the model card, the latter beside the model as well."""
-    for name, text in (
-        ("report.json", json.dumps(finite(report), indent=2, ensure_ascii=False) + "\n"),
-        ("README.md", model_card(config, report)),
-    ):
-        with atomic_path(run_dir / name) as part:
-            part.write_text(text, encoding="utf-8")
-    shutil.copyfile(run_dir / "README.md", run_dir / "model" / "README.md")
+def write_report(run_dir: Path, report: dict[str, Any]) -> None:
+    """Write report.json, which says that the run is finished."""
+    with atomic_path(run_dir / "report.json") as part:
+        text = json.dumps(finite(report), indent=2, ensure_ascii=False)
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def finite(value: Any) -> Any:
@@ -226,7 +250,7 @@ def gain_note(report: dict[str, Any]) -> str | None:
     test = report["gain_test"]
     if test is None:
         return None
-    name, count = metric_name(report["metric"]), f"{test['examples']} {_counted(report)}"
+    name, count = metric_name(report["metric"]), f"{test['examples']} {counted(report)}"
     p = f"p < {_SMALLEST_P:g}" if test["p"] < _SMALLEST_P else f"p = {test['p']:.3f}"
     interval = f"{abs(test['value']):.4f} {name} [{test['low']:+.4f}, {test['high']:+.4f}], {p}"
     where = f"on the target, by the same {count}"
@@ -266,193 +290,9 @@ def describe_stages(report: dict[str, Any]) -> str:
     return ", then ".join(parts)
 
 
-def model_card(config: Config, report: dict[str, Any]) -> str:
-    """A Hugging Face model card: metadata, results with intervals, how to use it, how it was made.
-
-    Data is named, not located: no path of the machine that trained appears in it.
-    """
-    bundle = BUNDLES.get(config.source_model.removeprefix(PREFIX))
-    base = bundle.base_model if bundle else config.source_model
-    if Path(base).exists() or base.count("/") > 1:
-        base = Path(base).name
-    sections = [
-        f"---\n{_metadata(config, report)}---\n",
-        f"# {base}, transferred\n",
-        f"`{base}`, {describe_stages(report)}, on {_amount(report['data']['train'])}.\n",
-        _results(report),
-        _use(config, report),
-        _training(config, report),
-        _limits(report),
-    ]
-    return "\n".join(sections)
-
-
-def _metadata(config: Config, report: dict[str, Any]) -> str:
-    bundle = BUNDLES.get(config.source_model.removeprefix(PREFIX))
-    task = TASKS[config.task].pipeline
-    metric, after = report["metric"], report["target"]["after"]
-    plain = report["loads_with_transformers"]
-    metadata: dict[str, Any] = {
-        "library_name": "peft" if report["form"] == "adapter" else "transformers",
-        "pipeline_tag": task,
-        "tags": ["mmtransfer", "transfer-learning"],
-    }
-    if not plain:
-        metadata["library_name"] = "peft" if report["form"] == "adapter" else "mmtransfer"
-    if report["model"].get("language"):
-        spoken = report["model"].get("languages") or [report["model"]["language"]]
-        metadata["language"] = spoken
-    if bundle is not None:
-        metadata["license"] = bundle.license
-    base = bundle.base_model if bundle else config.source_model
-    if bundle is not None or (base.count("/") == 1 and not Path(base).exists()):
-        metadata["base_model"] = base
-        metadata["base_model_relation"] = _RELATIONS[report["form"]]
-    kind = "f1" if metric == "macro_f1" else metric
-    metadata["model-index"] = [
-        {
-            "name": "mmtransfer run",
-            "results": [
-                {
-                    "task": {"type": task},
-                    "dataset": {"name": "target validation", "type": "private"},
-                    "metrics": [
-                        {"type": kind, "name": metric, "value": round(value, 4)}
-                        for value in [after[metric]]
-                        if value is not None
-                    ],
-                }
-            ],
-        }
-    ]
-    return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-
-
-def _amount(data: dict[str, Any]) -> str:
-    if "clips" in data:
-        kind = "sounds" if "labels" in data else "speech"
-        return f"{data['clips']} clips ({data['seconds'] / 60:.1f} min) of target {kind}"
-    return f"{data['examples']} target texts"
-
-
-def _counted(report: dict[str, Any]) -> str:
+def counted(report: dict[str, Any]) -> str:
+    """What the examples of a run are, in a word."""
     return "clips" if "clips" in report["data"]["train"] else "texts"
-
-
-def _results(report: dict[str, Any]) -> str:
-    metric, after = report["metric"], report["target"]["after"]
-    rows = "\n".join(
-        f"| {name} | {before} | {after_} | {change} |"
-        for name, before, after_, change in metric_rows(report)
-    )
-    name = metric_name(metric)
-    direction = "higher" if report["higher_is_better"] else "lower"
-    normalizer = f", normaliser `{after['normalizer']}`" if "normalizer" in after else ""
-    text = f"""## Results
-
-{name} with 95 % bootstrap interval{normalizer}; {direction} is better. A source-domain row
-shows what the model gained or lost on the domain it came from. A change is real where a paired test
-on the same {_counted(report)} (approximate randomisation, p < 0.05, with Holm's correction over the
-source domains) and the paired bootstrap interval agree that it is more than chance.
-
-| set | before | after | change |
-|---|---|---|---|
-{rows}
-"""
-    note = gain_note(report)
-    if note is not None:
-        text += f"\n{note[0].upper()}{note[1:]}.\n"
-    if "monitored" in report["target"]:
-        text += f"""
-As monitored: by {decoding_note(report["target"]["monitored"]["decoding"])}, as `mmtransfer monitor`
-decodes on CPU. All other figures: by transformers in float32, greedy, no guards.
-"""
-    if after.get("silence_clips"):
-        text += f"\nWithout speech: {silence_note(after)} of the target.\n"
-    if "accuracy" in after:
-        text += f"""
-Accuracy {after["accuracy"]:.4f} [{after["accuracy_ci_low"]:.4f}, {after["accuracy_ci_high"]:.4f}],
-expected calibration error {after["ece"]:.4f} (before temperature scaling
-{after["ece_uncalibrated"]:.4f}).
-"""
-    if "per_class" in after:
-        classes = "\n".join(
-            f"| {label} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} "
-            f"| {row['support']:.0f} |"
-            for label, row in after["per_class"].items()
-        )
-        text += f"""
-| class | precision | recall | F1 | {_counted(report)} |
-|---|---|---|---|---|
-{classes}
-"""
-    return text
-
-
-def _use(config: Config, report: dict[str, Any]) -> str:
-    text = "## Use\n\n"
-    model, task = report["model"], TASKS[config.task]
-    if report["loads_with_transformers"]:
-        text += f"""```python
-from transformers import pipeline
-
-run = pipeline("{task.pipeline}", model="path/or/id/of/this/model")
-print({task.pipeline_call})
-```
-"""
-        if "shortest_context_s" in model:
-            text += f"""
-It decodes contexts as short as {model["shortest_context_s"]:g} s without loss
-(`shortest_context_s` in `config.json`); plain pipelines pad to {model["max_context_s"]:g} s.
-"""
-        return text
-    text += f"""```python
-import mmtransfer
-
-{task.usage}
-```
-"""
-    if report["form"] != "full":
-        text += f"\nThe {report['form']} is stored here; the base is loaded from its own place.\n"
-    return text
-
-
-def _training(config: Config, report: dict[str, Any]) -> str:
-    cost = report["cost"]
-    software = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    choice = " ".join(report["choice"]["reasons"]) + "\n\n" if "choice" in report else ""
-    return f"""## Training
-
-{choice}{cost["steps"]} steps ({cost["epochs"]:g} epochs) in {cost["train_seconds"]:.0f} s on
-{cost["device"]}; best weights from step {cost["best_step"]};
-{cost["trained_parameters"]:,} weights trained. Weight decay {config.train.weight_decay:g}, seed
-{config.runtime.seed}. {_rehearsed(report)}Software: {software}.
-"""
-
-
-def _rehearsed(report: dict[str, Any]) -> str:
-    share = report["rehearsal"]["share"]
-    if not share:
-        return ""
-    bundled = report["rehearsal"]["data"] == "bundled"
-    what = "general speech bundled with mmtransfer" if bundled else "general data of its own"
-    return f"Rehearsal: {share:.0%} {what}. "
-
-
-def _limits(report: dict[str, Any]) -> str:
-    after = report["target"]["after"]
-    count = f"{after['clips' if 'clips' in after else 'examples']} {_counted(report)}"
-    text = f"""## Limits
-
-The target validation set holds {count}; the interval says how far to trust the figure. Where the
-table shows a loss, that kind of input is transcribed worse than by the source model.
-"""
-    found = report["forgetting"]
-    if found["over"]:
-        text += f"""
-More than {found["limit"]:g} is lost on: {", ".join(found["over"])}. Use the source model there.
-"""
-    return text
 
 
 def metric_name(metric: str) -> str:

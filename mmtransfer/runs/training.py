@@ -17,7 +17,9 @@ from mmtransfer.config import Config, build_config, merge, resolved
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.models import TASKS, task_for, task_of
+from mmtransfer.runs.card import source_record, write_card
 from mmtransfer.runs.report import finite, make_report, without_outcomes, write_report
+from mmtransfer.runs.sample import write_sample
 from mmtransfer.runtime import choose_device, make_accelerator, tracked, use_runtime
 from mmtransfer.transfer.stages import SourcePath
 from mmtransfer.transfer.task import Task
@@ -113,16 +115,19 @@ def _train(
         with atomic_path(run_dir / "model") as folder:
             folder.mkdir(parents=True)
             task.save(folder)
+        write_sample(run_dir, task.carrier, splits.validation)
         after = _scores(task, device)
         monitored = task.score_monitored(run_dir / "model", splits.evaluated["target"], device)
-        report = make_report(config, task, before, after, results, accelerator)
+        base = source_record(task.source)
+        report = make_report(config, task, before, after, results, accelerator, base)
         report["share_of_way"] = share
         if choice is not None:
             report["choice"] = choice
         if monitored is not None:
             report["target"]["monitored"] = without_outcomes(monitored)
         write_outcomes(run_dir, {"before": before, "after": after})
-        write_report(run_dir, config, report)
+        write_card(run_dir, config, report)
+        write_report(run_dir, report)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
     return broadcast_object_list([report])[0]
@@ -136,7 +141,9 @@ def set_up(config: Config, device: torch.device) -> Task:
     """
     TASKS[config.task].check(config)
     source = resolve(config.source_model, config.revision)
-    return task_for(config, source).set_up(config, source, device)
+    task = task_for(config, source).set_up(config, source, device)
+    task.source = source
+    return task
 
 
 def source_path(config: Config, task: Task) -> SourcePath | None:
@@ -206,15 +213,17 @@ def evaluate(
     model: str,
     data: str,
     *,
+    revision: str | None = None,
     config: Config | None = None,
     language: str | None = None,
 ) -> dict[str, Any]:
     """Score a model on data.
 
-    `model` is a run folder, a checkpoint folder, a Hub id or `bundled:NAME`; `data` any form that
-    training takes; `language` goes before that of `config`. Returns the fields of `SpeechScore` or
-    `ClassificationScore` with `metric`, `seconds_wall` (recognition or classification alone),
-    `skipped`, and for speech `seconds_audio`. The interval is that of the main metric.
+    `model` is a run folder, a checkpoint folder, a Hub id or `bundled:NAME`, `revision` that of a
+    Hub model; `data` any form that training takes; `language` goes before that of `config`. Returns
+    the fields of `SpeechScore` or `ClassificationScore` with `metric`, `seconds_wall` (recognition
+    or classification alone), `skipped`, and for speech `seconds_audio`. The interval is that of the
+    main metric.
 
     Raises:
         UserError: a model or data that cannot be used.
@@ -224,7 +233,7 @@ def evaluate(
         values = merge(config.model_dump(), {"data": {"language": language}})
         config = build_config(values, origin="language")
     with use_runtime(config.runtime):
-        checkpoint = resolve(model, config.revision)
+        checkpoint = resolve(model, revision)
         task, device = task_of(checkpoint), choose_device(config.runtime)
         result: dict[str, Any] = finite(task.evaluate(checkpoint, data, config, device))
     return without_outcomes(result)

@@ -83,6 +83,8 @@ class Task(ABC):
     """Cost of each training example, in the unit of the batch budget."""
     splits: Splits[Any]
     """The data of the run; set by `set_up`."""
+    source: Checkpoint
+    """What the transfer starts from; set by `runs.set_up`."""
 
     def __init__(
         self,

@@ -16,10 +16,10 @@ from mmtransfer.cache import cache_path, is_whole, open_private, seal
 from mmtransfer.data.printing import json_line, printable, spreadsheet_cell
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
-from mmtransfer.hub.publish import publish
 from mmtransfer.monitoring import Journal
 from mmtransfer.monitoring.outputs.sinks import FileSink, StandardOutput
 from mmtransfer.monitoring.sources.cameras import file_name
+from mmtransfer.runs.publishing import publish
 from mmtransfer.speech.engines_ctranslate2 import converted
 from mmtransfer.speech.segments import Segment
 
@@ -196,8 +196,9 @@ def run_folder(tmp_path):
 
 
 def test_a_plain_run_is_listed(run_folder):
-    listed = publish(run_folder, "me/x", dry_run=True).splitlines()
-    assert [line.split()[0] for line in listed] == ["README.md", "config.json"]
+    listed, card = publish(run_folder, "me/x", dry_run=True).split("\n\n", 1)
+    assert [line.split()[0] for line in listed.splitlines()] == ["README.md", "config.json"]
+    assert card == "---\nlicense: mit\n---\n# x"
 
 
 @pytest.mark.parametrize("what", ["link", "folder", "pipe", "hidden", "nowhere", "model"])

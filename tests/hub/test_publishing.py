@@ -4,8 +4,10 @@ The Hub's address is a variable of huggingface_hub, so whatever talks to it runs
 own, several models in each.
 """
 
+import ast
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,15 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from conftest import (
     random_text_model,
     random_wave_model,
+    tone,
     write_dataset,
+    write_media,
     write_text_backbone,
 )
-from support.hub_programs import OUTPUTS, TOKEN, environment, python
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from support.hub_programs import OUTPUTS, TOKEN, commands, environment, python
 from support.hub_server import Hub
+
+from mmtransfer.hub.card import card_errors
 
 WORDS = ["good", "bad", "fine", "awful", "harbour", "gate", "crane", "news", "today", "opened"]
 TEXTS = ["good news today", "the crane is awful", "gate opened", "bad bad harbour news today fine"]
@@ -63,33 +70,54 @@ json.dump({
 }, sys.stdout)
 """
 
-# Runs the command line several times, with whatever any library writes to either stream.
-COMMANDS = """
-import json, os, sys, tempfile, traceback
-from mmtransfer.cli import main
+# Runs the Python of cards, each in a namespace of its own, where this package cannot be imported.
+ALONE = """
+import contextlib, io, json, sys, traceback
 
-results = []
-inherited = dict(os.environ)
-answer = os.fdopen(os.dup(1), "w")
-for environment, argv in json.load(sys.stdin):
-    os.environ.update(inherited | environment)
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        os.dup2(out.fileno(), 1)
-        os.dup2(err.fileno(), 2)
-        try:
-            code = main(argv)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        texts = []
-        for file in (out, err):
-            file.seek(0)
-            texts.append(file.read().decode())
-    results.append([code, *texts])
-json.dump(results, answer)
-answer.close()
+class Absent:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] == "mmtransfer":
+            raise ImportError("mmtransfer is not installed")
+
+sys.meta_path.insert(0, Absent())
+found = {}
+for name, code in json.load(sys.stdin).items():
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            exec(compile(code, name, "exec"), {"__name__": "__main__"})
+        found[name] = out.getvalue()
+    except BaseException:
+        found[name] = traceback.format_exc()
+json.dump(found, sys.stdout)
+"""
+
+OURS = """
+import json, sys
+import mmtransfer
+from mmtransfer.speech.audio import decode_clip
+
+names, recording = json.load(sys.stdin)
+found = {}
+for name in names:
+    model = mmtransfer.load(f"user/{name}")
+    if hasattr(model, "labels"):
+        found[name] = model.predict(["A text."])[0].probabilities
+    else:
+        full = 30.0 if name.startswith("whisper") else None  # in the full window, as pipelines do
+        clips = [decode_clip(recording)]
+        found[name] = mmtransfer.Recognizer(model).transcribe(clips, context_s=full)[0].text
+json.dump(found, sys.stdout)
+"""
+
+# In the place of the program that transformers decodes files with.
+FFMPEG = """#!{python}
+import io, sys, wave
+import numpy as np
+
+with wave.open(io.BytesIO(sys.stdin.buffer.read())) as file:
+    samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+sys.stdout.buffer.write((samples / np.float32(32768)).astype("<f4").tobytes())
 """
 
 
@@ -107,11 +135,6 @@ def home(tmp_path):
     return tmp_path / "home"
 
 
-def commands(given: list[Any], hub_address: str, home: Path) -> list[Any]:
-    """(exit code, output, error output) of command lines, each with changes to the environment."""
-    return json.loads(python(COMMANDS, given, hub_address, home))
-
-
 def outputs(models: list[Any], hub: Hub, home: Path) -> dict[str, Any]:
     """Outputs by name of (name, source, revision)."""
     return json.loads(python(OUTPUTS, {"models": models, "texts": TEXTS}, hub.endpoint, home))
@@ -121,6 +144,7 @@ def text_base(folder: Path, seed: int) -> Path:
     import torch
 
     write_text_backbone(folder)
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Base\n")
     model = random_text_model("bert", layers=2)
     torch.manual_seed(seed)
     for weight in model.parameters():
@@ -157,6 +181,11 @@ FORMS = {
 }
 
 
+def base_of(name: str) -> str:
+    """What a form is trained from."""
+    return {"ctc": "wave"}.get(name, "whisper" if name.startswith("whisper") else "text")
+
+
 @pytest.fixture(scope="module")
 def bases(hub, random_whisper, tmp_path_factory):
     """Commits of the bases on the stand-in: what transfers start from, and a later one."""
@@ -183,12 +212,11 @@ def runs(hub, bases, tmp_path_factory):
     }
     wanted = []
     for name, (_, transfer, head) in FORMS.items():
-        is_text = name in ("full", "native", "adapter", "head")
-        source = "text" if is_text else "wave" if name == "ctc" else "whisper"
+        is_text = base_of(name) == "text"
         wanted.append(
             {
                 "task": "sentiment" if is_text else "speech",
-                "source_model": f"someone/{source}",
+                "source_model": f"someone/{base_of(name)}",
                 "run_dir": str(folder / "runs" / name),
                 "data": texts if is_text else speech,
                 "transfer": transfer,
@@ -221,7 +249,7 @@ def published(hub, runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(hub, runs, tmp_path_factory):
-    """Outputs of every run, read from its folder."""
+    """Outputs of every run, from its folder."""
     models = [(name, str(runs / name), None) for name in FORMS]
     return outputs(models, hub, tmp_path_factory.mktemp("reader"))
 
@@ -238,13 +266,16 @@ def model_files(run: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", FORMS)
 def test_a_run_is_published_in_one_commit_and_in_private_unless_told(hub, runs, published, name):
     code, out, err = published[name]
-    assert (code, err) == (0, "")
+    assert (code, err.count("\n")) == (0, 1), err
+    assert "the saved model gives what training recorded on" in err
     repository = hub.repositories[f"user/{name}"]
     _, commit = repository.commits  # the first is the Hub's own
     assert out == f"{hub.endpoint}/user/{name}/commit/{commit.oid}\n"
     sent = dict(commit.files)
     del sent[".gitattributes"]
-    assert sent == model_files(runs / name)
+    files = model_files(runs / name)
+    card = files["README.md"].replace(b"path/or/id/of/this/model", f"user/{name}".encode())
+    assert sent == files | {"README.md": card}
     assert repository.private == (name != "head")
     report = json.loads((runs / name / "report.json").read_text())
     assert report["form"] == FORMS[name][0]
@@ -277,12 +308,64 @@ def test_other_libraries_load_the_adapter_and_the_native_classifier(hub, publish
         assert plain == pytest.approx(ours, abs=1e-5)
 
 
-def test_the_card_of_an_adapter_names_its_base(hub, published):
-    card = hub.repositories["user/adapter"].commits[-1].files["README.md"].decode()
-    metadata = yaml.safe_load(card.split("---\n")[1])
-    assert metadata["library_name"] == "peft"
-    assert metadata["base_model"] == "someone/text"
-    assert metadata["base_model_relation"] == "adapter"
+def card_of(hub: Hub, name: str) -> str:
+    return hub.repositories[f"user/{name}"].commits[-1].files["README.md"].decode()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_cards_say_what_the_model_is_and_how_sure_its_scores_are(hub, runs, published, name):
+    text = card_of(hub, name)
+    assert card_errors(text) == []
+    data: Any = ModelCard(text).data
+    report = json.loads((runs / name / "report.json").read_text())
+    is_text, is_adapter = base_of(name) == "text", FORMS[name][0] == "adapter"
+    assert data.base_model == f"someone/{base_of(name)}"
+    assert data.base_model_relation == ("adapter" if is_adapter else "finetune")
+    assert data.license == ("cc-by-4.0" if is_text else None)  # the base's
+    own = "transformers" if name in ("native", "whisper") else "mmtransfer"
+    assert data.library_name == ("peft" if is_adapter else own)
+    after = report["target"]["after"]
+    [first, *_] = data.eval_results
+    assert first.metric_value == round(after[report["metric"]], 4)
+    assert f"[{after['ci_low']:.4f}, {after['ci_high']:.4f}]" in first.metric_name
+    for section in ("## Results", "## Use", "## Training", "## Intended use and limits"):
+        assert f"\n{section}\n" in text
+    assert ("expected calibration error" in text) == is_text
+    assert ("ground in law" in text) == (not is_text)
+
+
+@pytest.mark.slow  # transformers is imported anew, without what else is here
+def test_the_python_of_each_card_runs_without_this_package(hub, published, home, tmp_path):
+    recording = write_media(tmp_path / "recording.wav", tone(1.3, hertz=300))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ffmpeg").write_text(FFMPEG.format(python=sys.executable))
+    (tmp_path / "bin" / "ffmpeg").chmod(0o755)
+    codes = {name: re.findall(r"```python\n(.*?)```", card_of(hub, name), re.S) for name in FORMS}
+    assert all("import mmtransfer" in own for _, own in codes.values())
+    surroundings = environment(hub.endpoint, home)
+    surroundings["PATH"] = f"{tmp_path / 'bin'}:{surroundings['PATH']}"
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE],
+        cwd=tmp_path,
+        env=surroundings,
+        input=json.dumps({name: first for name, (first, _) in codes.items()}),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    alone = json.loads(done.stdout)
+    answers = json.loads(python(OURS, [list(FORMS), str(recording)], hub.endpoint, home))
+    for name, ours in answers.items():
+        assert "Traceback" not in alone[name], alone[name]
+        found = alone[name].strip()
+        if isinstance(ours, str):  # of random weights, which rounding tips over after a while
+            assert found[:60] == ours.strip()[:60], name
+            continue
+        found = ast.literal_eval(found)
+        if isinstance(found, list):  # the pipeline's best class, without temperature
+            assert found[0]["label"] == max(ours, key=ours.get)
+        else:
+            assert found == pytest.approx(ours, abs=1e-5), name
 
 
 def test_a_dry_run_lists_the_files_and_sends_nothing(hub, runs, home):
@@ -290,11 +373,15 @@ def test_a_dry_run_lists_the_files_and_sends_nothing(hub, runs, home):
     given = [[{}, ["publish", str(runs / "head"), "user/dry", "--dry-run"]]]
     ((code, out, err),) = commands(given, hub.endpoint, home)
     assert (code, err, hub.requests) == (0, "", [])
-    sizes = {path: len(data) for path, data in model_files(runs / "head").items()}
-    assert out.splitlines() == [f"{path} {size}" for path, size in sorted(sizes.items())]
+    listed, card = out.split("\n\n", 1)
+    files = model_files(runs / "head")
+    files["README.md"] = files["README.md"].replace(b"path/or/id/of/this/model", b"user/dry")
+    sizes = {path: len(data) for path, data in files.items()}
+    assert listed.splitlines() == [f"{path} {size}" for path, size in sorted(sizes.items())]
+    assert card == files["README.md"].decode()
 
 
-def test_a_revision_gives_the_model_of_that_commit(hub, bases, runs, expected, home):
+def test_a_revision_gives_the_model_of_that_commit(hub, bases, runs, expected, home, tmp_path):
     # The second form leaves files of the first one behind unless they are taken away: an adapter
     # beside a whole model would be put into it by transformers.
     given = [[{}, ["publish", str(runs / name), "user/moving"]] for name in ("adapter", "native")]
@@ -307,7 +394,7 @@ def test_a_revision_gives_the_model_of_that_commit(hub, bases, runs, expected, h
 
     hub.requests.clear()
     models = [("adapter", "user/moving", first.oid), ("native", "user/moving", None)]
-    found = outputs(models, hub, home)
+    found = outputs(models, hub, tmp_path / "reader")
     assert found == {name: expected[name] for name in ("adapter", "native")}
     assert hub.revisions("user/moving") == [first.oid, second.oid]
     assert hub.revisions("someone/text") == [bases["someone/text"]]
@@ -345,13 +432,23 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def refused(answer: list[Any]) -> str:
-    """The message of a command that failed as input that cannot be used."""
+def refused(answer: list[Any], *, notes: int = 0) -> str:
+    """The message of a command that failed as input that cannot be used; so many lines on its way
+    come before.
+    """
     code, out, err = answer
     assert (code, out) == (2, ""), err
-    assert err.startswith("mmtransfer: error: ")
-    assert err.count("\n") == 1, err
-    return err
+    assert err.count("\n") == 1 + notes, err
+    last = err.splitlines()[-1]
+    assert last.startswith("mmtransfer: error: ")
+    return last
+
+
+def scale_weights(path: Path, name: str) -> None:
+    """Make one of a file's tensors half as large again."""
+    tensors = load_file(path)
+    tensors[name] = tensors[name] * 1.5
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def test_what_cannot_be_published_is_told_in_one_line(hub, runs, published, tmp_path, home):
@@ -359,7 +456,7 @@ def test_what_cannot_be_published_is_told_in_one_line(hub, runs, published, tmp_
     head = runs / "head"
     licence = copy_run(head, tmp_path / "licence")
     card = licence / "model" / "README.md"
-    card.write_text(card.read_text().replace("---\n", "---\nlicense: nonsense\n", 1))
+    card.write_text(card.read_text().replace("cc-by-4.0", "nonsense", 1))
     broken = copy_run(head, tmp_path / "broken")
     card = broken / "model" / "README.md"
     card.write_text(card.read_text().replace("---\n", "---\ntags: [a\nb: }\n", 1))
@@ -367,7 +464,18 @@ def test_what_cannot_be_published_is_told_in_one_line(hub, runs, published, tmp_
     bare = copy_run(head, tmp_path / "bare")
     (bare / "model" / "README.md").unlink()
     wrong = {"HF_TOKEN": "hf_of_someone_else"}
+    spoilt = {}
+    for name, file, tensor in (
+        ("head", "head", "output.weight"),
+        ("adapter", "head", "output.weight"),
+        ("whisper", "model", "model.decoder.layer_norm.weight"),
+        ("ctc", "head", "output.weight"),
+    ):
+        spoilt[name] = copy_run(runs / name, tmp_path / f"spoilt-{name}")
+        scale_weights(spoilt[name] / "model" / f"{file}.safetensors", tensor)
+    other = "do not give what training recorded"
     cases = [
+        *((run, "user/new", other, {}) for run in spoilt.values()),
         (tmp_path / "none", "user/new", "expected the folder of a finished run", {}),
         (tmp_path / "unfinished", "user/new", "expected the folder of a finished run", {}),
         (head, "user/new/model", "Expected USER/NAME", {}),
@@ -385,12 +493,16 @@ def test_what_cannot_be_published_is_told_in_one_line(hub, runs, published, tmp_
         [env, ["publish", str(run), repo_id, *["--public"] * (repo_id == "user/full")]]
         for run, repo_id, _, env in cases
     ]
-    given.append([{}, ["publish", str(head), "user/head"]])
+    older = copy_run(head, tmp_path / "older")
+    (older / "sample.safetensors").unlink()
+    given.append([{}, ["publish", str(older), "user/head"]])
     answers = commands(given, hub.endpoint, home)
     for (_, repo_id, reason, _), answer in zip(cases, answers[:-1], strict=True):
-        assert reason in refused(answer), repo_id
+        is_sent = reason in ("public", "Invalid credentials")
+        assert reason in refused(answer, notes=int(is_sent)), repo_id
     # Public from before: not sent where the world can see it unless that is asked for.
-    assert "--public" in refused(answers[-1])
+    assert "--public" in refused(answers[-1], notes=1)
+    assert "was not checked, since the run keeps no sample" in answers[-1][2]
     assert before == {name: len(found.commits) for name, found in hub.repositories.items()}
 
 
@@ -429,11 +541,11 @@ def test_a_hub_that_does_not_answer_is_told_in_one_line(runs, home):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     given = [
-        [{}, ["publish", str(runs / "head"), "user/new"]],
+        [{}, ["publish", str(runs / "native"), "user/new"]],
         [{}, ["predict", "user/head", "--text", "good"]],
     ]
     publishing, loading = commands(given, f"http://127.0.0.1:{port}", home)
-    assert "user/new: the Hub did not take the model" in refused(publishing)
+    assert "user/new: the Hub did not take the model" in refused(publishing, notes=5)
     assert "user/head: cannot be downloaded from the Hub" in refused(loading)
 
 

@@ -14,7 +14,7 @@ from mmtransfer import load, runs
 from mmtransfer.cli import main
 from mmtransfer.config import build_config, merge
 from mmtransfer.hub.checkpoint import resolve
-from mmtransfer.hub.publish import publish
+from mmtransfer.runs.publishing import publish
 from mmtransfer.sound.classifier import SoundModel
 from mmtransfer.sound.classifier_task import SoundTask
 from mmtransfer.sound.examples import hold_out_sounds, read_sounds

@@ -16,8 +16,10 @@ from mmtransfer import runs
 from mmtransfer.cli import main
 from mmtransfer.config import build_config, read_yaml
 from mmtransfer.errors import UserError
+from mmtransfer.hub.metadata import read_metadata
 from mmtransfer.runs import training as run_training
-from mmtransfer.runs.report import assess_forgetting, forgetting_note, model_card
+from mmtransfer.runs.card import model_card
+from mmtransfer.runs.report import assess_forgetting, forgetting_note
 from mmtransfer.speech.audio import decode_clip
 from mmtransfer.speech.clips import bundled_speech, load_clips
 from mmtransfer.speech.splits import choose_speech_rehearsal, transcribe
@@ -252,7 +254,9 @@ def test_the_last_line_says_what_is_forgotten_and_what_helps(
 
     kept = report | {"forgetting": report["forgetting"] | {"over": [], "remedy": None}}
     assert forgetting_note(kept) is None
-    assert "is lost on" not in model_card(build_config(config), kept)
+    saved = read_metadata(tmp_path / "run" / "model")
+    assert saved is not None
+    assert "is lost on" not in model_card(build_config(config), kept, saved)
     report["rehearsal"]["share"] = 0.4
     judged = assess_forgetting(
         build_config(config | {"transfer": {"max_forgetting": 0.01}}), report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from conftest import child_environment
 from support.children import run_command
@@ -43,6 +44,38 @@ for name, source, revision in asked["models"]:
 json.dump(found, sys.stdout)
 """
 
+# Runs the command line several times, with whatever any library writes to either stream; waits
+# between attempts, ours and those of the library, are noted and take no time.
+COMMANDS = """
+import json, os, sys, tempfile, time, traceback
+from mmtransfer.cli import main
+
+waits, results = [], []
+time.sleep = waits.append
+inherited = dict(os.environ)
+answer = os.fdopen(os.dup(1), "w")
+for environment, argv in json.load(sys.stdin):
+    os.environ.update(inherited | environment)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        try:
+            code = main(argv)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode())
+    results.append([code, *texts, list(waits)])
+    waits.clear()
+json.dump(results, answer)
+answer.close()
+"""
+
 
 def environment(hub_address: str, home: Path) -> dict[str, str]:
     inherited = {k: v for k, v in child_environment().items() if not k.startswith("HF_")}
@@ -67,3 +100,8 @@ def python(program: str, given, hub_address: str, home: Path, *arguments: str) -
     )
     assert code == 0, error
     return out
+
+
+def commands(given: list[Any], hub_address: str, home: Path) -> list[Any]:
+    """(exit code, output, error output) of command lines, each with changes to the environment."""
+    return [answer[:3] for answer in json.loads(python(COMMANDS, given, hub_address, home))]

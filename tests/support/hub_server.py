@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
+import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import groupby
@@ -22,6 +25,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+SIGNATURE = "lets-whoever-has-it-write"
+"""In the addresses of large files."""
 _LARGE = (".safetensors", ".bin", ".model", ".onnx", ".gguf", ".pt", ".npz")
 _LARGE_BYTES = 10_000_000
 _LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "other", "unknown")
@@ -44,25 +49,56 @@ class Commit:
 
 @dataclass
 class Repository:
-    """A model repository, newest commit last."""
+    """A model repository."""
 
     private: bool
-    commits: list[Commit] = field(default_factory=list)
+    branches: dict[str, list[Commit]] = field(default_factory=lambda: {"main": []})
+    """Commits of each branch and pull request, newest last."""
+    tags: dict[str, str] = field(default_factory=dict)
 
-    def add(self, message: str, files: dict[str, bytes], large: frozenset[str]) -> Commit:
+    @property
+    def commits(self) -> list[Commit]:
+        """Those of main."""
+        return self.branches["main"]
+
+    def add(
+        self, message: str, files: dict[str, bytes], large: frozenset[str], branch: str = "main"
+    ) -> Commit:
         """Append a commit; returns it."""
-        parent = self.commits[-1].oid if self.commits else ""
-        digest = hashlib.sha1(f"{parent}\n{len(self.commits)}\n{message}".encode())
+        commits = self.branches[branch]
+        parent = commits[-1].oid if commits else ""
+        digest = hashlib.sha1(f"{parent}\n{branch}\n{len(commits)}\n{message}".encode())
         for name in sorted(files):
             digest.update(name.encode() + hashlib.sha1(files[name]).digest())
-        self.commits.append(Commit(digest.hexdigest(), message, files, large))
-        return self.commits[-1]
+        commits.append(Commit(digest.hexdigest(), message, files, large))
+        return commits[-1]
 
     def find(self, revision: str) -> Commit | None:
-        """The commit that a branch or an id names."""
-        if revision == "main":
-            return self.commits[-1]
-        return next((commit for commit in self.commits if commit.oid == revision), None)
+        """The commit that a branch, a tag or an id names."""
+        if revision in self.branches:
+            return self.branches[revision][-1]
+        oid = self.tags.get(revision, revision)
+        known = (commit for commits in self.branches.values() for commit in commits)
+        return next((commit for commit in known if commit.oid == oid), None)
+
+
+@dataclass
+class Fault:
+    """What goes wrong with some requests."""
+
+    method: str
+    path: str
+    """A pattern that the path fits."""
+    status: int = 0
+    """Of the answer; 0: the connection is cut."""
+    times: int = 1
+    headers: dict[str, str] = field(default_factory=dict)
+    body_bytes: int = 0
+    """Of the request's body that are taken before the connection is cut."""
+    is_done: bool = False
+    """Whether what was asked is done all the same, so that only the answer is lost."""
+    action: Callable[[], object] | None = None
+    """What happens meanwhile."""
 
 
 class Hub:
@@ -76,6 +112,8 @@ class Hub:
         self.requests: list[tuple[str, str]] = []
         """(method, path) of every request."""
         self.unserved: list[tuple[str, str]] = []
+        self.faults: list[Fault] = []
+        """What goes wrong, each as often as it says."""
         self.lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
@@ -86,6 +124,14 @@ class Hub:
     def endpoint(self) -> str:
         """What HF_ENDPOINT is to be set to."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def take_fault(self, method: str, path: str) -> Fault | None:
+        """The fault of a request, used up once more."""
+        for fault in self.faults:
+            if fault.times and fault.method == method and re.search(fault.path, path):
+                fault.times -= 1
+                return fault
+        return None
 
     def close(self) -> None:
         """Stop serving."""
@@ -115,9 +161,10 @@ class Hub:
 class _RefusedError(Exception):
     """An answer other than success."""
 
-    def __init__(self, status: int, message: str, code: str = ""):
+    def __init__(self, status: int, message: str, code: str | dict[str, str] = ""):
         super().__init__(message)
-        self.status, self.message, self.code = status, message, code
+        self.status, self.message = status, message
+        self.headers = {"X-Error-Code": code} if isinstance(code, str) and code else code or {}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -134,11 +181,24 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         path = unquote(parts.path)
         self.query = parse_qs(parts.query)
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         hub = self.hub
         with hub.lock:
+            fault = hub.take_fault(self.command, path)
+        length = int(self.headers.get("Content-Length") or 0)
+        if fault is not None and not fault.is_done and not fault.status:
+            self.rfile.read(min(fault.body_bytes, length))
+            self.cut(fault)
+            return
+        self.body = self.rfile.read(length)
+        with hub.lock:
             hub.requests.append((self.command, path))
+            if fault is not None and fault.action is not None and fault.status:
+                fault.action()
             try:
+                if fault is not None and fault.is_done:
+                    self.wfile = io.BytesIO()
+                elif fault is not None:
+                    raise _RefusedError(fault.status, "the stand-in was asked to", fault.headers)
                 for method, pattern, action in _ROUTES:
                     match = pattern.fullmatch(path)
                     if match and (method == self.command or (method, self.command) == _READS):
@@ -148,6 +208,16 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _RefusedError(501, "the stand-in does not know this request")
             except _RefusedError as refusal:
                 self.refuse(refusal)
+            finally:
+                if fault is not None and fault.is_done:
+                    self.cut(fault)
+
+    def cut(self, fault: Fault) -> None:
+        """End the connection without an answer."""
+        if fault.action is not None:
+            fault.action()
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any  # noqa: N815 - names of http.server
 
@@ -168,8 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def refuse(self, refusal: _RefusedError) -> None:
         headers = {"X_Error_Message": refusal.message, "X_Request_Id": "Root=1-stand-in"}
-        if refusal.code:
-            headers["X_Error_Code"] = refusal.code
+        headers |= refusal.headers
         self.answer_json({"error": refusal.message}, refusal.status, **headers)
 
     def link(self, path: str) -> str:
@@ -243,11 +312,39 @@ class _Handler(BaseHTTPRequestHandler):
         repository.add("initial commit", dict(_ATTRIBUTES), frozenset())
         self.answer_json({"url": url, "name": repo_id, "id": "0" * 24})
 
+    def branch(self, repo_id: str, name: str) -> None:
+        repository = self.writable(repo_id)
+        if name in repository.branches:
+            raise _RefusedError(409, "Reference already exists")
+        repository.branches[name] = list(repository.commits)
+        self.answer_json({})
+
+    def tag(self, repo_id: str, revision: str) -> None:
+        repository, name = self.writable(repo_id), json.loads(self.body)["tag"]
+        if name in repository.tags:
+            raise _RefusedError(409, "Tag already exists")
+        repository.tags[name] = self.commit_of(repo_id, revision).oid
+        self.answer_json({})
+
+    def refs(self, repo_id: str) -> None:
+        found = self.readable(repo_id)
+        heads = {name: commits[-1].oid for name, commits in found.branches.items()}
+
+        def rows(kind: str, named: dict[str, str]) -> list[dict[str, str]]:
+            return [
+                {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": oid}
+                for name, oid in named.items()
+            ]
+
+        branches = {name: oid for name, oid in heads.items() if not name.startswith("refs/")}
+        tags = rows("tags", found.tags)
+        self.answer_json({"branches": rows("heads", branches), "tags": tags, "converts": []})
+
     def preupload(self, repo_id: str, revision: str) -> None:
         repository = self.writable(repo_id)
         if repository.find(revision) is None:
             raise _RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        head, answers = repository.commits[-1], []
+        head, answers = self.commit_of(repo_id, revision), []
         for file in json.loads(self.body)["files"]:
             name, known = file["path"], head.files.get(file["path"])
             large = _is_large(name, base64.b64decode(file["sample"]), file["size"])
@@ -268,7 +365,8 @@ class _Handler(BaseHTTPRequestHandler):
             entry = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in self.hub.objects:
                 verify = {"href": self.link(f"{repo_id}.git/info/lfs/objects/verify")}
-                upload = {"href": f"{self.object_link(item['oid'])}?size={item['size']}"}
+                signed = f"size={item['size']}&X-Amz-Signature={SIGNATURE}"
+                upload = {"href": f"{self.object_link(item['oid'])}?{signed}"}
                 entry |= {"authenticated": True, "actions": {"upload": upload, "verify": verify}}
             objects.append(entry)
         self.answer_json({"transfer": "basic", "objects": objects})
@@ -288,12 +386,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def commit(self, repo_id: str, revision: str) -> None:
         repository = self.writable(repo_id)
-        if revision != "main":
+        if revision not in repository.branches:
             raise _RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         rows = [json.loads(line) for line in self.body.splitlines()]
         if not rows or rows[0]["key"] != "header":
             raise _RefusedError(400, "the first line has to be the header")
-        head = repository.commits[-1]
+        head = repository.branches[revision][-1]
+        if rows[0]["value"].get("parentCommit", head.oid) != head.oid:
+            raise _RefusedError(412, "A commit has happened since. Please refresh and try again.")
         files, large = dict(head.files), set(head.large)
         for row in rows[1:]:
             key, value = row["key"], row["value"]
@@ -311,11 +411,16 @@ class _Handler(BaseHTTPRequestHandler):
         errors = card_errors(files.get("README.md", b"").decode())
         if errors:
             raise _RefusedError(400, f"Invalid metadata in README.md: {errors[0]}")
-        made = repository.add(rows[0]["value"]["summary"], files, frozenset(large))
+        request = {}
+        if "create_pr" in self.query:
+            number = 1 + sum(name.startswith("refs/pr/") for name in repository.branches)
+            repository.branches[f"refs/pr/{number}"] = list(repository.branches[revision])
+            revision = f"refs/pr/{number}"
+            request = {"pullRequestUrl": self.link(f"{repo_id}/discussions/{number}")}
+        made = repository.add(rows[0]["value"]["summary"], files, frozenset(large), revision)
         url = self.link(f"{repo_id}/commit/{made.oid}")
-        self.answer_json(
-            {"success": True, "commitOid": made.oid, "commitUrl": url, "hookOutput": ""}
-        )
+        done = {"success": True, "commitOid": made.oid, "commitUrl": url, "hookOutput": ""}
+        self.answer_json(done | request)
 
     def _stored(self, pointer: dict[str, Any]) -> bytes:
         found = self.hub.objects.get(pointer["oid"])
@@ -328,9 +433,22 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, repo_id: str, revision: str = "main") -> None:
         found = self.commit_of(repo_id, revision)
         private = self.hub.repositories[repo_id].private
-        siblings = [{"rfilename": name} for name in sorted(found.files)]
+        siblings = [self._sibling(found, name) for name in sorted(found.files)]
         value = {"id": repo_id, "modelId": repo_id, "sha": found.oid, "private": private}
         self.answer_json({**value, "siblings": siblings, "tags": [], "disabled": False})
+
+    def _sibling(self, commit: Commit, name: str) -> dict[str, Any]:
+        """A file of a commit as its info lists it, with `blobs` in the query by its digests."""
+        row: dict[str, Any] = {"rfilename": name}
+        if "blobs" in self.query:
+            data = commit.files[name]
+            row |= {"size": len(data), "blobId": blob_id(data)}
+            if name in commit.large:
+                pointer = _pointer(data)
+                sizes = {"size": len(data), "pointerSize": len(pointer)}
+                row["blobId"] = blob_id(pointer)
+                row["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), **sizes}
+        return row
 
     def tree(self, repo_id: str, revision: str, folder: str = "") -> None:
         found = self.commit_of(repo_id, revision)
@@ -375,6 +493,9 @@ _ROUTES = [
     for method, pattern, action in (
         ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
         ("POST", r"/api/repos/create", _Handler.create),
+        ("POST", rf"/api/models/{_ID}/branch/(.+)", _Handler.branch),
+        ("POST", rf"/api/models/{_ID}/tag/(.+)", _Handler.tag),
+        ("GET", rf"/api/models/{_ID}/refs", _Handler.refs),
         ("POST", rf"/api/models/{_ID}/preupload/([^/]+)", _Handler.preupload),
         ("POST", rf"/api/models/{_ID}/commit/([^/]+)", _Handler.commit),
         ("POST", rf"/{_ID}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
