@@ -26,6 +26,7 @@ LAYERS = [
     "models",
     "runs",
     "monitoring",
+    "server",
     "cli",
     "__init__",
     "__main__",

@@ -8,6 +8,8 @@
     mmtransfer compare CONFIG.yaml --steps N --to DIR
     mmtransfer merge MODEL MODEL --to RUN
     mmtransfer monitor MODEL VIDEO
+    mmtransfer index --journal DIR --search PHRASE
+    mmtransfer forget --journal DIR --before DATE
     mmtransfer publish RUN USER/NAME
     mmtransfer backbones
 
@@ -42,6 +44,8 @@ VERBS = {
     "compare": "train structures side by side and say which differences are real",
     "merge": "combine several models into one",
     "monitor": "transcribe the speech in video and live streams",
+    "index": "make what was transcribed searchable, and search it",
+    "forget": "remove what was transcribed, for good",
     "publish": "upload a run to the Hugging Face Hub",
     "backbones": "list the pretrained models that need no download",
 }

@@ -1,0 +1,1 @@
+"""Models and cameras behind doors that existing clients open; needs the extra `server`."""
