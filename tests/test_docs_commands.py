@@ -55,6 +55,16 @@ COMMANDS = {
     "mmtransfer token list": RUN,
     "mmtransfer token remove desk": RUN,
     "pip install 'mmtransfer[server]'": INSTALL,
+    "mmtransfer monitor runs/my_site gate.mp4 --journal journal --retention text=90 clips=30 audio=2": RUN,
+    # --- search and forget
+    "mmtransfer index --journal journal": OPTIONS,  # tests/server runs these
+    "mmtransfer index --journal journal --rebuild": OPTIONS,
+    """mmtransfer index --journal journal --search 'gate "open the"' --camera gate yard --after """
+    "2026-01-04T18:30 --alerts": OPTIONS,
+    "mmtransfer forget --journal journal --before 2026-01-01": OPTIONS,
+    "mmtransfer forget --journal journal --camera gate": OPTIONS,
+    'mmtransfer forget --journal journal --text "Hexburn yard" --dry-run': OPTIONS,
+    "python benchmarks/search.py --lines 10000000": OPTIONS,
     # --- adapt
     "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train my_site/train --run-dir "
     "runs/my_site": TRAIN_SLOWLY,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mmtransfer.data.former_names import MONITOR, with_new_names
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.lines import LineSettings
-from mmtransfer.monitoring.sources.cameras import Camera, cameras_of, named_cameras
+from mmtransfer.monitoring.sources.cameras import Camera, Retention, cameras_of, named_cameras
 from mmtransfer.monitoring.sources.kinds import settle
 from mmtransfer.speech.addresses import without_secrets
 from mmtransfer.speech.audio import is_standard_input
@@ -140,6 +140,9 @@ class MonitorOptions(RecognitionOptions):
     """URL that gets alerts by HTTP POST as JSON; signed if MMTRANSFER_WEBHOOK_SECRET is set."""
     mqtt: str | None = None
     """mqtt://HOST/TOPIC where alerts are published as JSON."""
+    retention: Mapping[str, float] | None = None
+    """Days for which text, clips and audio that waits are kept, by these names; a camera may have
+    its own."""
     metrics_port: str | int | None = None
     """[HOST:]PORT that serves Prometheus metrics; localhost unless HOST is given."""
 
@@ -168,6 +171,7 @@ class MonitorOptions(RecognitionOptions):
                     loud_db=camera.loud_db or self.loud_db,
                     channels=self.channels if camera.channels == "mix" else camera.channels,
                     live=self.live if camera.live is None else camera.live,
+                    retention=camera.retention or Retention(**(self.retention or {})),
                 )
                 for camera in cameras
             ]
@@ -246,6 +250,13 @@ def _is_thresholds(value: Any) -> bool:
     )
 
 
+def _is_retention(value: Any) -> bool:
+    names = {field.name for field in fields(Retention)}
+    return isinstance(value, Mapping) and all(
+        name in names and _is_number(days) and 0 < days < 100_000 for name, days in value.items()
+    )
+
+
 _FLAG = (lambda value: isinstance(value, bool), "true or false")
 _FOLDER = (_is_path, "a folder")
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -287,6 +298,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "alert_clips": _FOLDER,
     "webhook": (_is_text, "an address http[s]://HOST[:PORT]/PATH"),
     "mqtt": (_is_text, "an address mqtt[s]://[USER:PASSWORD@]HOST[:PORT]/TOPIC"),
+    "retention": (_is_retention, "days above 0 by text, clips, audio"),
     "metrics_port": (lambda value: _is_count(value) or _is_text(value), "[HOST:]PORT"),
 }
 """Of each option, what is usable beside its default, and how that is called."""

@@ -23,6 +23,23 @@ _LONGEST_NAME = 180  # bytes of a file's name, which may have 255 with all that 
 _SHOWN = 80  # characters of what was found in place of a camera
 
 
+Days = Annotated[float, Gt(0), Lt(100_000)]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """For how many days something is kept; None for ever."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    text: Days | None = None
+    """What is in the journal: text, alerts, sounds."""
+    clips: Days | None = None
+    """Recordings around alerts."""
+    audio: Days | None = None
+    """Audio that waits to be recognised."""
+
+
 @dataclass(frozen=True)
 class Camera:
     """A source with a name and settings of its own."""
@@ -50,6 +67,8 @@ class Camera:
     call with one speaker on each); or one of them by its number."""
     live: bool | None = None
     """Whether it is a live stream or a recording; by default detected."""
+    retention: Retention | None = None
+    """How long what it gives is kept; by default as the monitor's option says."""
 
 
 def cameras_of(content: Mapping[str, Any], path: Path) -> list[Camera]:
