@@ -55,8 +55,9 @@ COMMANDS = {
     "mmtransfer token list": RUN,
     "mmtransfer token remove desk": RUN,
     "pip install 'mmtransfer[server]'": INSTALL,
+    # --- search, keep, redact and forget
     "mmtransfer monitor runs/my_site gate.mp4 --journal journal --retention text=90 clips=30 audio=2": RUN,
-    # --- search and forget
+    "mmtransfer monitor runs/my_site gate.mp4 --redact phone email card names=names.txt": RUN,
     "mmtransfer index --journal journal": OPTIONS,  # tests/server runs these
     "mmtransfer index --journal journal --rebuild": OPTIONS,
     """mmtransfer index --journal journal --search 'gate "open the"' --camera gate yard --after """
@@ -225,6 +226,7 @@ def place(tmp_path_factory, whisper_tiny, short_video):
             write_media(folder / "sounds" / label / f"{index}.wav", sound)
     write_media(folder / "alarm.wav", tone(1.0, hertz=200))
     write_text_backbone(folder / "backbone", layers=6)
+    (folder / "names.txt").write_text("Jane Doe\n")
     (folder / "cameras.yaml").write_text("cameras:\n- {name: gate, url: gate.mp4, loud_db: 25}\n")
     return folder
 

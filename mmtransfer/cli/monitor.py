@@ -181,6 +181,14 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "--alert-clips", metavar="DIR", help="save a short recording around each alert"
     )
     parser.add_argument(
+        "--redact",
+        nargs="+",
+        type=_rule,
+        metavar="KIND",
+        help="take these out of texts before they are written or sent: phone, email, card, "
+        "names=FILE (one on each line), pattern=REGEX",
+    )
+    parser.add_argument(
         "--retention",
         nargs="+",
         action=_Numbers,
@@ -215,6 +223,12 @@ class _Numbers(argparse.Action):
         pairs = [value.rpartition("=") for value in values]
         found = {name.strip(): _number(level) for name, _, level in pairs}
         setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), **found})
+
+
+def _rule(text: str) -> str | dict[str, str]:
+    """A kind of what is redacted, by itself or with its file or expression."""
+    name, equals, value = whole_text(text).partition("=")
+    return {name: value} if equals else name
 
 
 def _number(text: str) -> int | float | str:

@@ -234,7 +234,7 @@ class Pipeline:
         speaking.draft = (job, result)
         if rejection(result.hypothesis, segment.end - segment.start) is not None:
             return
-        text = result.hypothesis.text
+        text = self._decoder.draft_text(job, result)
         source.stats.last_text = f"{text} …"
         if (job.id, text) != speaking.shown and self._ledger.failure is None:  # nothing piles up
             times = (round(segment.start, 3), round(segment.end, 3))

@@ -31,6 +31,7 @@ from mmtransfer.monitoring.outputs.sinks import (
     check_outputs,
     output_path,
 )
+from mmtransfer.monitoring.redaction import Redactor
 from mmtransfer.monitoring.retention import Keeper
 from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.monitoring.sources.kinds import goes_on, is_folder
@@ -154,6 +155,7 @@ class Session:
         _check_places(options, cameras, outputs)
         for camera in cameras:  # before the model is loaded, which takes seconds
             Keywords(camera.keywords)
+            Redactor(camera.redact)
             if camera.name not in endless and not is_piped(camera.url):
                 open_media(camera.url).close()
         address = None if options.metrics_port is None else str(options.metrics_port)
