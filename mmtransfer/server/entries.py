@@ -26,7 +26,8 @@ SLOTS = 12
 LATEST_S = 1e10
 Entry = tuple[Any, ...]
 """Number of its kind, key, camera, id, start, end, text; class of a line or sound, or keyword of an
-alert; probability of a line's class; clip, source. Empty for what is of no interest here.
+alert; probability of a line's class; clip, source. Of a recording that begins its kind (3), when,
+camera, and how its ids begin. Empty for what is of no interest here.
 """
 Entries = list[Entry | dict[str, Any] | None]
 """A line that says what was forgotten is there as it is; None stands for one that is damaged."""
@@ -85,6 +86,8 @@ def _entry(raw: bytes, day: float) -> Entry | dict[str, Any] | None:
         if event == LineKind.ALERT:
             keyword = line.get("keyword", line.get("phrase"))  # as version 0.1 wrote it
             return _made(1, line, line["segment"], line.get("text", ""), keyword, day)
+        if event == LineKind.READING and isinstance(line["of"], str):
+            return (3, time_of(line, day), line["camera"], line["of"], *[None] * 7)
         if event in (LineKind.SOUND, LineKind.SOUND_CLASS):
             label = line["label"] if event == LineKind.SOUND_CLASS else LOUD
             return _made(2, line, line["id"], label, label, day)
@@ -102,8 +105,7 @@ def _made(
     if not all(value is None or isinstance(value, str) for value in names):
         raise TypeError("expected texts")
     identity = whole_text(identity)
-    key = first_key(time_of(line, day))
-    key |= crc32(f"{camera} {identity}".encode("utf-8", "replace")) & ((1 << SLOTS) - 1)
+    key = key_of(camera, identity, time_of(line, day))
     prob = None if prob is None else float(prob)
     return kind, key, camera, identity, start, end, whole_text(text), name, prob, clip, source
 
@@ -112,4 +114,11 @@ def first_key(at: float) -> int:
     """The first key of a time (seconds since 1970): keys are its hundredths of a second, with room
     for several lines. So they are in the order of time, also where the journal is not.
     """
-    return int(min(max(at, 0.0), LATEST_S) * 100) << SLOTS
+    # 0.29 * 100 is a little less than 29.
+    return int(min(max(at, 0.0), LATEST_S) * 100 + 1e-4) << SLOTS
+
+
+def key_of(camera: str, identity: str, at: float) -> int:
+    """The key of a line, unless another one has it."""
+    digest = crc32(f"{camera} {identity}".encode("utf-8", "replace"))
+    return first_key(at) | digest & ((1 << SLOTS) - 1)

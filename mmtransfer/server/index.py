@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import regex
 
@@ -27,6 +27,7 @@ from mmtransfer.cache import make_private, open_private
 from mmtransfer.data.printing import whole_text
 from mmtransfer.data.words import UNSPACED
 from mmtransfer.errors import UserError
+from mmtransfer.monitoring.events import recording_of
 from mmtransfer.monitoring.journal.files import journal_files
 from mmtransfer.server.entries import (
     KINDS,
@@ -34,6 +35,7 @@ from mmtransfer.server.entries import (
     SLOTS,
     Entry,
     first_key,
+    key_of,
     parsed_blocks,
 )
 
@@ -43,11 +45,14 @@ FILE_NAME = "index.sqlite"
 _FORMAT = 1
 _HASH_BYTES = 32 << 20  # of words, that FTS5 holds before it writes them
 _BUDGET_S = 0.1  # a page is handed out as far as it came by then
+Name = Literal["camera", "alert", "sentiment", "sound"]
+NAMES: tuple[Name, ...] = get_args(Name)
+"""What lines are filtered by."""
 _NEAR_S = 10.0  # between a sound and what was spoken around it
 _LONGEST_QUERY = 4096  # characters; no line has as many
 _MOST_HITS = 500
 _PREFIX_FROM = 3  # letters; with fewer, too many words begin
-_LINE, _ALERT, _SOUND = range(3)
+_LINE, _ALERT, _SOUND, _RECORDING = range(4)
 _OTHERS = regex.compile(r"[^\p{L}\p{N}\p{M}]")
 _PIECES = re.compile(r'"([^"]*)"|([^\s"]+)')
 _TABLES = """
@@ -59,7 +64,9 @@ CREATE TABLE labels(
 CREATE TABLE lines(
     key INTEGER PRIMARY KEY, kind INTEGER, camera INTEGER, id TEXT, start REAL, "end" REAL,
     text TEXT, tags TEXT, alerts TEXT, prob REAL, clip TEXT, source INTEGER);
-CREATE INDEX sounds ON lines(camera, key) WHERE kind = 2
+CREATE INDEX sounds ON lines(camera, key) WHERE kind = 2;
+CREATE INDEX clips ON lines(camera, key) WHERE clip IS NOT NULL;
+CREATE TABLE recordings(camera INTEGER, name TEXT, began REAL, PRIMARY KEY(camera, name))
 """
 # Nothing is held twice: the texts are in `lines`, of which the words can be made again.
 _WORDS = """CREATE VIRTUAL TABLE {} USING fts5(text, tags, content='', columnsize=0,
@@ -242,10 +249,15 @@ class Index:
         return self.catch_up(journal, progress)
 
     def catch_up(
-        self, journal: str | Path, progress: Callable[[int], None] | None = None
+        self,
+        journal: str | Path,
+        progress: Callable[[int], None] | None = None,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> Caught:
         """Take in what was written into a journal since, each line once, whenever the process is
-        killed; and let go of what was forgotten there. `progress` gets the number of lines so far.
+        killed; and let go of what was forgotten there. `progress` gets the number of lines so
+        far; when `stopped`, it ends early.
 
         A journal with a file that is shorter than it was is another one: the index is made again.
 
@@ -259,7 +271,7 @@ class Index:
             if self._is_of_another(folder):
                 with self._transaction():
                     self._make()
-            while self._take_in(folder, caught, progress):
+            while self._take_in(folder, caught, progress, stopped):
                 pass
             self._purge()
         return caught
@@ -273,9 +285,13 @@ class Index:
         return any(sizes.get(name, offset) < offset for name, offset in self._offsets().items())
 
     def _take_in(
-        self, folder: Path, caught: Caught, progress: Callable[[int], None] | None
+        self,
+        folder: Path,
+        caught: Caught,
+        progress: Callable[[int], None] | None,
+        stopped: Callable[[], bool],
     ) -> bool:
-        """Take in what there is; False if that was nothing."""
+        """Take in what there is; False if that was nothing, or it was stopped."""
         offsets, before = self._offsets(), caught.lines
         with closing(parsed_blocks(folder, offsets)) as blocks:
             for name, offset, end, entries in blocks:
@@ -297,6 +313,8 @@ class Index:
                 caught.lines += len(entries)
                 if progress is not None:
                     progress(caught.lines)
+                if stopped():
+                    return False
         return caught.lines > before
 
     def _batch(self) -> _Batch:
@@ -308,6 +326,10 @@ class Index:
         if not entry:
             return
         kind, key, camera, identity, start, end, text, name, prob, clip, source = entry
+        if kind == _RECORDING:
+            known = (self._number("camera", camera), identity, key)
+            self._writer.execute("INSERT OR REPLACE INTO recordings VALUES (?, ?, ?)", known)
+            return
         number, tags = self._tags_of(camera, kind, name)
         place = source and self._number("source", source)
         row = _Row(key, kind, number, identity, start, end, text, tags, "", prob, clip, place)
@@ -557,7 +579,37 @@ class Index:
             row = self._reader.execute(query, (key,)).fetchone() if 0 <= key < 1 << 62 else None
             return None if row is None else self._hit(row)
 
-    def names(self, kind: Literal["camera", "alert", "sentiment", "sound"]) -> list[str]:
+    def find(self, camera: str, identity: str, at: float) -> Hit | None:
+        """The line of a camera by its id and its time (seconds since 1970), if it is there."""
+        with self._reading:
+            number, first = self._known("camera", camera), key_of(camera, identity, at)
+            query = "SELECT * FROM lines WHERE key >= ? AND key < ? AND camera = ? AND id = ?"
+            values = (first, first + (1 << SLOTS), number, whole_text(identity))
+            row = self._reader.execute(query, values).fetchone()
+            return None if row is None else self._hit(row)
+
+    def with_clips(self, hit: Hit) -> list[Hit]:
+        """What clips were kept of a line's camera around its time, those of the line first."""
+        around = int(2 * _NEAR_S * 100) << SLOTS
+        with self._reading:
+            rows = self._reader.execute(
+                "SELECT * FROM lines WHERE camera = ? AND clip IS NOT NULL AND key BETWEEN ? AND ?",
+                (self._known("camera", hit.camera), hit.key - around, hit.key + around),
+            ).fetchall()
+            hits = [self._hit(row) for row in rows]
+        return sorted(hits, key=lambda one: abs(one.at - hit.at))
+
+    def recording_began(self, hit: Hit) -> float:
+        """When the file of a folder began that a line is of, so that times in it can be told; 0 for
+        other sources, whose times are such.
+        """
+        with self._reading:
+            query = "SELECT began FROM recordings WHERE camera = ? AND name = ?"
+            values = (self._known("camera", hit.camera), recording_of(hit.id))
+            row = self._reader.execute(query, values).fetchone()
+            return 0.0 if row is None else float(row[0])
+
+    def names(self, kind: Name) -> list[str]:
         """Cameras, keywords or classes that there are in it."""
         with self._reading:
             query = "SELECT name FROM labels WHERE kind = ? AND name != '' ORDER BY name"
