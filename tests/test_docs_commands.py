@@ -130,6 +130,10 @@ COMMANDS = {
     "python benchmarks/few_shot.py --train sst2/train.csv --validation sst2/validation.csv --shots "
     "N": OPTIONS,
     "python benchmarks/live.py bundled:whisper-tiny.en delay --video desk_10min.mp4": OPTIONS,
+    "python benchmarks/recognition.py --peer-python peer/bin/python --long wh_weekly_address_ms13.ogg "
+    "--long dictation_rosehill_v1.ogg --long dictation_rosehill_v2.ogg --long p25_dispatch_first.flac": OPTIONS,
+    "python benchmarks/recognition.py --set ljspeech=ljspeech --set telephone=telephone_prompts --noise "
+    "noise": OPTIONS,
     "python benchmarks/recognition.py --model bundled:whisper-base --language en --set "
     "ljspeech=ljspeech --set telephone=telephone_prompts --set held_out=held_out --set "
     "grid=grid_s1/validation --noise noise": OPTIONS,
