@@ -55,6 +55,17 @@ COMMANDS = {
     "mmtransfer token list": RUN,
     "mmtransfer token remove desk": RUN,
     "pip install 'mmtransfer[server]'": INSTALL,
+    # --- search, keep, redact and forget
+    "mmtransfer monitor runs/my_site gate.mp4 --journal journal --retention text=90 clips=30 audio=2": RUN,
+    "mmtransfer monitor runs/my_site gate.mp4 --redact phone email card names=names.txt": RUN,
+    "mmtransfer index --journal journal": OPTIONS,  # tests/server runs these
+    "mmtransfer index --journal journal --rebuild": OPTIONS,
+    """mmtransfer index --journal journal --search 'gate "open the"' --camera gate yard --after """
+    "2026-01-04T18:30 --alerts": OPTIONS,
+    "mmtransfer forget --journal journal --before 2026-01-01": OPTIONS,
+    "mmtransfer forget --journal journal --camera gate": OPTIONS,
+    'mmtransfer forget --journal journal --text "Hexburn yard" --dry-run': OPTIONS,
+    "python benchmarks/search.py --lines 10000000": OPTIONS,
     # --- adapt
     "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train my_site/train --run-dir "
     "runs/my_site": TRAIN_SLOWLY,
@@ -123,6 +134,10 @@ COMMANDS = {
     "python benchmarks/few_shot.py --train sst2/train.csv --validation sst2/validation.csv --shots "
     "N": OPTIONS,
     "python benchmarks/live.py bundled:whisper-tiny.en delay --video desk_10min.mp4": OPTIONS,
+    "python benchmarks/recognition.py --peer-python peer/bin/python --long wh_weekly_address_ms13.ogg "
+    "--long dictation_rosehill_v1.ogg --long dictation_rosehill_v2.ogg --long p25_dispatch_first.flac": OPTIONS,
+    "python benchmarks/recognition.py --set ljspeech=ljspeech --set telephone=telephone_prompts --noise "
+    "noise": OPTIONS,
     "python benchmarks/recognition.py --model bundled:whisper-base --language en --set "
     "ljspeech=ljspeech --set telephone=telephone_prompts --set held_out=held_out --set "
     "grid=grid_s1/validation --noise noise": OPTIONS,
@@ -220,6 +235,7 @@ def place(tmp_path_factory, whisper_tiny, short_video):
             write_media(folder / "sounds" / label / f"{index}.wav", sound)
     write_media(folder / "alarm.wav", tone(1.0, hertz=200))
     write_text_backbone(folder / "backbone", layers=6)
+    (folder / "names.txt").write_text("Jane Doe\n")
     (folder / "cameras.yaml").write_text("cameras:\n- {name: gate, url: gate.mp4, loud_db: 25}\n")
     return folder
 

@@ -10,6 +10,8 @@
     mmtransfer monitor MODEL VIDEO
     mmtransfer serve --model NAME=MODEL
     mmtransfer token add NAME --role operator
+    mmtransfer index --journal DIR --search PHRASE
+    mmtransfer forget --journal DIR --before DATE
     mmtransfer publish RUN USER/NAME
     mmtransfer export RUN --to DIR --format onnx
     mmtransfer backbones
@@ -47,6 +49,8 @@ VERBS = {
     "monitor": "transcribe the speech in video and live streams",
     "serve": "serve models and cameras to clients and a browser",
     "token": "make, list and remove the tokens of a server",
+    "index": "make what was transcribed searchable, and search it",
+    "forget": "remove what was transcribed, for good",
     "publish": "upload a run to the Hugging Face Hub",
     "export": "write a run's model for another engine (CTranslate2, ONNX)",
     "backbones": "list the pretrained models that need no download",

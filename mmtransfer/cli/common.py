@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
+from datetime import datetime
 from typing import Any
 
 MODEL_HELP = "run folder, checkpoint folder, Hub id (or ID@REVISION), or bundled:NAME"
@@ -42,3 +43,13 @@ def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number of 0 or more, found {text!r}")
     return int(text)
+
+
+def moment(text: str) -> float:
+    """A day or time of this place, as seconds since 1970."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(
+            f"expected a date like 2026-11-24 or 2026-11-24T18:30, found {text!r:.40}"
+        ) from None

@@ -133,7 +133,7 @@ def _add_recognition(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sound-thresholds",
         nargs="+",
-        action=_Thresholds,
+        action=_Numbers,
         metavar="CLASS=P",
         help="probability over which a sound is reported, by class; default=P for the others (0.8)",
     )
@@ -181,6 +181,21 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "--alert-clips", metavar="DIR", help="save a short recording around each alert"
     )
     parser.add_argument(
+        "--redact",
+        nargs="+",
+        type=_rule,
+        metavar="KIND",
+        help="take these out of texts before they are written or sent: phone, email, card, "
+        "names=FILE (one on each line), pattern=REGEX",
+    )
+    parser.add_argument(
+        "--retention",
+        nargs="+",
+        action=_Numbers,
+        metavar="KIND=DAYS",
+        help="days for which text, clips and audio that waits are kept (text=90 clips=30 audio=2)",
+    )
+    parser.add_argument(
         "--partial",
         action=argparse.BooleanOptionalAction,
         help="print provisional text while speech goes on (live sources); on a terminal by default",
@@ -201,13 +216,19 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class _Thresholds(argparse.Action):
-    """CLASS=P ... as a dictionary; what P may be is checked where the options are."""
+class _Numbers(argparse.Action):
+    """NAME=NUMBER ... as a dictionary; what these may be is checked where the options are."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         pairs = [value.rpartition("=") for value in values]
         found = {name.strip(): _number(level) for name, _, level in pairs}
         setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), **found})
+
+
+def _rule(text: str) -> str | dict[str, str]:
+    """A kind of what is redacted, by itself or with its file or expression."""
+    name, equals, value = whole_text(text).partition("=")
+    return {name: value} if equals else name
 
 
 def _number(text: str) -> int | float | str:

@@ -35,7 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="watch these cameras, as monitor does, before all requests",
     )
     parser.add_argument(
-        "--journal", type=Path, metavar="DIR", help="write-ahead journal of the cameras"
+        "--journal",
+        type=Path,
+        metavar="DIR",
+        help="write-ahead journal of the cameras, which the page searches; without cameras, that "
+        "of a monitor beside it",
+    )
+    parser.add_argument(
+        "--index",
+        type=Path,
+        metavar="FILE",
+        help="where the page's search keeps its index (default: index.sqlite in the journal)",
     )
     parser.add_argument(
         "--wyoming",

@@ -18,7 +18,7 @@ from mmtransfer.monitoring.monitor import Monitor
 from mmtransfer.monitoring.options import MonitorOptions, RecognitionOptions, load_options
 from mmtransfer.monitoring.outputs.sinks import Sink
 from mmtransfer.monitoring.session import Session, run
-from mmtransfer.monitoring.sources.cameras import Camera
+from mmtransfer.monitoring.sources.cameras import Camera, Retention
 from mmtransfer.monitoring.sources.live import LiveSettings
 from mmtransfer.monitoring.stats import MonitorStats
 from mmtransfer.speech.segments import Segment, SegmenterSettings
@@ -36,6 +36,7 @@ __all__ = [
     "Occurrence",
     "Partial",
     "RecognitionOptions",
+    "Retention",
     "Segment",
     "SegmenterSettings",
     "Session",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from mmtransfer.monitoring.events import NoText, Transcript, line_id
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, Job
 from mmtransfer.monitoring.lines import Line, LineSettings, split_lines, split_pieces, text_ends_at
+from mmtransfer.monitoring.redaction import Redactor
 from mmtransfer.monitoring.sources.source import Source
 from mmtransfer.monitoring.texts import transcripts
 from mmtransfer.speech.engine import Hypothesis
@@ -46,6 +47,7 @@ class Rejected:
 class Decoder:
     """Decodes batches with the recognisers of their sources (by number), and says what follows from
     a result. Segments of the sources `with_turns` are decoded again with the turn that they are of.
+    What the sources' `redactors` take out is in no line.
     """
 
     def __init__(
@@ -54,9 +56,10 @@ class Decoder:
         lines: LineSettings,
         classifier: TextClasses | None = None,
         with_turns: Collection[int] = (),
+        redactors: Sequence[Redactor | None] = (),
     ):
         self._recognizers, self._lines, self._classifier = recognizers, lines, classifier
-        self._with_turns = with_turns
+        self._with_turns, self._redactors = with_turns, redactors
 
     def kind(self, camera: int, context_s: float) -> tuple[tuple[int, float], int]:
         """Kind of a source's job, and how many of it make a batch."""
@@ -97,7 +100,13 @@ class Decoder:
             if not job.is_delayed:
                 return [replace(job, segment=segment.delayed(_DELAY_S), is_delayed=True)]
         likeliest = max(job.readings, key=lambda found: (bool(found.text), found.avg_logprob))
-        return Rejected(reason, likeliest)
+        return Rejected(reason, self._shown(job, likeliest))
+
+    def draft_text(self, job: Job, result: Result) -> str:
+        """The text of a segment that may go on."""
+        redactor = self._redactors[job.camera] if self._redactors else None
+        text = result.hypothesis.text
+        return text if redactor is None else redactor.text(text, is_open=True)
 
     def longer_turn(self, job: Job, result: Result) -> Job | None:
         """A turn whose text is doubted, to be decoded in a longer context; None if it is not, or if
@@ -114,12 +123,13 @@ class Decoder:
         """Hypotheses with their lines, and the classes of these."""
         results = []
         for job, hypothesis in zip(jobs, found, strict=True):
+            shown = self._shown(job, hypothesis)  # guards judge what was decoded
             if job.is_turn:
-                pieces = split_pieces(hypothesis, job.segment, self._lines, job.known)
+                pieces = split_pieces(shown, job.segment, self._lines, job.known)
                 lines = [line for piece in pieces for line in piece]
                 results.append(Result(hypothesis, lines, pieces=[len(piece) for piece in pieces]))
             else:
-                lines = split_lines(hypothesis, job.segment, self._lines)
+                lines = split_lines(shown, job.segment, self._lines)
                 results.append(Result(hypothesis, lines))
         if self._classifier is not None:
             classified = [result for result in results if result.hypothesis.text.strip()]
@@ -128,6 +138,10 @@ class Decoder:
             for result in classified:
                 result.classified = [next(classes) for _ in result.lines]
         return results
+
+    def _shown(self, job: Job, hypothesis: Hypothesis) -> Hypothesis:
+        redactor = self._redactors[job.camera] if self._redactors else None
+        return hypothesis if redactor is None else redactor.hypothesis(hypothesis)
 
     def _longer_or_halves(self, job: Job) -> list[Job]:
         """What is to be decoded in the place of a segment whose text is doubted; empty if there is

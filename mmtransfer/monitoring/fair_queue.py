@@ -114,6 +114,14 @@ class FairQueue:
         self._remove(oldest)
         return oldest
 
+    def drop_before(self, camera: int, limit: float) -> Job | None:
+        """Take out a segment of a source that ended before that time; None if none waits."""
+        old = (job for job in self._waiting.get(camera, ()) if job.segment.end < limit)
+        job = next(old, None)
+        if job is not None:
+            self._remove(job)
+        return job
+
     def _remove(self, job: Job) -> None:
         jobs = self._waiting[job.camera]
         jobs.remove(job)

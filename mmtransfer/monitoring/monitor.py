@@ -199,7 +199,10 @@ class Monitor:
         moments = Moments(self._clips, failed)
         return Pipeline(
             sources,
-            Decoder(recognizers, self._lines, self._classifier, with_turns),
+            Decoder(
+                *(recognizers, self._lines, self._classifier, with_turns),
+                redactors=[source.redactor for source in sources],
+            ),
             ledger,
             Ordering(sources, ledger, moments, clock, with_words=self._with_words),
             moments,

@@ -14,7 +14,13 @@ from typing import Any, Literal
 from mmtransfer.data.former_names import MONITOR, with_new_names
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.lines import LineSettings
-from mmtransfer.monitoring.sources.cameras import Camera, cameras_of, named_cameras
+from mmtransfer.monitoring.sources.cameras import (
+    Camera,
+    Retention,
+    cameras_of,
+    named_cameras,
+    rules_beside,
+)
 from mmtransfer.monitoring.sources.kinds import settle
 from mmtransfer.speech.addresses import without_secrets
 from mmtransfer.speech.audio import is_standard_input
@@ -140,12 +146,18 @@ class MonitorOptions(RecognitionOptions):
     """URL that gets alerts by HTTP POST as JSON; signed if MMTRANSFER_WEBHOOK_SECRET is set."""
     mqtt: str | None = None
     """mqtt://HOST/TOPIC where alerts are published as JSON."""
+    redact: Sequence[str | Mapping[str, str]] = ()
+    """What is taken out of texts before they are written or sent: phone, email, card,
+    `names: FILE` with one on each line, `pattern: REGEX`."""
+    retention: Mapping[str, float] | None = None
+    """Days for which text, clips and audio that waits are kept, by these names; a camera may have
+    its own."""
     metrics_port: str | int | None = None
     """[HOST:]PORT that serves Prometheus metrics; localhost unless HOST is given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("sources", "keywords", "output"):  # nobody changes them later
+        for name in ("sources", "keywords", "output", "redact"):  # nobody changes them later
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def cameras(self) -> list[Camera]:
@@ -168,6 +180,8 @@ class MonitorOptions(RecognitionOptions):
                     loud_db=camera.loud_db or self.loud_db,
                     channels=self.channels if camera.channels == "mix" else camera.channels,
                     live=self.live if camera.live is None else camera.live,
+                    redact=(*camera.redact, *self.redact),
+                    retention=camera.retention or Retention(**(self.retention or {})),
                 )
                 for camera in cameras
             ]
@@ -198,6 +212,8 @@ def load_options(path: str | Path, **given: Any) -> MonitorOptions:
             own[key] = str(path.parent / own[key])
     if isinstance(own.get("output"), list):
         own["output"] = [str(path.parent / str(file)) for file in own["output"]]
+    if isinstance(own.get("redact"), list):
+        own["redact"] = rules_beside(path, own["redact"])
     values = own | given
     if "model" not in values:
         raise UserError(f"{path}: expected a model, by the key 'model' or given beside the file.")
@@ -246,6 +262,13 @@ def _is_thresholds(value: Any) -> bool:
     )
 
 
+def _is_retention(value: Any) -> bool:
+    names = {field.name for field in fields(Retention)}
+    return isinstance(value, Mapping) and all(
+        name in names and _is_number(days) and 0 < days < 100_000 for name, days in value.items()
+    )
+
+
 _FLAG = (lambda value: isinstance(value, bool), "true or false")
 _FOLDER = (_is_path, "a folder")
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -287,6 +310,11 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "alert_clips": _FOLDER,
     "webhook": (_is_text, "an address http[s]://HOST[:PORT]/PATH"),
     "mqtt": (_is_text, "an address mqtt[s]://[USER:PASSWORD@]HOST[:PORT]/TOPIC"),
+    "redact": (
+        _is_list_of(lambda value: _is_text(value) or (isinstance(value, Mapping) and bool(value))),
+        "a list of phone, email, card, names: FILE and pattern: REGEX",
+    ),
+    "retention": (_is_retention, "days above 0 by text, clips, audio"),
     "metrics_port": (lambda value: _is_count(value) or _is_text(value), "[HOST:]PORT"),
 }
 """Of each option, what is usable beside its default, and how that is called."""

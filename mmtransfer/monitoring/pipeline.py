@@ -38,6 +38,7 @@ from mmtransfer.speech.guards import rejection
 from mmtransfer.speech.segments import Segment
 
 logger = logging.getLogger(__name__)
+_DAY_S = 86400.0
 _DRAIN_S = 4.0  # after a request to stop; what is not decoded by then stays in the spool
 
 
@@ -98,6 +99,7 @@ class Pipeline:
         """What happens, until every source has ended."""
         deadline: float | None = None
         while True:
+            self._drop_old()
             self._dispatch()
             yield from self._ordering.items()
             if self._is_over:
@@ -232,7 +234,7 @@ class Pipeline:
         speaking.draft = (job, result)
         if rejection(result.hypothesis, segment.end - segment.start) is not None:
             return
-        text = result.hypothesis.text
+        text = self._decoder.draft_text(job, result)
         source.stats.last_text = f"{text} …"
         if (job.id, text) != speaking.shown and self._ledger.failure is None:  # nothing piles up
             times = (round(segment.start, 3), round(segment.end, 3))
@@ -304,14 +306,29 @@ class Pipeline:
             job = self._scheduler.drop(self._priorities)
             if job is None:
                 return
-            segment, source = job.segment, self._sources[job.camera]
-            source.stats.dropped += 1
-            logger.warning("%s: the queue is full; dropped a segment", source.name)
-            times = (segment.start, segment.end)
-            dropped = NoText(source.name, job.id, *times, "no room", LineKind.DROPPED)
-            # Now, since only then its audio may go; if the disk is full, as soon as it is not.
-            self._finish(job, None if self._ledger.write(dropped) else dropped)
-            self._ledger.forget(job.id)
+            logger.warning(
+                "%s: the queue is full; dropped a segment", self._sources[job.camera].name
+            )
+            self._drop(job, "no room")
+
+    def _drop_old(self) -> None:
+        """Drop what has waited longer than its camera's audio may be kept."""
+        for source in self._sources:
+            kept = source.camera.retention.audio if source.camera.retention else None
+            if kept is None or not source.is_live:
+                continue
+            while job := self._scheduler.drop_before(source.number, time.time() - kept * _DAY_S):
+                logger.warning("%s: dropped a segment that waited too long", source.name)
+                self._drop(job, "retention")
+
+    def _drop(self, job: Job, reason: str) -> None:
+        segment, source = job.segment, self._sources[job.camera]
+        source.stats.dropped += 1
+        times = (segment.start, segment.end)
+        dropped = NoText(source.name, job.id, *times, reason, LineKind.DROPPED)
+        # Now, since only then its audio may go; if the disk is full, as soon as it is not.
+        self._finish(job, None if self._ledger.write(dropped) else dropped)
+        self._ledger.forget(job.id)
 
     def _settle(self, job: Job, result: Result) -> None:
         """Take a result as the segment's, or decode it again."""

@@ -75,6 +75,10 @@ class Scheduler:
         """Take out the oldest segment of the least important of these sources, if one waits."""
         return self._waiting.drop(priorities)
 
+    def drop_before(self, camera: int, limit: float) -> Job | None:
+        """Take out a segment of a source that ended before that time, if one waits."""
+        return self._waiting.drop_before(camera, limit)
+
     def running_draft(self, job: Job) -> Job | None:
         """The draft that is being decoded and has the same audio as this segment."""
         drafts = (draft for batch in self._running if batch.is_draft for draft in batch.jobs)

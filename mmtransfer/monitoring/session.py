@@ -31,6 +31,8 @@ from mmtransfer.monitoring.outputs.sinks import (
     check_outputs,
     output_path,
 )
+from mmtransfer.monitoring.redaction import Redactor
+from mmtransfer.monitoring.retention import Keeper
 from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.monitoring.sources.kinds import goes_on, is_folder
 from mmtransfer.monitoring.sources.live import LiveSettings
@@ -153,6 +155,7 @@ class Session:
         _check_places(options, cameras, outputs)
         for camera in cameras:  # before the model is loaded, which takes seconds
             Keywords(camera.keywords)
+            Redactor(camera.redact)
             if camera.name not in endless and not is_piped(camera.url):
                 open_media(camera.url).close()
         address = None if options.metrics_port is None else str(options.metrics_port)
@@ -162,6 +165,11 @@ class Session:
         if options.journal is not None:
             self._journal = _open_journal(options, cameras, models)
             opened.callback(self._journal.close)
+        clips = Path(options.alert_clips) if options.alert_clips is not None else None
+        keeper = Keeper(cameras, self._journal, clips)
+        if keeper.is_needed:
+            keeper.start()
+            opened.callback(keeper.close)
         self._channels = open_channels(options, self._journal, opened)
         self._monitor = load_monitor(
             options,
@@ -169,7 +177,7 @@ class Session:
             live=LiveSettings() if options.partial else LiveSettings(partial_s=math.inf),
             cameras=cameras,
             models=models,
-            alert_clips=Path(options.alert_clips) if options.alert_clips is not None else None,
+            alert_clips=clips,
             open_speech=self._open_speech,
         )
         # Whatever may fail comes before the files of an earlier run are written anew.

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -39,8 +39,8 @@ _SESSION_S = 12 * 3600.0
 _SESSIONS = 1000
 _TRY_S = 1.0  # a failed try of an address
 _TRIES = 8  # of an address that wait; nothing more from it is looked at
-_OPEN, _STATIC = {"/", "/login", "/healthz", "/readyz"}, "/static/"
-"""What is served to everybody: the page, without what is behind it."""
+_OPEN, _STATIC = {"/login", "/healthz", "/readyz"}, "/static/"
+"""What is served to everybody; `/` leads them to the first."""
 _LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -292,6 +292,9 @@ class Guard:
         try:
             who = await self._access.who(connection)
             is_open = scope["path"] in _OPEN or scope["path"].startswith(_STATIC)
+            if who is None and scope["path"] == "/" and scope["type"] == "http":
+                await RedirectResponse("/login", 303)(scope, receive, with_headers)
+                return
             if who is None and not is_open:
                 raise Problem(
                     401,

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,9 +20,10 @@ from starlette.websockets import WebSocket
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.session import Session
 from mmtransfer.monitoring.stats import MonitorStats
-from mmtransfer.server import classes, deepgram, openai_rest
+from mmtransfer.server import classes, deepgram, openai_rest, page
 from mmtransfer.server.access import Access, Guard, require
 from mmtransfer.server.cameras import Watch, camera_options
+from mmtransfer.server.indexing import Indexer
 from mmtransfer.server.live import Live
 from mmtransfer.server.metrics import Measured, Metrics
 from mmtransfer.server.models import Models, open_models
@@ -53,6 +53,8 @@ class Server:
     """What the cameras' monitor hands out: transcripts, provisional lines, alerts, events."""
     stats: MonitorStats | None = None
     """Of the cameras: who is connected, lag, drops; None without cameras."""
+    indexer: Indexer | None = None
+    """Of the cameras' journal; None without one."""
 
 
 def create_app(options: ServerOptions, failed: Callable[[], None] = lambda: None) -> Starlette:
@@ -60,9 +62,13 @@ def create_app(options: ServerOptions, failed: Callable[[], None] = lambda: None
     uvicorn runs it. `failed` is called when the cameras cannot be watched any more.
 
     Raises:
-        UserError: a model that cannot be used, or an address that needs tokens and has none.
+        UserError: a model that cannot be used, an address that needs tokens and has none, or an
+            index of no journal.
     """
     tokens, watched = open_tokens(options), camera_options(options)
+    journal = options.journal if watched is None else watched.journal
+    if journal is None and options.index is not None:
+        raise UserError("index: expected --journal DIR beside it, found none.")
     is_tls = options.tls_certificate is not None
     with ExitStack() as opened:
         server = Server(
@@ -81,6 +87,9 @@ def create_app(options: ServerOptions, failed: Callable[[], None] = lambda: None
             session = opened.enter_context(Session(watched, open_speech=server.models.open_speech))
             watch, server.stats = Watch(session, server.live), session.stats
             server.metrics.add_cameras(session.stats)
+        if journal is not None:
+            server.indexer = Indexer(Path(journal), options.index)
+            opened.callback(server.indexer.close)
 
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -125,7 +134,7 @@ def open_tokens(options: ServerOptions) -> Tokens | None:
 
 
 def _routes(server: Server) -> list[BaseRoute]:
-    routes: list[BaseRoute] = [
+    return [
         Route("/healthz", _healthz),
         Route("/readyz", _readyz),
         Route("/metrics", _metrics),
@@ -133,10 +142,8 @@ def _routes(server: Server) -> list[BaseRoute]:
         *openai_rest.routes(server),
         *deepgram.routes(server),
         *classes.routes(server),
+        *page.routes(server),
     ]
-    if find_spec("mmtransfer.server.page"):
-        routes += import_module("mmtransfer.server.page").routes(server)
-    return routes
 
 
 def _add_gauges(server: Server) -> None:

@@ -17,18 +17,18 @@ class Follower:
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self._loop = loop
-        self._items: asyncio.Queue[Item] = asyncio.Queue(_WAITING)
+        self._items: asyncio.Queue[Item | None] = asyncio.Queue(_WAITING)
         self.missed = 0
 
-    async def next(self) -> Item:
-        """The next item."""
+    async def next(self) -> Item | None:
+        """The next item; None at the end."""
         return await self._items.get()
 
-    def put(self, item: Item) -> None:
-        """Hand an item on, from any thread."""
+    def put(self, item: Item | None) -> None:
+        """Hand an item or the end on, from any thread."""
         self._loop.call_soon_threadsafe(self._put, item)
 
-    def _put(self, item: Item) -> None:
+    def _put(self, item: Item | None) -> None:
         if self._items.full():
             self._items.get_nowait()
             self.missed += 1
@@ -59,8 +59,15 @@ class Live:
             with self._lock:
                 self._followers.remove(follower)
 
+    def end(self) -> None:
+        """Let all who follow go, since a server that stops waits for them."""
+        self._hand_out(None)
+
     def put(self, item: Item) -> None:
         """Hand an item to all who follow, from any thread."""
+        self._hand_out(item)
+
+    def _hand_out(self, item: Item | None) -> None:
         with self._lock:
             followers = list(self._followers)
         for follower in followers:

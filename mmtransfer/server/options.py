@@ -26,9 +26,10 @@ class ServerOptions:
     cameras: Path | None = None
     """YAML file of cameras, as that of `monitor`; they are watched in the same process."""
     journal: Path | None = None
-    """Folder of the cameras' journal, which the page shows and searches."""
-    index: str | None = None
-    """Where the journal is indexed; by default beside it."""
+    """Folder of the cameras' journal, which the page searches; without cameras, that of a monitor
+    beside it."""
+    index: Path | None = None
+    """SQLite file of what the page searches, made of the journal; by default in its folder."""
     host: str = "127.0.0.1"
     """Address to listen at; others than loopback need tokens."""
     port: int = 8080
@@ -68,8 +69,8 @@ class ServerOptions:
             raise UserError(f"port: expected 0 to 65535, found {self.port}.")
         if self.wyoming is not None and not 0 <= self.wyoming <= 65535:
             raise UserError(f"wyoming: expected a port of 0 to 65535, found {self.wyoming}.")
-        if self.journal is not None and self.cameras is None:
-            raise UserError("journal: expected cameras beside it, found none.")
+        if self.journal is not None and self.cameras is None and not self.journal.is_dir():
+            raise UserError(f"{self.journal}: expected the folder of a journal, found none.")
         if self.requests < 1 or self.streams < 1:
             raise UserError("requests and streams: expected 1 or more.")
         if self.max_upload_mb <= 0 or self.max_audio_s <= 0:

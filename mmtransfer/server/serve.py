@@ -84,6 +84,11 @@ class Program(uvicorn.Server):
             door, bound = self.assistants
             self.servers.append(await asyncio.start_server(door.serve, sock=bound))
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        app: Any = self.config.app
+        app.state.server.live.end()
+        await super().shutdown(sockets)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals of the main thread alone; in another one `should_exit` stops it."""

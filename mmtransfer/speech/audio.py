@@ -89,7 +89,7 @@ def open_media(source: str | Path, stopped: Callable[[], bool] = lambda: False) 
     Raises:
         MediaError: no such file, empty, no media FFmpeg knows, or no audio track.
     """
-    path, shown = Path(source), public_address(str(source))
+    path, shown = Path(source), shown_name(source)
     is_stdin, is_once = is_standard_input(str(source)), is_piped(str(source))
     is_url = "://" in str(source) or is_stdin
     if not is_url:
@@ -149,6 +149,13 @@ def reach(source: str | Path) -> dict[str, str]:
         return {}
     is_alone = is_piped(str(source)) or Path(source).suffix == UPLOAD
     return {"protocol_whitelist": "crypto,data" if is_alone else "file,crypto,data"}
+
+
+def shown_name(source: str | Path) -> str:
+    """What messages call a recording: its path, its address without a password, and nothing of
+    where an upload lies.
+    """
+    return "file" if Path(source).suffix == UPLOAD else public_address(str(source))
 
 
 def media_file(source: str | Path) -> Any:
@@ -319,7 +326,7 @@ def _log_tracks(source: str, tracks: int, number: int) -> None:
     which = "the first" if number == 1 else f"the one it prefers, number {number},"
     logger.warning(
         "%s: has %d audio tracks; using %s (monitor --channels split takes all)",
-        public_address(source),
+        shown_name(source),
         tracks,
         which,
     )
@@ -332,7 +339,7 @@ def _decoded_frames(container: Any, source: str | Path, stream: Any) -> Iterator
         TruncatedMediaError: at the end.
         MediaError: at the end, if nothing could be decoded.
     """
-    shown = public_address(str(source))
+    shown = shown_name(source)
     damaged = frames = 0
     end_s = picture_s = 0.0
     origin_s = (container.start_time or 0) / 1e6
@@ -395,7 +402,7 @@ class _Reading:
 
     def __init__(self, container: Any, source: str | Path, channel: int | None = None):
         self._container, self._source = container, source
-        self._shown = public_address(str(source))
+        self._shown = shown_name(source)
         try:
             self._stream, own = audio_track(container, channel)
         except ValueError as error:
@@ -556,7 +563,7 @@ def decode_clip(
         asked = (
             f" between {start:g} s and {end:g} s" if end is not None else f" from {start:g} s on"
         )
-        shown = public_address(str(source))
+        shown = shown_name(source)
         raise MediaError(f"{shown}: only {decoded / SAMPLE_RATE:.2f} s of audio{asked}.")
     return brought_up(samples)
 
@@ -593,7 +600,7 @@ def _stretch(
                     count += len(part)
                     if longest_s is not None and count > longest_s * SAMPLE_RATE:
                         raise LongMediaError(
-                            f"{public_address(str(source))}: is longer than {longest_s:g} s."
+                            f"{shown_name(source)}: is longer than {longest_s:g} s."
                         )
                 if stop is not None and at >= stop:
                     break
@@ -602,9 +609,7 @@ def _stretch(
             if end is None or not kept:
                 raise
     if not kept:
-        raise MediaError(
-            f"{public_address(str(source))}: no audio could be decoded from {start:g} s on."
-        )
+        raise MediaError(f"{shown_name(source)}: no audio could be decoded from {start:g} s on.")
     return np.ascontiguousarray(np.concatenate(kept), dtype=np.float32), decoded
 
 

@@ -42,6 +42,8 @@ WRONG: dict[str, Any] = {
     "alert_clips": 7,
     "webhook": 7,
     "mqtt": "",
+    "redact": "phone",
+    "retention": {"text": 0},
     "metrics_port": 1.5,
 }
 GIVEN: dict[str, Any] = {
@@ -69,6 +71,8 @@ GIVEN: dict[str, Any] = {
     "alert_clips": "clips",
     "webhook": "https://desk.example/alerts",
     "mqtt": "mqtt://broker/topic",
+    "redact": ("phone", {"pattern": "a=b"}),
+    "retention": {"text": 90, "clips": 0.5},
     "metrics_port": "0.0.0.0:9100",
 }
 FLAGS = [
@@ -78,6 +82,7 @@ FLAGS = [
     *("--sounds", "runs/sounds", "--sound-thresholds", "glass=0.9", "dog bark=0.5"),
     *("--channels", "2", "--no-live", "--keywords", "fire", "--keywords", "open the gate"),
     *("--loud", "25", "--partial", "--journal", "heard", "--output", "gate.jsonl", "gate.txt"),
+    *("--retention", "text=90", "clips=0.5", "--redact", "phone", "pattern=a=b"),
     *("--alert-clips", "clips", "--webhook", "https://desk.example/alerts"),
     *("--mqtt", "mqtt://broker/topic", "--metrics-port", "0.0.0.0:9100"),
 ]

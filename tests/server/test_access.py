@@ -84,6 +84,11 @@ def test_a_browser_has_a_session_whose_changes_carry_a_token(tokens, fake_recogn
     audit = tmp_path / "audit.jsonl"
     with running(tokens=path, audit=audit) as server, httpx.Client(base_url=server.url) as client:
         assert client.get("/session").status_code == 401
+        visit = client.get("/")
+        assert (visit.status_code, visit.headers["location"]) == (303, "/login")
+        assert client.get("/login").text.startswith("<!doctype html>")
+        assert client.get("/static/page.css").status_code == 200
+        assert client.get("/api/search").status_code == 401
         assert client.post("/login", json={"token": "x"}).status_code == 401
         answer = client.post("/login", json={"token": given[Role.ADMIN]})
         assert answer.json()["role"] == "admin"

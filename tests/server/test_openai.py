@@ -140,3 +140,12 @@ def test_what_is_no_form_is_refused_in_the_same_form(body, kind, status, served)
     assert found.status_code == status
     assert found.json()["error"]["type"] == "invalid_request_error"
     assert not list(served.state.uploads.folder.iterdir())
+
+
+def test_the_log_does_not_say_where_uploads_lie(served, client, tmp_path, caplog):
+    samples = tone(2.0)
+    samples[:100] = np.nan
+    recording = write_media(tmp_path / "gate.wav", samples, codec="pcm_f32le")
+    transcribe(client, recording)
+    assert "file: 100 samples are invalid" in caplog.text
+    assert str(served.state.uploads.folder) not in caplog.text

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ from mmtransfer.data.files import read_object
 from mmtransfer.data.printing import json_line, printable
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.events import LineKind
+from mmtransfer.monitoring.journal.files import (
+    LONGEST_LINE,
+    journal_files,
+    locked,
+    mend,
+    parsed,
+)
 from mmtransfer.monitoring.journal.known import Known
 from mmtransfer.monitoring.journal.records import Record, record_of
 from mmtransfer.monitoring.journal.spool import Spool
@@ -34,7 +42,6 @@ _HEADER = "journal.json"
 _FORMAT = 2
 _ROTATE_BYTES = 64 << 20
 _SENT = (LineKind.ALERT, LineKind.SOUND, LineKind.SOUND_CLASS)
-_LONGEST_LINE = 16 << 20  # bytes; what is longer is damaged
 _SAMPLE_BYTES = 1 << 16  # of a recording, that tell it from another of the same name
 
 
@@ -55,8 +62,6 @@ class Journal:
         sources: Mapping[str, str],
         rotate_bytes: int = _ROTATE_BYTES,
     ):
-        from filelock import FileLock, Timeout
-
         self._folder, self._rotate_bytes = Path(folder), rotate_bytes
         self.channels: list[str] = []
         """Where alerts are sent; each alert's line lists them, for redelivery."""
@@ -64,23 +69,15 @@ class Journal:
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(f"{folder}: expected a folder for the journal, found a file.")
         make_private(self._folder)
-        self._lock = FileLock(self._folder / ".lock", mode=0o600)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"{folder}: another monitor is writing this journal. Stop it, or give --journal "
-                "another folder."
-            ) from None
-        try:
+        self._file: Any = None
+        self._writing = threading.Lock()  # alerts that were not delivered come from a thread
+        self._day = ""
+        with ExitStack() as opened:
+            opened.enter_context(locked(self._folder))
             self._check_header(model, model_digest, sources)
-            self._file: Any = None
-            self._writing = threading.Lock()  # alerts that were not delivered come from a thread
-            self._day = ""
-            self._mend()
-        except BaseException:
-            self._lock.release()
-            raise
+            for path in self.files[-1:]:
+                mend(path)
+            self._lock = opened.pop_all()
 
     # --- identity -----------------------------------------------------------------------------
 
@@ -133,19 +130,14 @@ class Journal:
     # --- what is there ------------------------------------------------------------------------
 
     @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._folder
+
+    @property
     def files(self) -> list[Path]:
         """The journal's files, oldest first."""
-        found = self._folder.glob("????-??-??.*.jsonl")
-        return sorted(path for path in found if path.is_file() and not path.is_symlink())
-
-    def _mend(self) -> None:
-        """Cut off a line that was being written when the process was killed."""
-        for path in self.files[-1:]:
-            with open_private(path, "rb+") as file:
-                data = file.read()
-                whole = data.rfind(b"\n") + 1
-                if whole < len(data):
-                    file.truncate(whole)
+        return journal_files(self._folder)
 
     @property
     def damaged(self) -> int:
@@ -172,14 +164,10 @@ class Journal:
     def _lines(self, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """The numbered lines of a file."""
         with path.open("rb") as file:
-            lines = iter(partial(file.readline, _LONGEST_LINE), b"")
+            lines = iter(partial(file.readline, LONGEST_LINE), b"")
             for number, line in enumerate(lines, 1):
-                try:
-                    found = json.loads(line)
-                    is_whole = isinstance(found, dict) and isinstance(found.get("camera"), str)
-                except (ValueError, RecursionError):
-                    is_whole = False
-                if is_whole:
+                found = parsed(line)
+                if found is not None:
                     yield number, found
                 else:
                     self._damaged[path, number] = (
@@ -260,7 +248,7 @@ class Journal:
         """Close the file and let others write."""
         if self._file is not None:
             self._file.close()
-        self._lock.release()
+        self._lock.close()
 
 
 def _size(file: Any) -> int:

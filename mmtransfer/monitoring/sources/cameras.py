@@ -23,6 +23,23 @@ _LONGEST_NAME = 180  # bytes of a file's name, which may have 255 with all that 
 _SHOWN = 80  # characters of what was found in place of a camera
 
 
+Days = Annotated[float, Gt(0), Lt(100_000)]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """For how many days something is kept; None for ever."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    text: Days | None = None
+    """What is in the journal: text, alerts, sounds."""
+    clips: Days | None = None
+    """Recordings around alerts."""
+    audio: Days | None = None
+    """Audio that waits to be recognised."""
+
+
 @dataclass(frozen=True)
 class Camera:
     """A source with a name and settings of its own."""
@@ -50,6 +67,11 @@ class Camera:
     call with one speaker on each); or one of them by its number."""
     live: bool | None = None
     """Whether it is a live stream or a recording; by default detected."""
+    redact: Sequence[str | Mapping[str, str]] = ()
+    """What is taken out of its texts before they are written or sent: phone, email, card,
+    `names: FILE` (one on each line, relative to this file), `pattern: REGEX`."""
+    retention: Retention | None = None
+    """How long what it gives is kept; by default as the monitor's option says."""
 
 
 def cameras_of(content: Mapping[str, Any], path: Path) -> list[Camera]:
@@ -81,6 +103,8 @@ def cameras_of(content: Mapping[str, Any], path: Path) -> list[Camera]:
             camera = reader.validate_python(with_new_names(row, MONITOR, where))
             checked_address(camera.url)
             Keywords(camera.keywords)
+            if camera.redact:
+                camera = replace(camera, redact=rules_beside(path, camera.redact))
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
@@ -100,6 +124,18 @@ def cameras_of(content: Mapping[str, Any], path: Path) -> list[Camera]:
             camera = replace(camera, url=str(beside))
         cameras.append(camera)
     return cameras
+
+
+def rules_beside(
+    path: Path, rules: Sequence[str | Mapping[str, str]]
+) -> list[str | Mapping[str, str]]:
+    """Rules of redaction as they stand in a file, with names of files relative to it."""
+    return [
+        {"names": str(path.parent / str(rule["names"]))}
+        if isinstance(rule, Mapping) and list(rule) == ["names"]
+        else rule
+        for rule in rules
+    ]
 
 
 def named_cameras(sources: Iterable[str | Path | Camera]) -> list[Camera]:

@@ -16,6 +16,7 @@ from mmtransfer.monitoring.events import (
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS
 from mmtransfer.monitoring.journal.known import Known
 from mmtransfer.monitoring.keywords import Keywords
+from mmtransfer.monitoring.redaction import Redactor
 from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.monitoring.sources.clips import Recorder
 from mmtransfer.monitoring.sources.kinds import goes_on, is_folder
@@ -49,6 +50,8 @@ class Source:
         self.is_live, self.is_folder = goes_on(camera), is_folder(camera.url)
         self.is_piped = is_piped(camera.url)
         self.keywords = Keywords(camera.keywords)
+        self.redactor = Redactor(camera.redact) if camera.redact else None
+        """What takes out of its texts what nobody may find later."""
         self.most = max(BATCH_SEGMENTS, waiting // max(1, count))
         """Segments of it that may be in memory."""
         self.room = threading.Semaphore(self.most)
