@@ -321,8 +321,9 @@ class CTranslate2Whisper:
 
     def beams(self, context_s: float) -> int:
         """Hypotheses kept at each token in contexts of that length."""
-        default = _BEAMS if context_s < UNADAPTED_CONTEXT_S else _LONG_BEAMS
-        return self.options.beam_size or default
+        # Without an adapter short clips have long contexts, too.
+        is_window = bool(self._taught) and not self._is_adapted(context_s)
+        return self.options.beam_size or (_LONG_BEAMS if is_window else _BEAMS)
 
     def _model(self, context_s: float) -> Any:
         """The model that decodes contexts of that length, loaded when it is first needed."""
