@@ -9,8 +9,9 @@ is CPU time of everything, from loading the data to the report; the presets shar
 `auto` begins with an empty one. One thread, since waiting threads count as CPU time too. A run that
 is finished is used again.
 
-seeds: 20 pairs of runs that differ in the seed alone, on SST-2 with 128 texts and a frozen
-backbone: how many of them the paired test of a run's report would call different.
+seeds: 20 pairs of ways to train that differ in the seeds alone, on SST-2 with 128 texts and a frozen
+backbone: how many of them `compare` calls different, which has two seeds or more of each; and how
+many the paired test of single models, which knows nothing of other seeds.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from mmtransfer import train
 from mmtransfer.config import Config, DataConfig, build_config, merge
 from mmtransfer.runs import evaluate, set_up
 from mmtransfer.runs.choose import PRESETS
-from mmtransfer.runs.significance import is_higher_better, paired_difference
+from mmtransfer.runs.significance import is_higher_better, paired_difference, seed_difference
 from mmtransfer.runtime import make_accelerator, use_runtime
 from mmtransfer.text.examples import hold_out_texts, read_texts
 from mmtransfer.transfer.trainer import train_stages
 
 WITHIN = 0.01
-PAIRS, TEXTS = 20, 128
+PAIRS, SEEDS, TEXTS = 20, 2, 128
 TEXT: dict[str, Any] = {
     "task": "sentiment",
     "source_model": "bundled:minilm-l6",
@@ -191,9 +192,9 @@ def outcomes(config: Config) -> tuple[str, dict[str, Any]]:
 
 
 def seeds(options: argparse.Namespace) -> None:
-    """Print how many pairs that differ in the seed alone are called different."""
+    """Print how many pairs that differ in the seeds alone are called different."""
     case = CASES["sst2_128"]
-    real = 0
+    together = alone = 0
     with tempfile.TemporaryDirectory() as folder:
         training, test = prepare(case, options.data, Path(folder))
         values = merge(
@@ -205,14 +206,18 @@ def seeds(options: argparse.Namespace) -> None:
             },
         )
         for pair in range(PAIRS):
-            (metric, one), (_, other) = (
+            first = 2 * SEEDS * pair
+            runs = [
                 outcomes(build_config(merge(values, {"runtime": {"seed": seed}})))
-                for seed in (2 * pair, 2 * pair + 1)
-            )
-            found = paired_difference(one, other, metric)
-            print(pair + 1, found, flush=True)
-            real += found is not None and found.is_real
-    print(f"real: {real} of {PAIRS} pairs")
+                for seed in range(first, first + 2 * SEEDS)
+            ]
+            metric, found = runs[0][0], [each for _, each in runs]
+            several = seed_difference(found[:SEEDS], found[SEEDS:], metric)
+            single = paired_difference(found[0], found[SEEDS], metric)
+            print(pair + 1, several, "| single models:", single, flush=True)
+            together += several is not None and several.is_real
+            alone += single is not None and single.is_real
+    print(f"real: {together} of {PAIRS} pairs; of single models {alone} of {PAIRS}")
 
 
 def main() -> None:

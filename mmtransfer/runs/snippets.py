@@ -68,7 +68,7 @@ def _with_head(model: Metadata, head: Mapping[str, Any]) -> str:
         "from transformers.utils import cached_file",
         "",
         f'name = "{PLACE}"',
-        f"encoder = AutoModel.from_pretrained({place}).eval()",
+        f"encoder = AutoModel.from_pretrained({place}, trust_remote_code=False).eval()",
     ]
     if model.form == "adapter":
         lines.append("encoder = PeftModel.from_pretrained(encoder, name).merge_and_unload()")
@@ -87,7 +87,7 @@ def _with_head(model: Metadata, head: Mapping[str, Any]) -> str:
 def _text_inputs(text: Mapping[str, Any]) -> list[str]:
     length = f"max_length={text.get('max_tokens')}, " if text.get("max_tokens") else ""
     return [
-        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        "tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)",
         f'batch = tokenizer(["A text."], truncation=True, {length}return_tensors="pt")',
         'mask = batch["attention_mask"]',
     ]
@@ -101,7 +101,7 @@ _WAVE_MASK = [
 
 def _wave_inputs() -> list[str]:
     return [
-        "extractor = AutoFeatureExtractor.from_pretrained(name)",
+        "extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)",
         'with wave.open("recording.wav") as file:  # 16 kHz, 16 bit, one channel, up to 30 s',
         '    samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")',
         "samples = samples / np.float32(32768)",

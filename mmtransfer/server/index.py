@@ -600,7 +600,7 @@ class Index:
         return sorted(hits, key=lambda one: abs(one.at - hit.at))
 
     def recording_began(self, hit: Hit) -> float:
-        """When the file of a folder began that a line is of, so that times in it can be told; 0 for
+        """When the file of a folder began that a line is of, so that times in it are known; 0 for
         other sources, whose times are such.
         """
         with self._reading:

@@ -1,4 +1,4 @@
-"""The page: what the cameras say at the moment, and the search of what they said."""
+"""The page: live text of the cameras, and search in their journal."""
 
 from __future__ import annotations
 

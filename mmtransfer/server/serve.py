@@ -67,7 +67,7 @@ class _Protocol(H11Protocol):
 
 
 class Program(uvicorn.Server):
-    """A server that stops at the first signal, with what cameras said kept, and at the second at
+    """A server that stops at the first signal, with the cameras' text kept, and at the second at
     once.
     """
 
