@@ -9,9 +9,9 @@ is CPU time of everything, from loading the data to the report; the presets shar
 `auto` begins with an empty one. One thread, since waiting threads count as CPU time too. A run that
 is finished is used again.
 
-seeds: 20 pairs of ways to train that differ in the seeds alone, on SST-2 with 128 texts and a frozen
-backbone: how many of them `compare` calls different, which has two seeds or more of each; and how
-many the paired test of single models, which knows nothing of other seeds.
+seeds: 20 pairs of ways to train that differ in the seeds alone, on SST-2 with 128 texts and a
+frozen backbone: how many of them `compare` calls different, which has two seeds or more of each;
+and how many the paired test of single models, which knows nothing of other seeds.
 """
 
 from __future__ import annotations
