@@ -10,12 +10,36 @@ from typing import Any
 
 MODEL_HELP = "run folder, checkpoint folder, Hub id (or ID@REVISION), or bundled:NAME"
 REVISION_HELP = "branch, tag or commit of a model on the Hub"
+BEAM_HELP = (
+    "beam size; 1 is greedy (default: 5 with ctranslate2, or 3 in long contexts beside an adapter "
+    "for short ones; else 1)"
+)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The argument that names a model, and its revision."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--revision", help=REVISION_HELP)
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add what recognises speech, in which precision and where."""
+    parser.add_argument(
+        "--engine",
+        metavar="auto|ctranslate2|transformers",
+        help="auto: ctranslate2 for Whisper on CPU, else transformers",
+    )
+    parser.add_argument(
+        "--compute",
+        dest="compute_type",
+        metavar="int8|float16|float32",
+        help="precision of ctranslate2 (default: int8 on CPU, float16 on GPU)",
+    )
+    parser.add_argument(
+        "--device",
+        metavar="auto|cpu|cuda|mps",
+        help="where models compute; auto takes a GPU if there is one",
+    )
 
 
 def at_revision(model: str, revision: str | None) -> str:

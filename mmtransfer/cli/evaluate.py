@@ -6,7 +6,14 @@ import argparse
 import json
 from typing import Any
 
-from mmtransfer.cli.common import add_model, at_revision, count, data_config, quiet_libraries
+from mmtransfer.cli.common import (
+    BEAM_HELP,
+    add_model,
+    at_revision,
+    count,
+    data_config,
+    quiet_libraries,
+)
 from mmtransfer.data.printing import printable
 
 
@@ -50,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beam",
         type=count,
         metavar="N",
-        help="beam size; 1 is greedy (default: 5 with ctranslate2, else 1)",
+        help=BEAM_HELP,
     )
     parser.add_argument(
         "--guards",

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mmtransfer.cli.common import add_model, at_revision, quiet_libraries
+from mmtransfer.cli.common import BEAM_HELP, add_engine, add_model, at_revision, quiet_libraries
 from mmtransfer.data.printing import printable, whole_text
 from mmtransfer.errors import UserError
 
@@ -65,28 +65,13 @@ def _add_recognition(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--language", help="ISO code, for multilingual models; auto detects it for each segment"
     )
-    parser.add_argument(
-        "--engine",
-        metavar="auto|ctranslate2|transformers",
-        help="auto: ctranslate2 for Whisper on CPU, else transformers",
-    )
-    parser.add_argument(
-        "--compute",
-        dest="compute_type",
-        metavar="int8|float16|float32",
-        help="precision of ctranslate2 (default: int8 on CPU, float16 on GPU)",
-    )
-    parser.add_argument(
-        "--device",
-        metavar="auto|cpu|cuda|mps",
-        help="where the model computes; auto takes a GPU if there is one",
-    )
+    add_engine(parser)
     parser.add_argument(
         "--beam",
         dest="beam_size",
         type=_number,
         metavar="N",
-        help="beam size; 1 is greedy (default: 5 with ctranslate2, else 1)",
+        help=BEAM_HELP,
     )
     parser.add_argument(
         "--words", action="store_true", help="write word timestamps to .jsonl output"

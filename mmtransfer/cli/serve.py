@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.cli.common import quiet_libraries
+from mmtransfer.cli.common import BEAM_HELP, add_engine, quiet_libraries
 from mmtransfer.errors import UserError
 
 _INSTALL = "pip install 'mmtransfer[server]'"
@@ -97,28 +97,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--language",
         help="ISO code, for multilingual models; detected for each segment where it is not given",
     )
-    parser.add_argument(
-        "--engine",
-        metavar="auto|ctranslate2|transformers",
-        help="auto: ctranslate2 for Whisper on CPU, else transformers",
-    )
-    parser.add_argument(
-        "--compute",
-        dest="compute_type",
-        metavar="int8|float16|float32",
-        help="precision of ctranslate2 (default: int8 on CPU, float16 on GPU)",
-    )
-    parser.add_argument(
-        "--device",
-        metavar="auto|cpu|cuda|mps",
-        help="where models compute; auto takes a GPU if there is one",
-    )
+    add_engine(parser)
     parser.add_argument(
         "--beam",
         dest="beam_size",
         type=int,
         metavar="N",
-        help="beam size; 1 is greedy (default: 5 with ctranslate2, else 1)",
+        help=BEAM_HELP,
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads; 0 uses every core (default)"

@@ -41,8 +41,8 @@ def _whisper(base: Base) -> str:
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline
 
 name = "{PLACE}"
-base = WhisperForConditionalGeneration.from_pretrained({_from(base)})
-processor = WhisperProcessor.from_pretrained(name)
+base = WhisperForConditionalGeneration.from_pretrained({_from(base)}, trust_remote_code=False)
+processor = WhisperProcessor.from_pretrained(name, trust_remote_code=False)
 run = pipeline(
     "automatic-speech-recognition",
     model=PeftModel.from_pretrained(base, name).merge_and_unload(),
@@ -266,7 +266,7 @@ from transformers import WhisperFeatureExtractor
 {folder}with wave.open("recording.wav") as file:  # 16 kHz, 16 bit, one channel, up to 30 s
     samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
 samples = samples / np.float32(32768)
-extractor = WhisperFeatureExtractor.from_pretrained(folder)
+extractor = WhisperFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
 features = extractor(samples, sampling_rate=16000, return_tensors="np").input_features
 encoder = onnxruntime.InferenceSession(folder + "/encoder.onnx")
 decoder = onnxruntime.InferenceSession(folder + "/decoder.onnx")

@@ -27,7 +27,7 @@ class Role(IntEnum):
     OPERATOR = 2
     """Have recordings, streams and texts processed."""
     ADMIN = 3
-    """Forget what was said, reload the cameras."""
+    """Change what is kept; so far no end point asks for it."""
 
 
 @dataclass(frozen=True)
