@@ -15,6 +15,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What one interpreter compiles, the workers and the commands that tests start need not again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import av  # noqa: E402
 import numpy as np  # noqa: E402
