@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guards",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="decode segments flagged as no-speech, low-confidence or repetitive again, and reject "
-        "them if they stay flagged (default)",
+        help="decode segments flagged as no-speech, low-confidence, repetitive or too fast again, "
+        "and reject them if they stay flagged (default)",
     )
     parser.add_argument(
         "--device",

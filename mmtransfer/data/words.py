@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 UNSPACED = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\ua9e0-\ua9ff\uaa60-\uaa7f"
@@ -11,6 +12,7 @@ UNSPACED = re.compile(
 )
 """Characters of scripts that are written without spaces between words."""
 _SYLLABIC = re.compile(r"[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+_LETTERS_PER_SYLLABLE = 2.5
 _VOWELS = re.compile(r"[aeiouyаеёиоуыэюяіїєαεηιουω]+")
 
 
@@ -59,3 +61,10 @@ def syllables(word: str) -> int:
     letters = sum(character.isalpha() for character in plain)
     digits = sum(character.isdigit() for character in plain)
     return max(1, count or letters // 2) + max(0, digits - 1)
+
+
+def spoken_syllables(words: Sequence[str]) -> float:
+    """About how many syllables words of `split_words` have, together."""
+    # Thai, Lao, Khmer and Burmese are taken letter by letter; several make a syllable.
+    letters = [word for word in words if UNSPACED.match(word) and not _SYLLABIC.match(word)]
+    return sum(map(syllables, words)) - len(letters) * (1 - 1 / _LETTERS_PER_SYLLABLE)

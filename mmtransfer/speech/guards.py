@@ -6,13 +6,14 @@ agree on, and the duration can hold, is text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from rapidfuzz.distance import LCSseq
 
-from mmtransfer.data.words import split_words, syllables, word_spans
+from mmtransfer.data.words import split_words, spoken_syllables, word_spans
 from mmtransfer.speech.engine import Hypothesis, Word
 
 NO_SPEECH_PROB = 0.6
@@ -27,6 +28,8 @@ LOOPING = "looping"
 _LONGEST_PHRASE = 8
 _REPEATED_RATE = 5.0  # syllables a second; few keep repeating a word faster (diadochokinesis)
 _RATE = 9.0  # of other speech, which is hardly ever faster
+_TWICE_RATE = 7.0  # of a sentence that is spoken and comes twice; once it has half of that
+_TWICE_WORDS = 4
 _SLACK_S = 0.3  # by which voice activity may miss the ends of speech
 _SAME_COUNT = 1.25  # of repetitions, and one more
 _SAME_PHRASE = 0.8  # of two readings of a phrase, letter by letter
@@ -52,18 +55,42 @@ class _Run:
         return self.at(self.count)
 
 
-def is_looping(hypothesis: Hypothesis) -> bool:
-    """Whether the text repeats itself as a decoder caught in a loop does, and as some people do.
+def is_looping(hypothesis: Hypothesis, speech_s: float = math.inf) -> bool:
+    """Whether the text of `speech_s` seconds repeats itself as a decoder caught in a loop does, and
+    as some people do.
 
     True when its compression ratio is above 2.4 (Radford et al. 2022, section 4.5), when a phrase
-    of one to eight words comes more than four times in a row, or when it never ended.
+    of one to eight words comes more than four times in a row, when a longer one comes twice in the
+    time of one, or when it never ended.
     """
     if not hypothesis.finished or hypothesis.compression_ratio > MAX_COMPRESSION_RATIO:
         return True
     words = split_words(hypothesis.text)
     if len(words) == 1 and len(words[0]) > MAX_REPEATS:
         words = list(words[0])
-    return bool(_runs(words))
+    return bool(_runs(words)) or _is_doubled(hypothesis, speech_s)
+
+
+def _is_doubled(hypothesis: Hypothesis, speech_s: float) -> bool:
+    """Whether a phrase comes twice in a row, faster than anybody speaks. Where the times of the
+    words are not known, it has had all the time that there was.
+    """
+    timed = hypothesis.words or [Word(hypothesis.text, 0.0, speech_s, 1.0)]
+    parts = [(part, word) for word in timed for part in split_words(word.text)]
+    words = [part for part, _ in parts]
+    for start in range(len(words)):
+        for length in range(_TWICE_WORDS, (len(words) - start) // 2 + 1):
+            middle, stop = start + length, start + 2 * length
+            if words[start:middle] == words[middle:stop]:
+                seconds = parts[stop - 1][1].end_s - parts[start][1].start_s
+                if _is_too_fast(words[start:stop], seconds, _TWICE_RATE):
+                    return True
+    return False
+
+
+def _is_too_fast(words: Sequence[str], seconds: float, rate: float) -> bool:
+    """Whether words have more syllables than can be spoken in the time."""
+    return spoken_syllables(words) > rate * (seconds + _SLACK_S)
 
 
 def _runs(words: Sequence[str]) -> list[_Run]:
@@ -92,17 +119,21 @@ def rejection(hypothesis: Hypothesis, speech_s: float) -> str | None:
     - `no speech`: the model holds the segment for silence and is unsure of its words.
     - `improbable`: the words are unlikely even to the model. Under a second of "speech" is often
       a sneeze or a bark, so it needs better evidence than a sentence does.
+    - `too fast`: more is recognised than can be spoken in that time.
     - `looping`: see `is_looping`; other decodings may overrule it, see `agreed`.
     """
-    if not split_words(hypothesis.text):
+    words = split_words(hypothesis.text)
+    if not words:
         return "empty"
     unsure = hypothesis.avg_logprob < NO_SPEECH_LOGPROB
     if hypothesis.no_speech_prob > NO_SPEECH_PROB and unsure:
         return "no speech"
     if hypothesis.avg_logprob < (SHORT_MIN_LOGPROB if speech_s < SHORT_S else MIN_LOGPROB):
         return "improbable"
-    if is_looping(hypothesis):
+    if is_looping(hypothesis, speech_s):
         return LOOPING
+    if _is_too_fast(words, speech_s, _RATE):
+        return "too fast"
     return None
 
 
@@ -125,14 +156,14 @@ def agreed(readings: Sequence[Hypothesis], speech_s: float) -> Hypothesis | None
     least = _AGREED if runs else _AGREED_ALONE
     if is_cut_off or not others or not _is_agreed(beside, others_words, least):
         return None
-    left_s = speech_s + _SLACK_S - sum(map(syllables, beside)) / _RATE
+    left_s = speech_s + _SLACK_S - spoken_syllables(beside) / _RATE
     if left_s < 0:
         return None
     gone: list[tuple[int, int]] = []  # words of the last, from and to
     for run in runs:
         counts = [run.count, *(_count(run.phrase, other) for other in others_words)]
         kept = min(run.count, _shared(counts))
-        seconds = kept * sum(map(syllables, run.phrase)) / _REPEATED_RATE
+        seconds = kept * spoken_syllables(run.phrase) / _REPEATED_RATE
         if seconds > left_s:
             kept, seconds = 0, 0.0
         left_s -= seconds

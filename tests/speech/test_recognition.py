@@ -222,10 +222,37 @@ def test_loops_with_small_changes_compress_too_well():
         (hypothesis("Huh?", logprob=-0.9), 0.4, "improbable"),
         (hypothesis("Yes.", logprob=-0.4), 0.4, None),
         (hypothesis("no " * 9), 2.0, "looping"),
+        (hypothesis("and then we went over to the other gate and waited there"), 0.6, "too fast"),
+        (hypothesis("and then we went over to the other gate and waited there"), 3.0, None),
+        (hypothesis("สวัสดีครับผมกำลังเปิดประตูอยู่ตรงนี้นะครับ"), 2.4, None),
+        (hypothesis("我们现在去三号门等你过来"), 2.0, None),
     ],
 )
 def test_guards(found, seconds, reason):
     assert rejection(found, seconds) == reason
+
+
+@pytest.mark.parametrize(
+    ("sentence", "times", "seconds", "looping"),
+    [
+        ("Zephrine five, the crane at Hexburn yard needs a pilot.", 2, 3.2, True),
+        ("Zephrine five, the crane at Hexburn yard needs a pilot.", 2, 6.4, False),  # spoken twice
+        ("Zephrine five, the crane at Hexburn yard needs a pilot.", 1, 1.6, False),
+        ("No, no.", 2, 0.6, False),
+    ],
+)
+@pytest.mark.parametrize("after", ["", " Open the gate."])
+def test_a_sentence_that_comes_twice_in_the_time_of_one_loops(
+    sentence, times, seconds, looping, after
+):
+    spoken = " ".join([sentence] * times).split()
+    each = seconds / len(spoken)
+    words = [Word(word, n * each, (n + 1) * each, 0.9) for n, word in enumerate(spoken)]
+    words += [Word(w, seconds + n, seconds + n + 0.5, 0.9) for n, w in enumerate(after.split())]
+    text = " ".join(spoken) + after
+    assert is_looping(replace(hypothesis(text), words=tuple(words))) is looping
+    if not after:  # the times of words are not always known
+        assert is_looping(hypothesis(text), seconds) is looping
 
 
 AROUND = "Tower to crane three. {} Lower the hook slowly."
