@@ -95,17 +95,18 @@ def test_every_verb_resolves_each_model_once(
 
 def test_nothing_is_looked_up_again_of_a_resolved_model(whisper_tiny, monkeypatch, tmp_path):
     found = resolve("bundled:whisper-tiny.en")
-    expected = open_recognizer(found, threads=1)
 
     def refuse(*_):
         pytest.fail("looked up again")
 
     monkeypatch.setattr(hub, "_resolve", refuse)
     monkeypatch.setattr(hub, "fetch", refuse)
-    for engine in ("ctranslate2", "transformers"):  # base, adapter, tokenizer, conversion
-        recognizer = open_recognizer(found, engine=engine, threads=1)
-        assert recognizer.engine.short_s == expected.engine.short_s
-    assert expected.end_of_turn is not None
+    one, other = (  # base, adapter, tokenizer, conversion
+        open_recognizer(found, engine=engine, threads=1)
+        for engine in ("ctranslate2", "transformers")
+    )
+    assert one.engine.short_s == other.engine.short_s
+    assert one.end_of_turn is not None
     model = load(found)
     assert isinstance(model, SpeechModel)
     assert model.short is not None

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import tone, write_dataset
 from safetensors.torch import load_file
+from support.children import run_module
 from support.hub_programs import OUTPUTS, TOKEN, python
 from support.hub_server import Hub
 
@@ -59,7 +60,14 @@ def sharded(folder, weights):
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """The process that opens weights is forked, which takes no time for its imports."""
+    monkeypatch.setattr("mmtransfer.hub.pickled.subprocess.run", run_module)
+
+
 @pytest.mark.parametrize("form", [whole, legacy, parameters, sharded])
+@pytest.mark.usefixtures("forked")
 def test_old_weights_are_the_same_model(old, random_whisper, form):
     form(*old)
     found = load_speech_model(str(old[0])).model.state_dict()
@@ -113,21 +121,14 @@ class _Evil:
         (lambda path: {"weight": _Evil(path)}, "more than tensors"),
         (lambda path: {"weight": torch.zeros(1).expand(1 << 40)}, "more memory"),
         (lambda path: {"state_dict": {"weight": torch.zeros(2)}}, "state_dict.*is a dict"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)  # each starts a process that loads torch
-            for case in (
-                (lambda path: _Evil(path), "more than tensors"),
-                (lambda path: [torch.zeros(2)], "holds a list"),
-                (lambda path: {"epoch": 3, "weight": torch.zeros(2)}, "epoch.*is a int"),
-                (lambda path: {"weight": torch.zeros(2).to_sparse()}, "not a plain tensor"),
-                (
-                    lambda path: {"weight": torch.zeros(1, device="meta")},
-                    "not a plain tensor|more than",
-                ),
-            )
-        ),
+        (lambda path: _Evil(path), "more than tensors"),
+        (lambda path: [torch.zeros(2)], "holds a list"),
+        (lambda path: {"epoch": 3, "weight": torch.zeros(2)}, "epoch.*is a int"),
+        (lambda path: {"weight": torch.zeros(2).to_sparse()}, "not a plain tensor"),
+        (lambda path: {"weight": torch.zeros(1, device="meta")}, "not a plain tensor|more than"),
     ],
 )
+@pytest.mark.usefixtures("forked")
 def test_anything_but_tensors_is_refused_and_never_run(old, tmp_path, made, reason):
     trap = str(tmp_path / "trap")
     torch.save(made(trap), old[0] / "pytorch_model.bin")
@@ -137,16 +138,8 @@ def test_anything_but_tensors_is_refused_and_never_run(old, tmp_path, made, reas
     assert not Path(trap).exists()
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"no weights",
-        *(
-            pytest.param(data, marks=pytest.mark.slow)
-            for data in (b"", pickle.dumps({"a": 1}), b"PK\x03\x04" * 9)
-        ),
-    ],
-)
+@pytest.mark.parametrize("data", [b"no weights", b"", pickle.dumps({"a": 1}), b"PK\x03\x04" * 9])
+@pytest.mark.usefixtures("forked")
 def test_damaged_files_are_one_line(old, data):
     (old[0] / "pytorch_model.bin").write_bytes(data)
     with pytest.raises(UserError, match=r"pytorch_model\.bin: cannot be loaded as weights"):

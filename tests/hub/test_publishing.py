@@ -26,6 +26,7 @@ from conftest import (
 )
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from support.children import run_command
 from support.hub_programs import OUTPUTS, TOKEN, commands, environment, python
 from support.hub_server import Hub
 
@@ -550,10 +551,5 @@ def test_a_hub_that_does_not_answer_is_told_in_one_line(runs, home):
 
 
 def test_the_exit_code_reaches_the_shell(runs, hub, home):
-    result = subprocess.run(
-        [sys.executable, "-m", "mmtransfer.cli", "publish", str(runs / "head"), "nobody"],
-        env=environment(hub.endpoint, home),
-        capture_output=True,
-        text=True,
-    )
-    assert refused([result.returncode, result.stdout, result.stderr])
+    surroundings = environment(hub.endpoint, home)
+    assert refused(list(run_command("publish", runs / "head", "nobody", environment=surroundings)))

@@ -271,8 +271,13 @@ MULTILINGUAL = {
     ("file", "field", "value", "found"),
     [
         ("generation_config", "suppress_tokens", [1, 1_000_000_000], "1000000000"),
-        ("generation_config", "begin_suppress_tokens", [-1_000_000_000], "-1000000000"),
-        ("generation_config", "no_timestamps_token_id", 1_000_000, "1000000"),
+        *(
+            pytest.param("generation_config", *case, marks=pytest.mark.slow)
+            for case in (
+                ("begin_suppress_tokens", [-1_000_000_000], "-1000000000"),
+                ("no_timestamps_token_id", 1_000_000, "1000000"),
+            )
+        ),
         ("generation_config", "lang_to_id", {"<|en|>": 1_000_000}, "1000000"),
         ("config", "decoder_start_token_id", 1_000_000, "1000000"),
     ],
@@ -377,7 +382,10 @@ def test_the_tokenizer_is_checked(changed, expected, loaded, random_whisper):
 
 @pytest.mark.parametrize(
     ("heads", "kept"),
-    [([[99, 0], [1, 1], [0, -1], [0, 2]], [[1, 1]]), ([[2, 0]], None)],
+    [
+        ([[99, 0], [1, 1], [0, -1], [0, 2]], [[1, 1]]),
+        pytest.param([[2, 0]], None, marks=pytest.mark.slow),
+    ],
 )
 def test_heads_that_a_whisper_does_not_have_are_left_out_and_counted(
     heads, kept, whisper, recording, caplog

@@ -363,7 +363,7 @@ def test_a_full_disk_holds_up_what_is_piped_in(whisper_tiny, tmp_path):
     """A real file that cannot grow, in a real process; audio that is piped in comes once only."""
     samples = decode(EXAMPLE / "monitor.mp4")[: 50 * SAMPLE_RATE]
     data, first = (samples * 32767).astype("<i2").tobytes(), 2 * 32 * SAMPLE_RATE
-    command = ["monitor", whisper_tiny, "pcm:16000", "--journal"]
+    command = ["monitor", whisper_tiny, "pcm:16000", *QUICK_DECODING, "--journal"]
     code, _, error = run_command(*command, tmp_path / "whole", given=data, text=False)
     assert code == 0, error
     with Command(*command, tmp_path / "piped", text=False) as process:

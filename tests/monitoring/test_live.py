@@ -262,7 +262,8 @@ def test_the_command_watches_a_camera_and_stops_on_request(
 
 def test_standard_input_is_a_recording(whisper_tiny, tmp_path):
     data = transport_stream(decode(EXAMPLE / "monitor.mp4")[: 15 * SAMPLE_RATE])
-    code, out, error = run_command("monitor", whisper_tiny, "-", given=data, text=False)
+    command = ["monitor", whisper_tiny, "-", *QUICK_DECODING]
+    code, out, error = run_command(*command, given=data, text=False)
     assert code == 0, error
     assert len(out.decode().splitlines()) >= 2
 
@@ -272,7 +273,8 @@ def test_standard_input_may_be_raw_audio(whisper_tiny):
     expected = None
     for rate, name in ((16_000, "pcm:16000"), (8_000, "pcm:8000")):
         data = (samples[:: SAMPLE_RATE // rate] * 32767).astype("<i2").tobytes()
-        code, out, error = run_command("monitor", whisper_tiny, name, given=data, text=False)
+        command = ["monitor", whisper_tiny, name, *QUICK_DECODING]
+        code, out, error = run_command(*command, given=data, text=False)
         assert code == 0, error
         starts = [line.split()[0] for line in out.decode().splitlines()]
         assert len(starts) >= 2

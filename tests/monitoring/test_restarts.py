@@ -16,7 +16,7 @@ import pytest
 from conftest import EXAMPLE, ROOT, child_environment, write_media
 from support.engines import fake_monitor
 from support.sessions import lines_of
-from support.sources import decode, remuxed
+from support.sources import QUICK_DECODING, decode, remuxed
 from support.web import wait_for
 
 from mmtransfer.cli import main
@@ -78,6 +78,7 @@ def test_a_recording_that_was_closed_and_is_longer_later_is_read_on(
     """Its header has changed as well."""
     path, samples = tmp_path / f"gate.{container}", decode(VIDEO)[: 48 * SAMPLE_RATE]
     command = ["monitor", str(whisper_tiny), str(path), "--journal", str(tmp_path / "j"), "--quiet"]
+    command += QUICK_DECODING
     write_media(path, samples[: 24 * SAMPLE_RATE])
     assert main(command) == 0
     before = texts(tmp_path / "j")

@@ -18,6 +18,7 @@ from mmtransfer.runs.training import train
 from mmtransfer.text.classifier import TextModel
 
 NAMES = ["feature", "end_to_end"]
+STEPS = 12
 
 
 def values(folder, backbone):
@@ -55,7 +56,9 @@ def compared(texts, text_backbone):
         **dict.fromkeys(["source", "scratch", *NAMES]),
         "gradual": [{"frozen": "all"}, {"frozen": 2}],
     }
-    found = compare(config, structures=structures, seeds=2, steps=40, shares=[0.5], to=str(folder))
+    found = compare(
+        config, structures=structures, seeds=2, steps=STEPS, shares=[0.5], to=str(folder)
+    )
     return folder, found
 
 
@@ -64,9 +67,9 @@ def test_every_cell_is_an_ordinary_run_under_one_budget(compared):
     cells = sorted(path.name for path in (folder / "cells").iterdir())
     assert len(cells) == 4 * 2 * 2
     for path in (folder / "cells").iterdir():
-        assert json.loads((path / "report.json").read_text())["cost"]["steps"] == 40
+        assert json.loads((path / "report.json").read_text())["cost"]["steps"] == STEPS
     gradual = json.loads((folder / "cells" / "gradual-1-0" / "report.json").read_text())
-    assert [stage["steps"] for stage in gradual["stages"]] == [20, 20]
+    assert [stage["steps"] for stage in gradual["stages"]] == [STEPS // 2] * 2
     model = load(str(folder / "cells" / "end_to_end-1-0"))
     assert isinstance(model, TextModel)
     assert model.labels == ["negative", "positive"]
@@ -117,15 +120,15 @@ def test_a_second_start_trains_nothing_and_more_seeds_may_come(
 
     monkeypatch.setattr("mmtransfer.runs.compare.train", noted)
     config = build_config(values(texts, text_backbone))
-    again = compare(config, structures=NAMES, seeds=2, steps=40, to=str(folder))
+    again = compare(config, structures=NAMES, seeds=2, steps=STEPS, to=str(folder))
     assert not trained
     assert {one.name: one.scores for one in again.structures} == {
         one.name: one.scores for one in found.structures if one.name in NAMES
     }
-    compare(config, structures=["feature"], seeds=3, steps=40, to=str(folder))
+    compare(config, structures=["feature"], seeds=3, steps=STEPS, to=str(folder))
     assert [path.rsplit("/", 1)[-1] for path in trained] == ["feature-1-2"]
     with pytest.raises(UserError, match=r"other settings \(steps\)"):
-        compare(config, structures=NAMES, seeds=2, steps=41, to=str(folder))
+        compare(config, structures=NAMES, seeds=2, steps=STEPS + 1, to=str(folder))
 
 
 def test_a_source_from_random_weights_has_lost_its_own(compared, text_backbone):

@@ -341,7 +341,7 @@ def recogniser(random_whisper, tmp_path_factory):
             "source_domain": {"old": str(old)},
         },
         "transfer": {"interpolate": "none"},
-        "train": {"steps": 20, "learning_rate": 3e-3},
+        "train": {"steps": 8, "learning_rate": 3e-3},
         "runtime": {"device": "cpu", "threads": 1},
     }
     runs.train(build_config(config))
@@ -354,6 +354,7 @@ def test_the_most_gain_that_keeps_the_source(recogniser, random_whisper, tmp_pat
     merged = merge(models, str(tmp_path / "run"), keep_source=0.1, runtime=CPU)
     target, old = merged.domains
     assert (target.name, old.name, old.is_source) == ("run", "old", True)
+    assert "source domain: old" in str(merged)
     at = {p.value: {n: s["value"] for n, s in p.scores.items()} for p in merged.points}  # type: ignore[index]
     assert min(at) == 0
     assert max(at) == 1
@@ -373,12 +374,10 @@ def test_the_most_gain_that_keeps_the_source(recogniser, random_whisper, tmp_pat
     assert model.language is None
 
 
-def test_the_command_prints_the_table(recogniser, random_whisper, tmp_path, capsys):
-    models = [str(random_whisper), str(recogniser / "run")]
+def test_the_command_prints_the_table(domains, text_backbone, tmp_path, capsys):
+    models = [str(text_backbone), str(domains / "books")]
     assert main(["merge", *models, "--to", str(tmp_path / "run"), "--share", "0.5"]) == 0
-    out = capsys.readouterr().out
-    assert "run at 0.5 of the way from the source" in out
-    assert "source domain: old" in out
+    assert "books at 0.5 of the way from the source" in capsys.readouterr().out
 
 
 # --- what is refused -----------------------------------------------------------------------------

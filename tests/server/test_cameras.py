@@ -3,14 +3,14 @@
 import asyncio
 import json
 import signal
-import subprocess
 import sys
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from conftest import ROOT, child_environment, write_media
+from conftest import write_media
+from support.children import Command
 from support.servers import running
 from support.sources import Server, transport_stream
 from support.web import wait_for
@@ -86,21 +86,12 @@ def test_a_signal_ends_it_with_everything_kept(number, whisper_tiny, speech, tmp
     path = cameras_file(tmp_path, camera.url, model="bundled:whisper-tiny.en")
     command = ["serve", "--cameras", str(path), "--journal", str(tmp_path / "journal")]
     command += ["--port", "0", "--threads", "1", "--beam", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mmtransfer", *command],
-        env=child_environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    try:
+    with Command(*command) as process:
         wait_for(lambda: len(journal_lines(tmp_path / "journal")) > 3)
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        camera.close()
-    assert process.returncode == 128 + number
+        assert process.returncode == 128 + number
+    camera.close()
     assert "serving at http://127.0.0.1:" in errors
     assert "gate: connected" in errors
     assert "Traceback" not in errors

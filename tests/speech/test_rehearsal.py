@@ -294,7 +294,7 @@ def merged(task):
     "stages",
     [
         [{"frozen": "none"}],
-        [{"frozen": "all"}],
+        pytest.param([{"frozen": "all"}], marks=pytest.mark.slow),
         [{"frozen": "none", "adapter": {"type": "lora", "r": 2}}],
     ],
     ids=["all weights", "decoder", "lora"],

@@ -36,7 +36,8 @@ def values(train, validation, source, run):
     }
 
 
-@pytest.mark.parametrize("language", ["en", pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("language", ["en", None])
 def test_the_score_before_is_that_of_evaluate(whisper_tiny, tmp_path, language):
     """Also of a source for which an adapter for short contexts ships."""
     train, validation = few("train", tmp_path / "a", 2), few("validation", tmp_path / "b", 2)

@@ -12,6 +12,7 @@ import importlib
 import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
 import threading
 from multiprocessing.reduction import DupFd
@@ -208,6 +209,14 @@ def run_command(*arguments: object, given: Any = None, **options: Any) -> tuple[
     with Command(*arguments, **options) as command:
         out, error = command.communicate(given)
         return command.wait(), out, error
+
+
+def run_module(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+    """In the place of `subprocess.run`, for `python -m MODULE ARGUMENTS` of a module of ours."""
+    _, _, module, *arguments = command
+    program = f"import sys\nfrom {module} import main\nsys.exit(main(sys.argv[1:]))"
+    code, out, error = run_command(*arguments, program=program, text=False)
+    return subprocess.CompletedProcess(command, code, out, error)
 
 
 # The command line, whose process gets a signal when it is about to take a step.

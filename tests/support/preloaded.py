@@ -1,5 +1,7 @@
 """What the server of `support.children` imports before it forks: all that a command may need."""
 
+import gc
+
 import accelerate  # noqa: F401
 import av  # noqa: F401
 import ctranslate2  # noqa: F401
@@ -10,3 +12,6 @@ import mmtransfer.cli
 import mmtransfer.models
 import mmtransfer.monitoring.session
 import mmtransfer.runs  # noqa: F401
+
+gc.collect()
+gc.freeze()  # as in the workers, and so that its memory stays shared
