@@ -50,7 +50,7 @@ from mmtransfer.transfer.stages import (
 )
 
 _IGNORED = -100  # target positions without loss
-_SAFE_CONTEXTS_S = (20.0, 10.0)  # tried between the full window and the clips' own length
+_SAFE_CONTEXTS_S = (10.0, 20.0)  # tried between the full window and the clips' own length
 _JOINED_PAUSE_S = 0.3
 _SAFE_LOSS = 0.01  # of the metric
 SAFE_CLIPS = 64
@@ -419,9 +419,10 @@ class SpeechTask(ClipTask):
 
     def finish(self, device: torch.device) -> None:
         """Measure the shortest safe context, and whether the model takes in windows."""
-        sources = list(self.splits.source_domain.values())
-        self.measure_shortest_context(device, sources)
-        self.measure_window(device, sources)
+        sets = [self.validation, *self.splits.source_domain.values()]
+        first = [clips.clips[:SAFE_CLIPS] for clips in sets]
+        alone = self.measure_shortest_context(device, first)
+        self.measure_window(device, first, alone)
 
     def describe(self) -> dict[str, Any]:
         """Languages and contexts."""
@@ -444,54 +445,64 @@ class SpeechTask(ClipTask):
         """The line back to the source, where every adapter is a plain LoRA."""
         return SourcePath(self.layout.source_parameters()) if can_interpolate(self.stages) else None
 
-    def measure_shortest_context(self, device: torch.device, sources: Sequence[ClipSet]) -> float:
+    def measure_shortest_context(
+        self, device: torch.device, sets: Sequence[Sequence[Clip]]
+    ) -> list[list[ClipScore]]:
         """Set the shortest context at which the model keeps its accuracy, by measuring it on
         validation clips and on those of every source-domain set; see `shortest_safe_context_s`.
+        Gives the clips' scores at that context.
         """
-        sets = [clips.clips[:SAFE_CLIPS] for clips in (self.validation, *sources)]
-        self.speech.shortest_context_s = shortest_safe_context_s(
-            self.speech.max_context_s,
-            min(self.lengths),
-            lambda context: [self.rate(self._score(clips, device, context)) for clips in sets],
-        )
-        return self.speech.shortest_context_s
+        scores: dict[float, list[list[ClipScore]]] = {}
 
-    def measure_window(self, device: torch.device, sources: Sequence[ClipSet]) -> float:
+        def rates(context: float) -> list[float]:
+            scores[context] = [self._score(clips, device, context) for clips in sets]
+            return [self.rate(found) for found in scores[context]]
+
+        full_s = self.speech.max_context_s
+        safe_s = shortest_safe_context_s(full_s, min(self.lengths), rates)
+        self.speech.shortest_context_s = safe_s
+        return scores[safe_s]
+
+    def measure_window(
+        self,
+        device: torch.device,
+        sets: Sequence[Sequence[Clip]],
+        alone: Sequence[Sequence[ClipScore]],
+    ) -> None:
         """Set how much speech the model takes in at a time, by measuring it.
 
-        Validation clips, and those of every source-domain set, are joined to windows. If the text
-        of the windows scores within 0.01 of that of the single clips, recordings are transcribed in
+        Clips of each set, with their scores `alone`, are joined to windows. If the text of the
+        windows scores within 0.01 of that of the single clips, recordings are transcribed in
         windows, else segment by segment (0).
         """
         is_safe, is_known = True, False
-        for clips in (self.validation, *sources):
-            windows = [own for own in joined_clips(clips.clips[:SAFE_CLIPS]) if len(own) > 1]
+        pause = np.zeros(round(_JOINED_PAUSE_S * SAMPLE_RATE), np.float32)
+        for clips, scores in zip(sets, alone, strict=True):
+            single = iter(scores)
+            windows = [(own, [next(single) for _ in own]) for own in joined_clips(clips)]
+            windows = [(own, known) for own, known in windows if len(own) > 1]
             if not windows:
                 continue
             is_known = True
-            pause = np.zeros(round(_JOINED_PAUSE_S * SAMPLE_RATE), np.float32)
-            waves = [
-                np.concatenate([part for clip in own for part in (clip.samples(), pause)])
-                for own in windows
-            ]
-            heard = decode_waves(
+            found = decode_waves(
                 self.speech,
-                waves,
-                [own[0] for own in windows],
+                [
+                    np.concatenate([part for clip in own for part in (clip.samples(), pause)])
+                    for own, _ in windows
+                ],
+                [own[0] for own, _ in windows],
                 device,
                 self.config.evaluation.batch_seconds,
                 shortest_context_s=self.speech.shortest_context_s,
             )
-            scoring = ClipScoring(clips.clips, self.speech.language, self.config)
+            scoring = ClipScoring(clips, self.speech.language, self.config)
             together = [
-                scoring.score(replace(own[0], text=" ".join(clip.text for clip in own)), found.text)
-                for own, found in zip(windows, heard, strict=True)
+                scoring.score(replace(own[0], text=" ".join(clip.text for clip in own)), text.text)
+                for (own, _), text in zip(windows, found, strict=True)
             ]
-            single = [clip for own in windows for clip in own]
-            alone = self._score(single, device, self.speech.shortest_context_s)
-            is_safe = is_safe and self.rate(together) <= self.rate(alone) + _SAFE_LOSS
+            before = [score for _, known in windows for score in known]
+            is_safe = is_safe and self.rate(together) <= self.rate(before) + _SAFE_LOSS
         self.speech.window_s = WINDOW_S if is_safe and is_known else 0.0
-        return self.speech.window_s
 
 
 def joined_clips(clips: Sequence[Clip]) -> list[list[Clip]]:
@@ -525,16 +536,14 @@ def shortest_safe_context_s(
 ) -> float:
     """The shortest context at which a model keeps its accuracy.
 
-    Tried from long to short are 20 s, 10 s and `shortest_s`, the shortest trained on. A context is
-    safe while `rates` (of sets of clips, lower is better, at a context) are within 0.01 of those in
+    Tried from short to long are `shortest_s`, the shortest trained on, 10 s and 20 s. A context is
+    safe if `rates` (of sets of clips, lower is better, at a context) are within 0.01 of those in
     the full window.
     """
-    reference, shortest = rates(full_s), full_s
-    for candidate in (*_SAFE_CONTEXTS_S, shortest_s):
-        if candidate >= shortest:
-            continue
-        found = rates(candidate)
-        if any(rate > full + _SAFE_LOSS for rate, full in zip(found, reference, strict=True)):
-            break
-        shortest = candidate
-    return shortest
+    reference = rates(full_s)
+    for candidate in sorted({shortest_s, *_SAFE_CONTEXTS_S}):
+        if shortest_s <= candidate < full_s:
+            found = rates(candidate)
+            if all(rate <= full + _SAFE_LOSS for rate, full in zip(found, reference, strict=True)):
+                return candidate
+    return full_s

@@ -29,6 +29,7 @@ from mmtransfer import runs
 from mmtransfer.config import build_config
 from mmtransfer.errors import UserError
 from mmtransfer.runtime import make_accelerator, tracked
+from mmtransfer.speech.clip_scores import ClipScoring
 from mmtransfer.speech.clips import Clip, load_clips
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.splits import load_clip_splits
@@ -307,9 +308,11 @@ def test_a_context_is_safe_only_if_the_source_domain_is_read_as_well(
     task.validation = load_clips(data / "train", build_config({}).data, name="target")
     monkeypatch.setattr(task, "_score", score)
     monkeypatch.setattr(task, "summarize", lambda found: {"wer": found[0][found[1]]})
-    assert task.measure_shortest_context("cpu", []) == 1.0
-    assert task.measure_shortest_context("cpu", [source]) == 20.0
-    assert task.speech.shortest_context_s == 20.0
+    for sets, safe_s in (([task.validation], 1.0), ([task.validation, source], 20.0)):
+        clips = [clips.clips for clips in sets]
+        alone = task.measure_shortest_context("cpu", clips)
+        assert task.speech.shortest_context_s == safe_s
+        assert [context for _, context in alone] == [safe_s] * len(sets)
 
 
 @pytest.mark.parametrize(("slip", "window_s"), [("", 19.0), ("and on and on", 0.0)])
@@ -317,18 +320,19 @@ def test_windows_are_used_where_joined_clips_score_as_single_ones(
     slip, window_s, data, random_whisper, tmp_path, monkeypatch
 ):
     task = make_trainer(data, random_whisper, tmp_path).task
-    texts = [clip.text for clip in task.validation.clips]
     windows = [own for own in joined_clips(task.validation.clips) if len(own) > 1]
     assert windows
     together = [" ".join([*(clip.text for clip in own), slip]) for own in windows]
 
     def transcribe(self, waves, **options):
-        known = together if len(waves) == len(windows) else texts[: len(waves)]
-        assert len(waves) == len(known)
-        return [SimpleNamespace(text=text) for text in known]
+        assert len(waves) == len(together)
+        return [SimpleNamespace(text=text) for text in together]
 
+    clips = task.validation.clips
+    scoring = ClipScoring(clips, task.speech.language, task.config)
+    alone = [scoring.score(clip, clip.text) for clip in clips]
     monkeypatch.setattr(Recognizer, "transcribe", transcribe)
-    assert task.measure_window("cpu", []) == window_s
+    task.measure_window("cpu", [clips], [alone])
     assert task.speech.window_s == window_s
 
 
