@@ -9,9 +9,8 @@ import peft  # noqa: F401
 import transformers.models.whisper.modeling_whisper  # noqa: F401
 
 import mmtransfer.cli
-import mmtransfer.models
 import mmtransfer.monitoring.session
-import mmtransfer.runs  # noqa: F401
+import mmtransfer.runs.models  # noqa: F401
 
 gc.collect()
 gc.freeze()  # as in the workers, and so that its memory stays shared
