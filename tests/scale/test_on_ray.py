@@ -139,14 +139,13 @@ def test_a_lost_node_leaves_no_trace(archive, undisturbed, tmp_path):
 
     cluster, out = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}), tmp_path / "out"
     try:
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(4)]
         cluster.wait_for_nodes()
 
         def kill():
             for count in (1, 2, 4):
                 when_kept(out, count)
                 cluster.remove_node(nodes.pop(0), allow_graceful=False)
-                nodes.append(cluster.add_node(num_cpus=1))
 
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
