@@ -170,13 +170,15 @@ def kill_one(title):
 
 
 def below(parent):
+    """The processes that this one, or one of its own, has started."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            owner = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            state, owner, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        children.setdefault(owner, []).append(int(folder.name))
+        if state != "Z":  # nobody has taken note yet that it ended
+            children.setdefault(int(owner), []).append(int(folder.name))
     found = [*children.get(parent, ())]
     for number in found:
         found += children.get(number, ())
