@@ -235,7 +235,7 @@ def case_C33(folder: Path) -> Verdict:
 
 def case_C34(folder: Path) -> Verdict:
     """Texts that are longer than the model reads."""
-    from mmtransfer.models import load
+    from mmtransfer.runs.models import load
     from mmtransfer.text.classifier import TextModel, find_mention
 
     with tempfile.TemporaryDirectory() as place:

@@ -11,7 +11,7 @@ _LAZY = {
     "load_config": "mmtransfer.config",
     "UserError": "mmtransfer.errors",
     "load_speech_model": "mmtransfer.speech.whisper",
-    "load": "mmtransfer.models",
+    "load": "mmtransfer.runs.models",
     "predict": "mmtransfer.text.prediction",
     "publish": "mmtransfer.runs.publishing",
     "Recognizer": "mmtransfer.speech.recognition",
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from mmtransfer.config import Config as Config
     from mmtransfer.config import load_config as load_config
     from mmtransfer.errors import UserError as UserError
-    from mmtransfer.models import load as load
     from mmtransfer.monitoring import load_monitor as load_monitor
     from mmtransfer.monitoring import monitor as monitor
     from mmtransfer.monitoring.score import evaluate_recording as evaluate_recording
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from mmtransfer.runs.compare import compare as compare
     from mmtransfer.runs.lr_range import lr_range as lr_range
     from mmtransfer.runs.merge import merge as merge
+    from mmtransfer.runs.models import load as load
     from mmtransfer.runs.publishing import publish as publish
     from mmtransfer.runs.relate import relate as relate
     from mmtransfer.speech.recognition import Recognizer as Recognizer

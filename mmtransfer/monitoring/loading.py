@@ -125,7 +125,7 @@ def text_classifier(checkpoint: Checkpoint) -> TextClasses:
     Raises:
         UserError: not a text classifier.
     """
-    from mmtransfer.models import load
+    from mmtransfer.runs.models import load
     from mmtransfer.text.classifier import TextModel
 
     model = load(checkpoint)

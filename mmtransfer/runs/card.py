@@ -26,7 +26,7 @@ from mmtransfer.hub.card import card_license
 from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.hub.metadata import Metadata, read_metadata
 from mmtransfer.hub.publish import EVAL_RESULTS
-from mmtransfer.models import TASKS
+from mmtransfer.runs.models import TASKS
 from mmtransfer.runs.report import (
     counted,
     decoding_note,

@@ -13,7 +13,7 @@ import torch
 from mmtransfer.config import Config, RuntimeConfig, build_config, load_config, merge
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint
-from mmtransfer.models import task_for, task_of
+from mmtransfer.runs.models import task_for, task_of
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint, resolve
 from mmtransfer.hub.metadata import Metadata
 from mmtransfer.hub.publish import EXPORTS
-from mmtransfer.models import Model, load
+from mmtransfer.runs.models import Model, load
 from mmtransfer.runs.sample import Given, sample_of, wave_of
 from mmtransfer.runs.snippets import ct2_snippet, onnx_snippet
 from mmtransfer.sound.classifier import SoundModel

@@ -12,9 +12,9 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.hub.metadata import Metadata
-from mmtransfer.models import TASKS
 from mmtransfer.runs.card import hub_metric, source_record, usage
 from mmtransfer.runs.domains import Domain, Scores
+from mmtransfer.runs.models import TASKS
 from mmtransfer.runs.pages import Line, chart, render, text_table
 from mmtransfer.runs.report import finite, metric_name, without_outcomes
 from mmtransfer.runs.significance import Difference, holm, is_higher_better, paired_difference

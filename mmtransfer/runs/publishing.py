@@ -12,8 +12,8 @@ from mmtransfer.errors import UserError
 from mmtransfer.hub.card import read_card
 from mmtransfer.hub.metadata import read_metadata
 from mmtransfer.hub.publish import EVAL_RESULTS, Destination, check_repo_id, upload
-from mmtransfer.models import load
 from mmtransfer.runs.exports import export
+from mmtransfer.runs.models import load
 from mmtransfer.runs.sample import SAMPLE, check_sample
 from mmtransfer.runs.snippets import PLACE
 

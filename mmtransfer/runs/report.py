@@ -18,7 +18,7 @@ import torch
 from mmtransfer import __version__
 from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config
-from mmtransfer.models import TASKS
+from mmtransfer.runs.models import TASKS
 from mmtransfer.runs.significance import Difference, holm, metric_of, paired_difference
 from mmtransfer.transfer.task import Task
 from mmtransfer.transfer.trainer import TrainResult

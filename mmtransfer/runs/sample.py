@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from mmtransfer.cache import atomic_path
 from mmtransfer.errors import UserError
-from mmtransfer.models import Model
+from mmtransfer.runs.models import Model
 from mmtransfer.sound.classifier import SoundModel
 from mmtransfer.speech.audio import SAMPLE_RATE, decode_clip
 from mmtransfer.speech.clips import Clip, bundled_speech

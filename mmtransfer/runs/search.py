@@ -19,7 +19,7 @@ import yaml
 from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config, SearchRange, build_config, merge, resolved
 from mmtransfer.errors import UserError
-from mmtransfer.models import TASKS
+from mmtransfer.runs.models import TASKS
 from mmtransfer.runs.report import finite
 from mmtransfer.runs.training import train_watched
 from mmtransfer.runtime import make_accelerator

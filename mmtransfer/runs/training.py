@@ -16,8 +16,8 @@ from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config, build_config, merge, resolved
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
-from mmtransfer.models import TASKS, task_for, task_of
 from mmtransfer.runs.card import source_record, write_card
+from mmtransfer.runs.models import TASKS, task_for, task_of
 from mmtransfer.runs.report import finite, make_report, without_outcomes, write_report
 from mmtransfer.runs.sample import write_sample
 from mmtransfer.runtime import choose_device, make_accelerator, tracked, use_runtime

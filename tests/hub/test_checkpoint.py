@@ -14,7 +14,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.hub import checkpoint as hub
 from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.hub.metadata import Base, read_metadata, write_metadata
-from mmtransfer.models import load, task_for, task_of
+from mmtransfer.runs.models import load, task_for, task_of
 from mmtransfer.speech.recognizers import open_recognizer
 from mmtransfer.speech.whisper import SpeechModel
 from mmtransfer.text.classifier import TextModel

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
-from mmtransfer.models import load
+from mmtransfer.runs.models import load
 from mmtransfer.speech.ctc import load_ctc_model
 from mmtransfer.speech.engines_ctranslate2 import converted
 from mmtransfer.speech.whisper import SpeechModel, load_speech_model

@@ -12,9 +12,9 @@ from conftest import child_environment, tone, write_media, write_text_backbone, 
 from mmtransfer.config import DataConfig, HeadConfig
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
-from mmtransfer.models import load
 from mmtransfer.runs import exports
 from mmtransfer.runs.exports import export
+from mmtransfer.runs.models import load
 from mmtransfer.runs.snippets import PLACE
 from mmtransfer.speech.ctc import new_ctc_model
 from mmtransfer.speech.recognition import Recognizer

@@ -10,7 +10,7 @@ import mmtransfer
 from mmtransfer import runs
 from mmtransfer.config import build_config
 from mmtransfer.hub.checkpoint import resolve
-from mmtransfer.models import load
+from mmtransfer.runs.models import load
 from mmtransfer.speech.ctc import CtcModel
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.transfer.encoders import FastConformerEncoder, speech_encoder

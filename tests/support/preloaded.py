@@ -7,6 +7,5 @@ import peft  # noqa: F401
 import transformers.models.whisper.modeling_whisper  # noqa: F401
 
 import mmtransfer.cli
-import mmtransfer.models
 import mmtransfer.monitoring.session
-import mmtransfer.runs  # noqa: F401
+import mmtransfer.runs.models  # noqa: F401
