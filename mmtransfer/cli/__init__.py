@@ -8,6 +8,7 @@
     mmtransfer compare CONFIG.yaml --steps N --to DIR
     mmtransfer merge MODEL MODEL --to RUN
     mmtransfer monitor MODEL VIDEO
+    mmtransfer transcribe MODEL FOLDER --output DIR
     mmtransfer serve --model NAME=MODEL
     mmtransfer token add NAME --role operator
     mmtransfer index --journal DIR --search PHRASE
@@ -47,6 +48,7 @@ VERBS = {
     "compare": "train structures side by side and say which differences are real",
     "merge": "combine several models into one",
     "monitor": "transcribe the speech in video and live streams",
+    "transcribe": "transcribe finished recordings in bulk, here or on Ray",
     "serve": "serve models and cameras to clients and a browser",
     "token": "make, list and remove the tokens of a server",
     "index": "make what was transcribed searchable, and search it",

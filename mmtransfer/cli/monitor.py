@@ -55,13 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="treat the sources as live (reconnect when they end), or as recordings; by default "
         "detected for each source",
     )
-    _add_recognition(parser)
+    add_recognition(parser)
     _add_outputs(parser)
     flags = {a.dest: a.option_strings[0] for a in parser._actions if a.option_strings}
     parser.set_defaults(flags=flags)
 
 
-def _add_recognition(parser: argparse.ArgumentParser) -> None:
+def add_recognition(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each of `RecognitionOptions`, which checks the values."""
     parser.add_argument(
         "--language", help="ISO code, for multilingual models; auto detects it for each segment"
     )

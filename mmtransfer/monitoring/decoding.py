@@ -9,7 +9,6 @@ from mmtransfer.monitoring.events import NoText, Transcript, line_id
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, Job
 from mmtransfer.monitoring.lines import Line, LineSettings, split_lines, split_pieces, text_ends_at
 from mmtransfer.monitoring.redaction import Redactor
-from mmtransfer.monitoring.sources.source import Source
 from mmtransfer.monitoring.texts import transcripts
 from mmtransfer.speech.engine import Hypothesis
 from mmtransfer.speech.guards import LOOPING, agreed, rejection
@@ -195,11 +194,11 @@ def joined(identity: str, halves: Sequence[Found | None]) -> Found | None:
 
 
 def lines_of(
-    source: Source, identity: str, result: Result, *, with_words: bool
+    source: str, name: str, identity: str, result: Result, *, with_words: bool
 ) -> list[Transcript]:
-    """A result as the lines of a segment or turn of a source."""
+    """A result as the lines of a segment or turn of a source, by its address and its name."""
     found = transcripts(
-        *(source.address_of(identity), source.name, identity, result.hypothesis, result.lines),
+        *(source, name, identity, result.hypothesis, result.lines),
         with_words=with_words,
     )
     if not result.classified:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,26 +58,16 @@ def load_monitor(
     else:
         model = RecognitionOptions(str(model), **options)
     found = resolve_models(model, cameras) if models is None else models
-    decoding = model.decoding
-    # What may have to be split into lines needs the times of its words.
-    words_from_s = min(decoding.words_from_s, model.line_s)
     has_live = any(goes_on(camera) for camera in cameras)
-    if has_live:
-        words_from_s = min(words_from_s, _TIMED_FROM_S)
-    decoding = replace(decoding, words_from_s=words_from_s)
     opened: dict[tuple[str, str | None], Recognizer] = {}
 
     def recognizer_for(name: str, spoken: str | None) -> Recognizer:
         if (name, spoken) not in opened:
-            opened[name, spoken] = (open_speech or open_recognizer)(
+            opened[name, spoken] = recognizer_of(
                 found[name],
-                language=spoken,
-                engine=model.engine,
-                compute_type=model.compute_type,
-                device=model.device,
-                threads=model.threads,
-                context_s=model.shortest_context_s,
-                options=decoding,
+                replace(model, language=spoken),
+                words_from_s=_TIMED_FROM_S if has_live else math.inf,
+                open_speech=open_speech or open_recognizer,
             )
         return opened[name, spoken]
 
@@ -103,6 +94,33 @@ def load_monitor(
         sounds=sounds,
         lines=model.lines,
         with_words=model.words,
+    )
+
+
+def recognizer_of(
+    checkpoint: Checkpoint,
+    options: RecognitionOptions,
+    *,
+    words_from_s: float = math.inf,
+    open_speech: Callable[..., Recognizer] = open_recognizer,
+) -> Recognizer:
+    """A recogniser with a model; the words of speech of that length get times in any case.
+
+    Raises:
+        UserError: a model or an option that cannot be used.
+    """
+    decoding = options.decoding
+    # What may have to be split into lines needs the times of its words.
+    words_from_s = min(words_from_s, decoding.words_from_s, options.line_s)
+    return open_speech(
+        checkpoint,
+        language=options.language,
+        engine=options.engine,
+        compute_type=options.compute_type,
+        device=options.device,
+        threads=options.threads,
+        context_s=options.shortest_context_s,
+        options=replace(decoding, words_from_s=words_from_s),
     )
 
 

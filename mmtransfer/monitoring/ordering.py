@@ -219,12 +219,16 @@ class Ordering:
         self, output: Output, job: Job, result: Result
     ) -> tuple[list[Transcript], list[Transcript], list[Transcript]]:
         """The lines of a turn's segments before and after it was known, and those that changed."""
-        lines = iter(lines_of(output.source, job.id, result, with_words=self._with_words))
+        source = output.source
+        found_lines = lines_of(
+            *(source.address_of(job.id), source.name, job.id, result), with_words=self._with_words
+        )
+        lines = iter(found_lines)
         before: list[Transcript] = []
         after: list[Transcript] = []
         changed: list[Transcript] = []
         for piece, count in zip(job.segment.pieces, result.pieces, strict=False):
-            name = segment_id(output.source.name, piece.start)
+            name = segment_id(source.name, piece.start)
             known = output.recent.get(name, [])
             found = [replace(next(lines), id=line_id(name, number)) for number in range(count)]
             before += known

@@ -343,7 +343,10 @@ class Pipeline:
             text = verdict.likeliest.text
             self._finish(job, NoText(source.name, job.id, *times, verdict.reason, text=text))
         else:
-            found = lines_of(source, job.id, verdict, with_words=self._with_words)
+            found = lines_of(
+                *(source.address_of(job.id), source.name, job.id, verdict),
+                with_words=self._with_words,
+            )
             self._finish(job, [*found])
 
     def _finish(self, job: Job, found: Found | None) -> None:

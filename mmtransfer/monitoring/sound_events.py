@@ -181,6 +181,85 @@ class SoundTracker:
 # --- from audio to probabilities ------------------------------------------------------------------
 
 
+class SoundWindows:
+    """Cuts the audio of one source into overlapping windows, no longer than the model's, which
+    would cut them otherwise.
+    """
+
+    def __init__(self, window_s: float):
+        self.step = int(window_s * SAMPLE_RATE) // OVERLAP
+        """Samples from the beginning of one window to that of the next."""
+        self._steps: deque[Step] = deque(maxlen=OVERLAP)
+        self._parts: list[np.ndarray] = []  # of the step that is not whole
+        self._count = 0  # samples of it
+        self._at, self._of = 0.0, ""
+
+    def feed(self, samples: np.ndarray, at: float, of: str) -> Iterator[_Window]:
+        """Take audio that follows the last, as `SoundStream.feed`; yields windows that it fills."""
+        while len(samples):
+            if not self._count:
+                self._at, self._of = at, of
+            part = samples[: self.step - self._count]
+            self._parts.append(part)
+            self._count += len(part)
+            samples, at = samples[len(part) :], at + len(part) / SAMPLE_RATE
+            if self._count == self.step:
+                self._steps.append(self._whole_step())
+                if len(self._steps) == OVERLAP:
+                    yield _Window(tuple(self._steps), OVERLAP * self.step)
+
+    def finish(self) -> Iterator[_Window]:
+        """The audio ends, or goes on after a gap; yields the last window, which ends with it."""
+        before: tuple[Step, ...] = ()
+        if self._count:
+            if len(self._steps) == OVERLAP:
+                before = (self._steps[0],)
+            self._steps.append(self._whole_step())
+        elif len(self._steps) == OVERLAP:  # its last window is on its way
+            self._steps.clear()
+        if self._steps:
+            steps = tuple(self._steps)
+            length = sum(len(step.samples) for step in (*before, *steps))
+            yield _Window(steps, min(length, OVERLAP * self.step), before)
+            self._steps.clear()
+
+    def _whole_step(self) -> Step:
+        step = Step(np.concatenate(self._parts), self._at, self._of)
+        self._parts, self._count = [], 0
+        return step
+
+
+class RecordingSounds:
+    """Finds the sounds of one recording in the caller's thread, in batches that depend on nothing
+    else; `of` is the beginning of their ids.
+    """
+
+    def __init__(self, classes: SoundClasses, name: str, of: str):
+        self._classes, self._of = classes, of
+        self._windows = SoundWindows(classes.window_s)
+        self._tracker = SoundTracker(name, classes.labels, classes.levels)
+        self._waiting: list[_Window] = []
+
+    def feed(self, samples: np.ndarray, at: float) -> Iterator[ClassifiedSound]:
+        """Take audio that follows the last, the first sample at `at` seconds; yields sounds."""
+        for window in self._windows.feed(samples, at, self._of):
+            self._waiting.append(window)
+            if len(self._waiting) == _BATCH:
+                yield from self._classify()
+
+    def finish(self) -> Iterator[ClassifiedSound]:
+        """The recording ends; yields the last sounds."""
+        self._waiting += self._windows.finish()
+        yield from self._classify()
+        yield from self._tracker.finish()
+
+    def _classify(self) -> Iterator[ClassifiedSound]:
+        batch, self._waiting = self._waiting, []
+        rows = self._classes.classify([window.audio() for window in batch]) if batch else ()
+        for window, row in zip(batch, rows, strict=True):
+            yield from self._tracker.add(window.steps, row)
+
+
 class SoundStream:
     """The audio of one source on its way to the classifier. Its reader calls `feed`, `finish`,
     `then` and `end`; the other methods are the classifier's.
@@ -199,12 +278,7 @@ class SoundStream:
         self._camera, self._stats = source.name, source.stats
         self._events, self._stopping = events, stopping
         self._comes_again = not source.is_live and not source.is_piped
-        # A window is no longer than the model's, which would cut it otherwise.
-        self._step = int(classes.window_s * SAMPLE_RATE) // OVERLAP
-        self._steps: deque[Step] = deque(maxlen=OVERLAP)
-        self._parts: list[np.ndarray] = []  # of the step that is not whole
-        self._count = 0  # samples of it
-        self._at, self._of = 0.0, ""
+        self._cutter = SoundWindows(classes.window_s)
         self._changed = changed  # its lock holds what waits
         self._waiting: deque[Any] = deque()
         self._windows = 0  # among what waits
@@ -214,32 +288,13 @@ class SoundStream:
         """Float32 samples at 16 kHz that follow the last ones, the first of them at `at` seconds;
         `of` is the beginning of the ids of what is in them. A recording waits for room.
         """
-        while len(samples):
-            if not self._count:
-                self._at, self._of = at, of
-            part = samples[: self._step - self._count]
-            self._parts.append(part)
-            self._count += len(part)
-            samples, at = samples[len(part) :], at + len(part) / SAMPLE_RATE
-            if self._count == self._step:
-                self._steps.append(self._whole_step())
-                if len(self._steps) == OVERLAP:
-                    self._put(_Window(tuple(self._steps), OVERLAP * self._step))
+        for window in self._cutter.feed(samples, at, of):
+            self._put(window)
 
     def finish(self) -> None:
         """The audio ends, or goes on after a gap; the last window ends with it."""
-        before: tuple[Step, ...] = ()
-        if self._count:
-            if len(self._steps) == OVERLAP:
-                before = (self._steps[0],)
-            self._steps.append(self._whole_step())
-        elif len(self._steps) == OVERLAP:  # its last window is on its way
-            self._steps.clear()
-        if self._steps:
-            steps = tuple(self._steps)
-            length = sum(len(step.samples) for step in (*before, *steps))
-            self._put(_Window(steps, min(length, OVERLAP * self._step), before))
-            self._steps.clear()
+        for window in self._cutter.finish():
+            self._put(window)
         with self._changed:
             self._waiting.append(_End())
             self._changed.notify_all()
@@ -263,11 +318,6 @@ class SoundStream:
             self.finish()
         self.then(end)
 
-    def _whole_step(self) -> Step:
-        step = Step(np.concatenate(self._parts), self._at, self._of)
-        self._parts, self._count = [], 0
-        return step
-
     def _put(self, window: _Window) -> None:
         with self._changed:
             if self.is_live and self._windows >= _WAITING:
@@ -280,7 +330,7 @@ class SoundStream:
 
     def _skip(self, now: float) -> None:
         """Leave out all that waits, so that what is classified are stretches and not shreds."""
-        self._stats.unclassified_s += self._windows * self._step / SAMPLE_RATE
+        self._stats.unclassified_s += self._windows * self._cutter.step / SAMPLE_RATE
         self._waiting = deque(one for one in self._waiting if not isinstance(one, _Window))
         self._waiting.append(_End())
         self._windows = 0

@@ -138,7 +138,8 @@ def test_lines_carry_the_class_of_their_text_and_where_they_are_from():
     source = Source(
         0, Camera("gate", "rtsp://me:secret@cam/1"), Recognizer(FakeEngine()), CameraStats(), 1
     )
-    (line,) = lines_of(source, "gate@0.000", found, with_words=False)
+    address = source.address_of("gate@0.000")
+    (line,) = lines_of(address, source.name, "gate@0.000", found, with_words=False)
     assert (line.sentiment, line.sentiment_prob) == ("OPEN THE GATE", 0.5123)
     assert "secret" not in line.source
     assert line.camera == "gate"

@@ -1,0 +1,263 @@
+"""The output of a run: Parquet files in partitions, each written once and as a whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from io import BytesIO
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from mmtransfer.data.printing import json_line, whole_text
+from mmtransfer.errors import UserError
+from mmtransfer.monitoring.events import ClassifiedSound, NoText, Transcript
+from mmtransfer.monitoring.outputs.sinks import VTT_HEADER, cue
+from mmtransfer.scale.pieces import FileEnd
+from mmtransfer.scale.sources import Group, group_of
+from mmtransfer.scale.storage import Storage
+
+FORMATS = ("srt", "vtt", "jsonl")
+Line = Transcript | NoText
+
+_WORD = pa.struct(
+    [
+        ("text", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("probability", pa.float64()),
+    ]
+)
+LINES = pa.schema(
+    [
+        ("file", pa.string()),
+        ("id", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("text", pa.string()),
+        ("words", pa.list_(_WORD)),
+        ("avg_logprob", pa.float64()),
+        ("no_speech_prob", pa.float64()),
+        ("compression_ratio", pa.float64()),
+        ("context_s", pa.float64()),
+        ("language", pa.string()),
+        ("sentiment", pa.string()),
+        ("sentiment_prob", pa.float64()),
+        ("model", pa.string()),
+    ]
+)
+"""A line of text; times in seconds into the file."""
+SOUNDS = pa.schema(
+    [
+        ("file", pa.string()),
+        ("id", pa.string()),
+        ("label", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("probability", pa.float64()),
+        ("model", pa.string()),
+    ]
+)
+"""A classified sound."""
+FILES = pa.schema(
+    [
+        ("file", pa.string()),
+        ("sha256", pa.string()),
+        ("bytes", pa.int64()),
+        ("version", pa.string()),
+        ("seconds", pa.float64()),
+        ("lines", pa.int64()),
+        ("rejected", pa.int64()),
+        ("error", pa.string()),
+    ]
+)
+"""A finished file; without an error, an empty text."""
+
+_PLAN, _SETTINGS, _PIECES = "_run/plan.jsonl", "_run/settings.json", "_run/pieces"
+_ERRORS = "errors.parquet"
+
+
+class Output:
+    """What a run has written, and where it goes on. `settings` are what the texts depend on.
+
+    Raises:
+        UserError: the output of another model or of other settings.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        settings: Mapping[str, Any],
+        *,
+        partition: str,
+        formats: Sequence[str] = (),
+    ):
+        self.storage = Storage(address)
+        self._settings, self._partition, self._formats = dict(settings), partition, formats
+        self._check()
+        self.done = {name.removesuffix(".parquet") for name in self.storage.names("files")}
+        """Groups that are finished."""
+
+    def _check(self) -> None:
+        own = {**self._settings, "partition": self._partition, "formats": sorted(self._formats)}
+        found = self.storage.read(_SETTINGS)
+        if found is None:
+            if self.storage.names(""):
+                raise UserError(
+                    f"{self.storage.name}: expected an empty folder or one of an earlier run, "
+                    "found other files. Choose another --output."
+                )
+            self.storage.write(_SETTINGS, json.dumps(own, indent=1).encode())
+            return
+        before = json.loads(found)
+        for name, value in own.items():
+            if before.get(name) != value:
+                raise UserError(
+                    f"{self.storage.name}: was made with {name} {_shown(before.get(name))}, and "
+                    f"{_shown(value)} was asked for. Choose another --output."
+                )
+
+    def plan(self) -> list[Group]:
+        """The groups that earlier runs planned."""
+        lines = (self.storage.read(_PLAN) or b"").decode().splitlines()
+        return [group_of(line) for line in lines]
+
+    def write_plan(self, groups: Iterable[Group]) -> None:
+        """Note the groups, before any of them is begun."""
+        self.storage.write(_PLAN, "".join(f"{group.line()}\n" for group in groups).encode())
+
+    # --- pieces of a group that is not finished ---------------------------------------------------
+
+    def pieces(self, group: Group) -> set[int]:
+        """Numbers of the pieces that are transcribed."""
+        names = self.storage.names(f"{_PIECES}/{group.id}")
+        return {int(name.removesuffix(".json")) for name in names}
+
+    def write_piece(self, group: Group, number: int, lines: Sequence[tuple[int, Line]]) -> None:
+        """Keep what became of a piece until its group is finished: (number of a file, line)."""
+        rows = [[file, isinstance(line, NoText), asdict(line)] for file, line in lines]
+        self.storage.write(_piece(group, number), json.dumps(rows).encode())
+
+    def _piece(self, group: Group, number: int) -> list[tuple[int, Line]]:
+        rows = json.loads(self.storage.read(_piece(group, number)) or b"")
+        return [
+            (file, NoText(**row) if no_text else Transcript(**row)) for file, no_text, row in rows
+        ]
+
+    # --- a whole group ----------------------------------------------------------------------------
+
+    def finish(self, group: Group, count: int, ends: Mapping[int, FileEnd]) -> list[dict[str, Any]]:
+        """Write the rows of a group of so many pieces; returns those of its files. That of the
+        files is written last, and says that all is there.
+        """
+        lines: dict[int, list[Line]] = {place: [] for place in range(len(group.files))}
+        for number in range(count):
+            for place, line in self._piece(group, number):
+                lines[place].append(line)
+        files, rows, sounds = [], [], []
+        for place, file in enumerate(group.files):
+            texts = [line for line in lines[place] if isinstance(line, Transcript)]
+            rows += [self._line_row(file.shown, line) for line in texts]
+            end = ends[place]
+            sounds += [self._sound_row(file.shown, sound) for sound in end.sounds]
+            files.append(
+                {
+                    "file": file.shown,
+                    "sha256": end.digest,
+                    "bytes": file.size,
+                    "version": file.version,
+                    "seconds": end.seconds,
+                    "lines": len(texts),
+                    "rejected": len(lines[place]) - len(texts),
+                    "error": end.error,
+                }
+            )
+            if texts:
+                self._write_texts(file.name, texts)
+        self._note_errors(files)
+        own = quote(group.partition, safe="", errors="backslashreplace")
+        part = f"{self._partition}={own}/{group.id}.parquet"
+        if rows:
+            self._write_table(f"lines/{part}", rows, LINES)
+        if sounds:
+            self._write_table(f"sounds/{part}", sounds, SOUNDS)
+        self._write_table(f"files/{group.id}.parquet", files, FILES)
+        self.storage.remove(f"{_PIECES}/{group.id}")
+        self.done.add(group.id)
+        return files
+
+    def _note_errors(self, files: Sequence[Mapping[str, Any]]) -> None:
+        """Take files into `errors.parquet` that could not be used, or not to their ends."""
+        bad = [dict(file) for file in files if file["error"]]
+        if bad:
+            known = {(row["file"], row["version"]): row for row in [*self.errors(), *bad]}
+            self._write_table(_ERRORS, [known[key] for key in sorted(known)], FILES)
+
+    def _line_row(self, shown: str, line: Transcript) -> dict[str, Any]:
+        row = asdict(line)
+        own = {name: row[name] for name in LINES.names if name in row}
+        text = whole_text(line.text)
+        return {**own, "file": shown, "text": text, "model": self._settings["model"]}
+
+    def _sound_row(self, shown: str, sound: ClassifiedSound) -> dict[str, Any]:
+        row = asdict(sound)
+        own = {name: row[name] for name in SOUNDS.names if name in row}
+        return {**own, "file": shown, "model": self._settings["sounds"]}
+
+    def _write_texts(self, name: str, lines: Sequence[Transcript]) -> None:
+        for kind in self._formats:
+            if kind == "jsonl":
+                text = "".join(json_line(asdict(line)) + "\n" for line in lines)
+            else:
+                is_vtt = kind == "vtt"
+                cues = (cue(line, n, is_vtt=is_vtt) for n, line in enumerate(lines, 1))
+                text = (VTT_HEADER if is_vtt else "") + "".join(cues)
+            self.storage.write(f"texts/{name}.{kind}", text.encode("utf-8", "backslashreplace"))
+
+    def _write_table(self, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+        buffer = BytesIO()
+        pq.write_table(pa.Table.from_pylist(list(rows), schema), buffer, compression="zstd")
+        self.storage.write(name, buffer.getvalue())
+
+    # --- all groups -------------------------------------------------------------------------------
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder: no other run writes into it meanwhile, where a lock can tell.
+
+        Raises:
+            UserError: another run does.
+        """
+        if self.storage.is_remote:
+            yield
+            return
+        lock = FileLock(self.storage.path("_run/lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.storage.name}: another run writes into it. Wait for it, or choose another "
+                "--output."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def errors(self) -> list[dict[str, Any]]:
+        """The rows of `errors.parquet`."""
+        data = self.storage.read(_ERRORS)
+        return pq.read_table(BytesIO(data)).to_pylist() if data else []
+
+
+def _piece(group: Group, number: int) -> str:
+    return f"{_PIECES}/{group.id}/{number:06d}.json"
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value)[:100]

@@ -1,0 +1,201 @@
+"""On Ray: the same rows as in process, whatever dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import EXAMPLE, child_environment, write_media
+
+from mmtransfer.cli import main
+from mmtransfer.monitoring import RecognitionOptions
+from mmtransfer.scale.transcribe import BulkOptions, transcribe
+
+MODEL = "bundled:whisper-tiny.en"
+
+
+def tree(folder):
+    found = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
+    return {str(n): p.read_bytes() for n, p in found.items() if n.name != "summary.json"}
+
+
+def test_without_ray_the_line_that_installs_it_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    source = str(EXAMPLE / "monitor.mp4")
+    out = tmp_path / "out"
+    assert main(["transcribe", MODEL, source, "--output", str(out), "--ray", "local"]) == 2
+    assert "pip install 'mmtransfer[ray]'" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:9", "no answer"),
+        ("ray://127.0.0.1:10001", "expected local, auto or HOST:PORT"),
+        ("somewhere", "expected local, auto or HOST:PORT"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path, capsys, address, message):
+    pytest.importorskip("ray")
+    source = str(EXAMPLE / "monitor.mp4")
+    out = tmp_path / "out"
+    assert main(["transcribe", MODEL, source, "--output", str(out), "--ray", address]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """A long recording of several pieces, and short ones in folders of their own."""
+    from mmtransfer.speech.audio import decode_clip
+
+    folder = tmp_path_factory.mktemp("archive")
+    speech = decode_clip(EXAMPLE / "monitor.mp4", 5.5, 14.2)
+    for number in range(5):
+        (folder / str(number)).mkdir()
+        write_media(folder / str(number) / "short.flac", np.tile(speech, 1 + number))
+    (folder / "0" / "bad.wav").write_bytes(b"no recording")
+    write_media(folder / "long.flac", np.tile(speech, 60))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(archive, tmp_path_factory):
+    """What one process writes."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    transcribe(options(archive, out))
+    return tree(out)
+
+
+def options(archive, out, **given):
+    recognition = RecognitionOptions(MODEL, words=True)
+    return BulkOptions(recognition, [str(archive)], str(out), max_errors=50, **given)
+
+
+def when_kept(out, count):
+    """Wait until so many pieces and groups are on disk."""
+    while len([*out.glob("files/*.parquet"), *out.glob("_run/pieces/*/*.json")]) < count:
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_two_workers_write_what_one_process_writes(archive, undisturbed, tmp_path):
+    pytest.importorskip("ray")
+    summary = transcribe(options(archive, tmp_path / "out", ray="local", workers=2))
+    assert summary.workers == 2
+    assert summary.cpu_s > 0
+    assert tree(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.slow
+def test_killed_workers_leave_no_trace(archive, undisturbed, tmp_path, caplog):
+    pytest.importorskip("ray")
+    out, killed = tmp_path / "out", []
+
+    def kill():
+        for count in (1, 2, 4):
+            when_kept(out, count)
+            killed.append(kill_one("ray::Worker"))
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    transcribe(options(archive, out, ray="local", workers=2))
+    killer.join(1)
+    assert sum(killed) >= 2
+    assert "a worker died" in caplog.text
+    assert tree(out) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_killed_driver_goes_on(archive, undisturbed, tmp_path):
+    pytest.importorskip("ray")
+    out = tmp_path / "out"
+    command = ["transcribe", MODEL, str(archive), "--output", str(out), "--words"]
+    command += ["--max-errors", "50", "--ray", "local", "--workers", "2"]
+    for count in (1, 2, 4):
+        program = [sys.executable, "-m", "mmtransfer", *command]
+        driver = subprocess.Popen(program, env=child_environment(), start_new_session=True)
+        when_kept(out, count)
+        driver.kill()
+        driver.wait()
+        when_gone(driver.pid)
+    assert tree(out) != undisturbed
+    assert main(command) == 0
+    assert tree(out) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_lost_node_leaves_no_trace(archive, undisturbed, tmp_path):
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster, out = Cluster(initialize_head=True, head_node_args={"num_cpus": 0}), tmp_path / "out"
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        cluster.wait_for_nodes()
+
+        def kill():
+            for count in (1, 2, 4):
+                when_kept(out, count)
+                cluster.remove_node(nodes.pop(0), allow_graceful=False)
+                nodes.append(cluster.add_node(num_cpus=1))
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        transcribe(options(archive, out, ray=cluster.address, workers=2))
+        killer.join(60)
+    finally:
+        cluster.shutdown()
+    assert tree(out) == undisturbed
+
+
+def kill_one(title):
+    """Kill a process below this one by the beginning of its title; whether there was one."""
+    for number in below(os.getpid()):
+        try:
+            found = Path(f"/proc/{number}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if found.startswith(title.encode()):
+            os.kill(number, signal.SIGKILL)
+            return True
+    return False
+
+
+def below(parent):
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            owner = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        children.setdefault(owner, []).append(int(folder.name))
+    found = [*children.get(parent, ())]
+    for number in found:
+        found += children.get(number, ())
+    return found
+
+
+def when_gone(session):
+    """Wait until the processes of a session have ended, or end them: its cluster is of no use."""
+    deadline = time.monotonic() + 20
+    while members := [n for n in below(1) if in_session(n, session)]:
+        if time.monotonic() > deadline:
+            for number in members:
+                os.kill(number, signal.SIGKILL)
+        time.sleep(0.2)
+
+
+def in_session(number, session):
+    try:
+        return os.getsid(number) == session
+    except OSError:
+        return False

@@ -1,0 +1,302 @@
+"""Recordings in bulk: the rows of `monitor`, once each, whatever happens meanwhile."""
+
+import json
+import os
+import shutil
+import signal
+from io import BytesIO
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from conftest import EXAMPLE, write_media
+from support.engines import FakeEngine, LoudIsSpeech, utterances
+
+from mmtransfer.cli import main
+from mmtransfer.errors import UserError
+from mmtransfer.monitoring import ClassifiedSound, Monitor, RecognitionOptions, load_monitor
+from mmtransfer.monitoring.sound_events import SoundClasses
+from mmtransfer.scale import pieces, transcribe
+from mmtransfer.scale.recognising import Transcriber
+from mmtransfer.scale.rows import Output
+from mmtransfer.scale.transcribe import BulkOptions
+from mmtransfer.speech import segments
+from mmtransfer.speech.audio import stream_audio
+from mmtransfer.speech.recognition import Recognizer
+
+MODEL = "bundled:whisper-tiny.en"
+
+
+def rows(folder, kind="lines"):
+    return ds.dataset(f"{folder}/{kind}", partitioning="hive").to_table().to_pylist()
+
+
+def times(words):
+    return [(word["text"], word["start"], word["end"]) for word in words]
+
+
+def tree(folder):
+    """What a run has written, but for what tells how long it took."""
+    found = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
+    return {str(n): p.read_bytes() for n, p in found.items() if n.name != "summary.json"}
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Two folders with short recordings, a long one, one that is none, and something else."""
+    folder = tmp_path / "archive"
+    for name in ("gate", "yard"):
+        (folder / name).mkdir(parents=True)
+        for number in range(3):
+            audio = utterances([1.0] * (1 + number))
+            write_media(folder / name / f"{number}.wav", audio)
+    write_media(folder / "yard" / "long.wav", np.concatenate([utterances([4.0] * 5)] * 4))
+    (folder / "yard" / "bad.wav").write_bytes(b"no recording")
+    (folder / "yard" / "notes.md").write_text("nothing to transcribe")
+    return folder
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """A recogniser whose text is known, and pieces of a few seconds."""
+    made = FakeEngine()
+    monkeypatch.setattr(segments, "SpeechProbability", LoudIsSpeech)
+    monkeypatch.setattr(pieces, "PIECE_S", 4.0)
+    monkeypatch.setattr(
+        transcribe, "open_transcriber", lambda *given: Transcriber(Recognizer(made))
+    )
+    return made
+
+
+def bulk(sources, output, **options):
+    recognition = options.pop("recognition", RecognitionOptions(MODEL))
+    options = {"max_errors": 50.0, **options}
+    return transcribe.transcribe(
+        BulkOptions(recognition, [str(s) for s in sources], str(output), **options)
+    )
+
+
+def test_rows_are_what_monitor_gives_whatever_is_transcribed_beside(speech, tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_S", 8.0)  # the recording is several
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    write_media(folder / "long.wav", np.concatenate([speech] * 3))
+    for clip in sorted((EXAMPLE / "validation").glob("*.*"))[:3]:
+        if clip.suffix != ".csv":
+            shutil.copy(clip, folder)
+    command = [MODEL, str(folder), "--output", str(out), "--words", "--formats", "srt", "jsonl"]
+    assert main(["transcribe", *command]) == 0
+    found = rows(out)
+    monitor = load_monitor(MODEL, words=True)
+    for path in sorted(folder.iterdir()):
+        expected = list(monitor.transcribe(path))
+        own = [row for row in found if row["file"] == str(path)]
+        assert [r["text"] for r in own] == [line.text for line in expected]
+        assert [(r["start"], r["end"]) for r in own] == [(li.start, li.end) for li in expected]
+        assert [times(row["words"]) for row in own] == [times(line.words) for line in expected]
+        assert [r["avg_logprob"] for r in own] == pytest.approx(
+            [line.avg_logprob for line in expected], abs=2e-4
+        )
+        texts = [json.loads(t)["text"] for t in (out / "texts" / f"{path.name}.jsonl").open()]
+        assert texts == [line.text for line in expected]
+    assert len({row["id"] for row in found}) == len(found) > 4
+    assert "-->" in (out / "texts" / "long.wav.srt").read_text()
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(archive, engine, tmp_path, monkeypatch):
+    whole = bulk([archive], tmp_path / "whole")
+    assert (whole.files, whole.failed, whole.known) == (8, 1, 0)
+    assert {row["folder"] for row in rows(tmp_path / "whole")} == {"gate", "yard"}
+    decoded = []
+
+    def noted(path):
+        decoded.append(path)
+        return stream_audio(path)
+
+    monkeypatch.setattr(pieces, "stream_audio", noted)
+    out = tmp_path / "killed"
+
+    def killed_at(count):
+        """Run it in a process that is killed once it has kept so many pieces."""
+        if (child := os.fork()) == 0:
+            write, kept = Output.write_piece, []
+
+            def counted(*given):
+                write(*given)
+                kept.append(given)
+                if len(kept) == count:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            monkeypatch.setattr(Output, "write_piece", counted)
+            bulk([archive], out)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    for count in (1, 2, 7):
+        killed_at(count)
+    assert list((out / "_run" / "pieces").iterdir())
+    rest = bulk([archive], out)
+    assert rest.pieces == whole.pieces - (1 + 2 + 7)  # none is transcribed twice
+    assert rest.known == 3
+    assert {path.parent.name for path in decoded} == {"yard"}
+    assert tree(out) == tree(tmp_path / "whole")
+    decoded.clear()
+    again = bulk([archive], out)
+    assert (again.files, again.known, decoded) == (0, 8, [])
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_what_is_new_is_transcribed_and_what_changed_is_said(archive, engine, tmp_path, caplog):
+    out = tmp_path / "out"
+    bulk([archive / "gate"], out)
+    before = tree(out)
+    write_media(archive / "gate" / "new.wav", utterances([1.0]))
+    write_media(archive / "gate" / "0.wav", utterances([1.0, 1.0, 1.0]))
+    summary = bulk([archive / "gate"], out)
+    assert (summary.files, summary.known) == (1, 3)
+    assert "1 files have changed" in caplog.text
+    after = tree(out)
+    assert {n: after[n] for n in before if n.startswith("lines")} == {
+        n: data for n, data in before.items() if n.startswith("lines")
+    }
+
+
+def test_bad_files_are_named_and_too_many_end_the_run(archive, engine, tmp_path):
+    data = (archive / "gate" / "2.wav").read_bytes()
+    (archive / "gate" / "cut.wav").write_bytes(data[: len(data) // 2])
+    bulk([archive, *[archive / "yard" / "long.wav"]], tmp_path / "out", max_errors=30.0)
+    errors = pq.read_table(tmp_path / "out" / "errors.parquet").to_pylist()
+    assert [row["file"] for row in errors] == [
+        str(archive / "gate" / "cut.wav"),
+        str(archive / "yard" / "bad.wav"),
+    ]
+    assert "ends early" in errors[0]["error"]
+    assert errors[0]["lines"] > 0
+    with pytest.raises(UserError, match=r"1 of 9 files .* more than 5 %.*errors\.parquet"):
+        bulk([archive], tmp_path / "strict", max_errors=5.0)
+    # What was done stays, and the run goes on when more is allowed.
+    assert bulk([archive], tmp_path / "strict").known > 0
+
+
+def test_an_output_belongs_to_a_model_its_settings_and_one_run(archive, engine, tmp_path):
+    out = tmp_path / "out"
+    bulk([archive / "gate"], out)
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"recognition": RecognitionOptions(MODEL, words=True)}, "words false, and true"),
+        ({"recognition": RecognitionOptions("bundled:whisper-base")}, "made with model"),
+        ({"partition": "day"}, "partition"),
+        ({"formats": ["srt"]}, "formats"),
+    ]
+    for options, what in others:
+        with pytest.raises(UserError, match=what):
+            bulk([archive / "gate"], out, **options)
+    with pytest.raises(UserError, match="expected an empty folder"):
+        bulk([archive / "gate"], archive)
+    settings = json.loads((out / "_run" / "settings.json").read_text())
+    output = Output(str(out), settings, partition="folder")
+    with output.alone(), pytest.raises(UserError, match="another run"):
+        bulk([archive / "gate"], out)
+
+
+def test_addresses_are_listed_fetched_and_written(archive, engine, tmp_path, monkeypatch):
+    memory = fsspec.filesystem("memory")
+    for path in archive.rglob("*.wav"):
+        memory.pipe_file(f"/shelf/{path.relative_to(archive)}", path.read_bytes())
+    try:
+        bulk(["memory://shelf"], "memory://rows", formats=["vtt"])
+        bulk([archive], tmp_path / "out")
+        found = sorted(memory.find("/rows/lines"))
+        tables = [pq.read_table(BytesIO(memory.cat_file(path))) for path in found]
+        remote = [row for table in tables for row in table.to_pylist()]
+        assert {row["file"] for row in remote} >= {"memory:///shelf/yard/long.wav"}
+        key = lambda row: (row["id"], row["text"])  # noqa: E731
+        assert sorted(map(key, remote)) == sorted(map(key, rows(tmp_path / "out")))
+        assert memory.exists("/rows/texts/yard/long.wav.vtt")
+        errors = pq.read_table(BytesIO(memory.cat_file("/rows/errors.parquet"))).to_pylist()
+        assert errors[0]["error"].startswith("memory:///shelf/yard/bad.wav: not a readable")
+        assert bulk(["memory://shelf"], "memory://rows", formats=["vtt"]).known == 8
+    finally:
+        memory.rm("/shelf", recursive=True)
+        memory.rm("/rows", recursive=True)
+
+
+def test_sources_are_patterns_manifests_and_files_by_day(archive, engine, tmp_path):
+    for path in archive.rglob("*.wav"):
+        os.utime(path, (1_700_000_000, 1_700_000_000))  # 2023-11-14 UTC
+    table = tmp_path / "some.csv"
+    table.write_text("file_name,note\narchive/gate/1.wav,x\narchive/gate/gone.wav,y\n")
+    sources = [archive / "yard" / "[01].wav", table, archive / "gate" / "0.wav"]
+    bulk(sources, tmp_path / "out", partition="day", formats=["srt"])
+    files = pq.read_table(tmp_path / "out" / "files").to_pylist()
+    assert sorted(row["file"].removeprefix(f"{archive}/") for row in files) == [
+        *("gate/0.wav", "gate/1.wav", "gate/gone.wav", "yard/0.wav", "yard/1.wav"),
+    ]
+    assert [row["error"] for row in files if "gone" in row["file"]] == [
+        f"{archive}/gate/gone.wav: no such file."
+    ]
+    assert {str(row["day"]) for row in rows(tmp_path / "out")} == {"2023-11-14"}
+    folder = tmp_path / "out" / "texts"
+    texts = {str(path.relative_to(folder)) for path in folder.rglob("*.srt")}
+    assert texts >= {"1.wav.srt", "archive/gate/1.wav.srt"}
+    assert len(texts) == 4  # two of them of the same name
+
+
+def test_sounds_are_those_of_monitor(archive, engine, tmp_path, monkeypatch):
+    def classify(windows):
+        return np.array([[float(np.abs(window).max() > 0.65)] for window in windows])
+
+    classes = SoundClasses(["loud"], 1.0, classify)
+    monkeypatch.setattr(transcribe, "open_sounds", lambda *given: classes)
+    bulk([archive], tmp_path / "out")
+    monitor = Monitor(Recognizer(engine), sounds=classes)
+    expected = [
+        (item.label, item.start, item.end, item.probability)
+        for item in monitor.watch([archive / "yard" / "long.wav"])
+        if isinstance(item, ClassifiedSound)
+    ]
+    found = [row for row in rows(tmp_path / "out", "sounds") if row["file"].endswith("long.wav")]
+    assert expected
+    assert [(r["label"], r["start"], r["end"], r["probability"]) for r in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nowhere"], "nowhere: no such file or folder"),
+        (["what://host/x"], "what://host/x"),
+        (["ftp://me:secret@127.0.0.1:9/x"], "cannot be opened"),
+        (["empty"], "expected recordings, found none"),
+        (["empty", "--formats", "doc"], "formats: expected srt, vtt, jsonl"),
+        (["empty", "--workers", "2"], "expected with ray"),
+        (["empty", "--max-errors", "200"], "expected a percentage"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(tmp_path, capsys, monkeypatch, options, message):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["transcribe", MODEL, *options, "--output", "out"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "secret" not in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_memory_and_rows_of_many_files_are_bounded(engine, tmp_path, monkeypatch):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    write_media(folder / "0.wav", utterances([1.0], seconds=0.6))
+    for number in range(1, 150):
+        shutil.copy(folder / "0.wav", folder / f"{number}.wav")
+    held, add = [], transcribe.BulkRun.add
+
+    def counted(self, *given):
+        held.append(len(self._work))
+        add(self, *given)
+
+    monkeypatch.setattr(transcribe.BulkRun, "add", counted)
+    assert bulk([folder], tmp_path / "out").files == 150
+    assert max(held) <= 2
+    assert len(list((tmp_path / "out" / "files").iterdir())) == 3
