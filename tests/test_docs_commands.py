@@ -46,6 +46,16 @@ COMMANDS = {
     "--sentiment runs/news": RUN,
     "mmtransfer monitor runs/my_site gate.mp4 --device cuda": OPTIONS,
     "python examples/monitor_desk.py gate.mp4 journal": RUN,
+    # --- transcribe archives
+    "mmtransfer transcribe runs/my_site recordings --output rows": RUN,
+    "mmtransfer transcribe runs/my_site recordings 'more/*.mp4' list.csv s3://archive/2025 --output "
+    "rows --partition day --formats srt jsonl": OPTIONS,
+    "mmtransfer transcribe runs/my_site recordings --ray local --workers 2 --output rows": OPTIONS,
+    "mmtransfer transcribe runs/my_site s3://archive/2025 --ray 10.0.0.5:6379 --gpus-per-worker 0.5 "
+    "--output s3://rows/2025": OPTIONS,  # tests/scale/test_on_ray.py runs them
+    "pip install 'mmtransfer[ray]'": INSTALL,
+    "pip install s3fs": INSTALL,
+    "pip install gcsfs": INSTALL,
     # --- serve
     "mmtransfer serve --model site=runs/my_site --model news=runs/news": SERVE,
     "mmtransfer serve --model site=runs/my_site --cameras cameras.yaml --journal journal": SERVE,

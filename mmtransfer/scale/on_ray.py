@@ -16,7 +16,7 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -274,8 +274,9 @@ class _Driver:
                     self._transcribed(ready)
                 else:
                     self._take(ready)
-        used = [worker.cpu_s.remote() for worker in self._busy]
-        self._run.summary.cpu_s += sum(ray.get(used))
+        for used in [worker.cpu_s.remote() for worker in self._busy]:
+            with suppress(ray.exceptions.RayError):  # one that dies now has done its work
+                self._run.summary.cpu_s += ray.get(used)
 
     def _start(self) -> None:
         worker = self._actor.remote(self._recognition)
@@ -381,4 +382,4 @@ class _Driver:
         try:
             return self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            raise error.cause or error from None

@@ -23,17 +23,17 @@ class BulkProgress:
         if self._line is not None:
             self._line.start()
 
-    def advance(self, files: int, size: int, audio_hours: float) -> None:
-        """So many files more are finished; `audio_hours` are all so far."""
+    def advance(self, files: int, size: int, *, audio_hours: float, pieces: int) -> None:
+        """So many files more are finished, or another piece; hours and pieces are all so far."""
         self._done_files += files
         self._done_size += size
         now = time.monotonic()
         seconds = max(now - self._started, 1e-6)
         share = self._done_size / self._size if self._size else 1.0
-        left_s = seconds / share - seconds if share else 0.0
+        left = f", {_duration(seconds / share - seconds)} left" if share else ""
         text = (
-            f"{self._done_files}/{self._files} files, {audio_hours:.2f} h of audio, "
-            f"{3600 * audio_hours / seconds:.1f} times real time, {_duration(left_s)} left"
+            f"{self._done_files}/{self._files} files, {pieces} pieces, {audio_hours:.2f} h of audio, "
+            f"{3600 * audio_hours / seconds:.1f} times real time{left}"
         )
         if self._line is not None:
             self._line.update(text)

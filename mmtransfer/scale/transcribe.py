@@ -119,7 +119,7 @@ class BulkSummary:
         """The last line of a run."""
         cost = self.cost_per_audio_hour
         return (
-            f"{self.files} files ({self.failed} with errors, {self.known} known before), "
+            f"{self.files} files ({self.failed} unusable, {self.known} known before), "
             f"{self.audio_hours:.2f} h of audio in {self.wall_s:.0f} s "
             f"({self.speed:.1f} times real time), {self.lines} lines, {self.rejected} rejected; "
             f"{self.core_hours_per_audio_hour:.4f} core hours an hour of audio"
@@ -174,12 +174,18 @@ class BulkRun:
         self._output.write_piece(group, number, lines)
         work.pieces.add(number)
         self.summary.pieces += 1
+        self._advance(0, 0)
         self._finish(group)
 
     def all_cut(self, group: Group, count: int) -> None:
         """A group has so many pieces."""
         self._work[group.id].count = count
         self._finish(group)
+
+    def _advance(self, files: int, size: int) -> None:
+        summary = self.summary
+        hours, pieces = summary.audio_hours, summary.pieces
+        self._progress.advance(files, size, audio_hours=hours, pieces=pieces)
 
     def give_up(self, group: Group, why: str) -> None:
         """A group cannot be transcribed: its files are errors."""
@@ -205,7 +211,7 @@ class BulkRun:
         summary.audio_hours += sum(row["seconds"] for row in rows) / 3600
         summary.lines += sum(row["lines"] for row in rows)
         summary.rejected += sum(row["rejected"] for row in rows)
-        self._progress.advance(len(rows), group.size, summary.audio_hours)
+        self._advance(len(rows), group.size)
         self._bad += failed
         if failed and 100 * self._bad > self._options.max_errors * self._total:
             first = next(row["error"] for row in rows if row["error"])
