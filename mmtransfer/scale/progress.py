@@ -31,9 +31,10 @@ class BulkProgress:
         seconds = max(now - self._started, 1e-6)
         share = self._done_size / self._size if self._size else 1.0
         left = f", {_duration(seconds / share - seconds)} left" if share else ""
+        speed = 3600 * audio_hours / seconds
         text = (
-            f"{self._done_files}/{self._files} files, {pieces} pieces, {audio_hours:.2f} h of audio, "
-            f"{3600 * audio_hours / seconds:.1f} times real time{left}"
+            f"{self._done_files}/{self._files} files, {pieces} pieces, "
+            f"{audio_hours:.2f} h of audio, {speed:.1f} times real time{left}"
         )
         if self._line is not None:
             self._line.update(text)
