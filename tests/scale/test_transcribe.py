@@ -165,12 +165,14 @@ def test_what_is_new_is_transcribed_and_what_changed_is_said(archive, engine, tm
 
 
 def test_bad_files_are_named_and_too_many_end_the_run(archive, engine, tmp_path):
-    data = (archive / "gate" / "2.wav").read_bytes()
-    (archive / "gate" / "cut.wav").write_bytes(data[: len(data) // 2])
-    bulk([archive, *[archive / "yard" / "long.wav"]], tmp_path / "out", max_errors=30.0)
+    audio = utterances([1.0] * 4)
+    audio *= np.sign(np.random.default_rng(0).standard_normal(len(audio))).astype(np.float32)
+    cut = write_media(archive / "gate" / "cut.flac", audio)
+    cut.write_bytes(cut.read_bytes()[: 2 * cut.stat().st_size // 3])
+    bulk([archive, archive / "yard" / "long.wav"], tmp_path / "out", max_errors=30.0)
     errors = pq.read_table(tmp_path / "out" / "errors.parquet").to_pylist()
     assert [row["file"] for row in errors] == [
-        str(archive / "gate" / "cut.wav"),
+        str(cut),
         str(archive / "yard" / "bad.wav"),
     ]
     assert "ends early" in errors[0]["error"]
