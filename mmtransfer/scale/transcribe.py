@@ -230,8 +230,9 @@ class BulkRun:
             "core_hours_per_audio_hour": self.summary.core_hours_per_audio_hour,
             "cost_per_audio_hour": self.summary.cost_per_audio_hour,
         }
-        values = asdict(self.summary) | more
-        self._output.storage.write(_SUMMARY, json.dumps(values, indent=1).encode())
+        if self.summary.pieces or self.summary.files:  # else that of the last run stays
+            values = asdict(self.summary) | more
+            self._output.storage.write(_SUMMARY, json.dumps(values, indent=1).encode())
         return self.summary
 
 
