@@ -177,7 +177,7 @@ class Output:
                     "error": end.error,
                 }
             )
-            if texts:
+            if texts or not end.error:
                 self._write_texts(file.name, texts)
         self._note_errors(files)
         own = quote(group.partition, safe="", errors="backslashreplace")
