@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -101,9 +101,14 @@ class JournalIndex(ABC):
             self._purge()
         return caught
 
-    def take(self, blocks: Iterable[tuple[str, Block]]) -> None:
+    def mark(self, name: str) -> int:
+        """The number that was last noted under a name; 0 where there is none."""
+        with self._writing:
+            return self._offsets(name).get("", 0)
+
+    def take(self, blocks: Iterable[tuple[str, Block]], marks: Mapping[str, int]) -> None:
         """Take in blocks of journals that lie elsewhere, each once, with what tells its journal
-        from the others. Files of those places are not named in the index.
+        from the others; and note numbers. Files of those places are not named in the index.
 
         Raises:
             UserError: an index that cannot be reached; nothing was taken in then.
@@ -115,6 +120,8 @@ class JournalIndex(ABC):
                     if self._offsets(prefix).get(block.name, 0) < block.end:
                         self._take(_without_files(block), origin)
                         self._set_offset(f"{prefix}{block.name}", block.end)
+                for name, number in marks.items():
+                    self._set_offset(name, number)
             self._purge()
 
     def _is_of_another(self, folder: Path, prefix: str) -> bool:
