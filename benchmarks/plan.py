@@ -25,12 +25,12 @@ RECOGNISED = 87 / 60 / (292 / 3600)
 """Hours of speech an hour and core, decoded and recognised: recognition.py, whisper-tiny.en."""
 WATCHED = 16.0
 """Live cameras a core, speech a third of the time: live.py cameras --count 32, on two cores."""
-ROWS = 30_000.0
-"""Rows a second into Parquet files, one writer: --postgres."""
+ROWS = 3_000.0
+"""Rows a second into Parquet files, one writer: --postgres; a machine that did other work."""
 SHARED = 4_000.0
-"""Lines a second into one PostgreSQL, all sites together: --postgres."""
-SENT = 4_000.0
-"""Lines a second through one broker: --nats."""
+"""Lines a second into one PostgreSQL, all sites together: --postgres, likewise."""
+SENT = 3_000.0
+"""Lines a second of one site through one broker: --nats, likewise."""
 LINES = 1_030.0
 """Of an hour of speech: with a mean length of 3.5 s."""
 LINE_BYTES = 400.0

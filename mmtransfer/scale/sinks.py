@@ -40,6 +40,10 @@ _COLUMNS = pa.schema(
     ]
 )
 
+_FITS: dict[str, Any] = {
+    column.name: str if column.type == pa.string() else (int, float) for column in _COLUMNS
+}
+
 
 def open_sink(place: str) -> Sink:
     """The sink that is called so: postgresql://…, a file that ends in .sqlite, or a folder.
@@ -151,13 +155,12 @@ def _file(line: Line) -> tuple[str, str, str]:
 
 def _row(line: Line) -> dict[str, Any]:
     found = parsed(line.data) or {}
-    row = {name: found.get(name) for name in _COLUMNS.names}
-    row["id"] = found.get("id", found.get("segment"))
-    for name in row:
-        kind = _COLUMNS.field(name).type
-        fits = str if kind == pa.string() else (int, float)
-        if not isinstance(row[name], fits):  # also of a damaged line
-            row[name] = None
+    row: dict[str, Any] = {}
+    for name, fits in _FITS.items():
+        value = found.get(name)
+        row[name] = value if isinstance(value, fits) else None  # also of a damaged line
+    if isinstance(found.get("segment"), str):  # of an alert
+        row["id"] = found["segment"]
     try:
         row["at"] = int(time_of(found, day_of(Path(line.file))) * 1e6)
     except (TypeError, ValueError, OverflowError):
