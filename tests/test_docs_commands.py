@@ -72,6 +72,18 @@ COMMANDS = {
     "mmtransfer index --journal journal --rebuild": OPTIONS,
     """mmtransfer index --journal journal --search 'gate "open the"' --camera gate yard --after """
     "2026-01-04T18:30 --alerts": OPTIONS,
+    "mmtransfer index --journal journal --index postgresql://site@db.example/mmtransfer "
+    '--search "open the gate"': OPTIONS,
+    "mmtransfer serve --cameras cameras.yaml --journal journal --index "
+    "postgresql://site@db.example/mmtransfer": OPTIONS,
+    "mmtransfer serve --index postgresql://site@db.example/mmtransfer": OPTIONS,
+    "pip install '.[server,ship]'": INSTALL,
+    "mmtransfer ship journal --to nats://site@broker.example --site north": OPTIONS,
+    "mmtransfer ship nats://collector@broker.example --to "  # tests/scale runs these
+    "postgresql://collector@db.example/mmtransfer": OPTIONS,
+    "mmtransfer ship nats://collector@broker.example --to lines": OPTIONS,
+    "python benchmarks/plan.py --hours 100000 --cores 256": OPTIONS,
+    "python benchmarks/plan.py --cameras 10000 --cores 640": OPTIONS,
     "mmtransfer forget --journal journal --before 2026-01-01": OPTIONS,
     "mmtransfer forget --journal journal --camera gate": OPTIONS,
     'mmtransfer forget --journal journal --text "Hexburn yard" --dry-run': OPTIONS,

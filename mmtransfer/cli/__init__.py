@@ -12,6 +12,7 @@
     mmtransfer serve --model NAME=MODEL
     mmtransfer token add NAME --role operator
     mmtransfer index --journal DIR --search PHRASE
+    mmtransfer ship JOURNAL --to nats://HOST
     mmtransfer forget --journal DIR --before DATE
     mmtransfer publish RUN USER/NAME
     mmtransfer export RUN --to DIR --format onnx
@@ -52,6 +53,7 @@ VERBS = {
     "serve": "serve models and cameras to clients and a browser",
     "token": "make, list and remove the tokens of a server",
     "index": "make what was transcribed searchable, and search it",
+    "ship": "send journals of many sites to one place",
     "forget": "remove what was transcribed, for good",
     "publish": "upload a run to the Hugging Face Hub",
     "export": "write a run's model for another engine (CTranslate2, ONNX)",

@@ -10,6 +10,10 @@ from typing import Any
 
 MODEL_HELP = "run folder, checkpoint folder, Hub id (or ID@REVISION), or bundled:NAME"
 REVISION_HELP = "branch, tag or commit of a model on the Hub"
+INDEX_HELP = (
+    "SQLite file (default: index.sqlite in the journal), or postgresql://USER@HOST/DATABASE, which "
+    "several machines write to"
+)
 BEAM_HELP = (
     "beam size; 1 is greedy (default: 5 with ctranslate2, or 3 in long contexts beside an adapter "
     "for short ones; else 1)"

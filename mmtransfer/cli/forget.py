@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from mmtransfer.cli.common import moment
+from mmtransfer.cli.common import INDEX_HELP, moment
 from mmtransfer.data.printing import whole_text
 
 
@@ -18,9 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--journal", metavar="DIR", required=True, help="journal that no monitor is writing"
     )
-    parser.add_argument(
-        "--index", metavar="FILE", help="file of the index (default: index.sqlite in the journal)"
-    )
+    parser.add_argument("--index", metavar="FILE|ADDRESS", help=INDEX_HELP)
     parser.add_argument(
         "--clips",
         metavar="DIR",
@@ -43,13 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Forget it and print how much it was; returns the exit code."""
     from mmtransfer.monitoring.journal.forgetting import EVER, Rule
     from mmtransfer.server.forget import forget_everywhere
-    from mmtransfer.server.index import FILE_NAME
 
     before = EVER if arguments.before is None else arguments.before
     found = forget_everywhere(
         arguments.journal,
         Rule(before, arguments.camera, arguments.text),
-        index=arguments.index or Path(arguments.journal) / FILE_NAME,
+        index=arguments.index,
         clips=arguments.clips,
         dry_run=arguments.dry_run,
     )

@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtransfer.cli.common import count, moment
+from mmtransfer.cli.common import INDEX_HELP, count, moment
 from mmtransfer.data.printing import printable, whole_text
 from mmtransfer.errors import UserError
 
 if TYPE_CHECKING:
-    from mmtransfer.server.index import Hit
+    from mmtransfer.server.hits import Hit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "can be made again of the journal at any time."
     )
     parser.add_argument("--journal", metavar="DIR", required=True, help="journal of a monitor")
-    parser.add_argument(
-        "--index", metavar="FILE", help="file of the index (default: index.sqlite in the journal)"
-    )
+    parser.add_argument("--index", metavar="FILE|ADDRESS", help=INDEX_HELP)
     parser.add_argument(
         "--rebuild", action="store_true", help="make the index again of the whole journal"
     )
@@ -57,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Index it and print what is found; returns the exit code."""
     from mmtransfer.monitoring.journal.files import journal_files
-    from mmtransfer.server.index import FILE_NAME, Index
+    from mmtransfer.server.indexing import open_index
 
     journal = Path(arguments.journal)
     if not journal_files(journal) and not (journal / "journal.json").is_file():
@@ -71,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         "sound": arguments.sound,
     }
     started = time.monotonic()
-    with Index(arguments.index or journal / FILE_NAME) as index:
+    with open_index(arguments.index, journal) as index:
         caught = index.rebuild(journal) if arguments.rebuild else index.catch_up(journal)
         if arguments.search is None and not any(filters.values()):
             damaged = f", {caught.damaged} of them corrupt and left out" if caught.damaged else ""

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.cli.common import BEAM_HELP, add_engine, quiet_libraries
+from mmtransfer.cli.common import BEAM_HELP, INDEX_HELP, add_engine, quiet_libraries
 from mmtransfer.errors import UserError
 
 _INSTALL = "pip install 'mmtransfer[server]'"
@@ -43,9 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--index",
-        type=Path,
-        metavar="FILE",
-        help="where the page's search keeps its index (default: index.sqlite in the journal)",
+        metavar="FILE|ADDRESS",
+        help=f"where the page's search keeps its index: {INDEX_HELP}",
     )
     parser.add_argument(
         "--wyoming",

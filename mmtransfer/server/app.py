@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from mmtransfer.monitoring.stats import MonitorStats
 from mmtransfer.server import classes, deepgram, openai_rest, page
 from mmtransfer.server.access import Access, Guard, require
 from mmtransfer.server.cameras import Watch, camera_options
-from mmtransfer.server.indexing import Indexer
+from mmtransfer.server.catching_up import UnreachableError
+from mmtransfer.server.indexing import Indexer, is_address
 from mmtransfer.server.live import Live
 from mmtransfer.server.metrics import Measured, Metrics
 from mmtransfer.server.models import Models, open_models
@@ -33,6 +35,7 @@ from mmtransfer.server.problems import Problem, answer
 from mmtransfer.server.tokens import Role, Tokens, tokens_path
 from mmtransfer.server.uploads import Uploads, drain
 
+logger = logging.getLogger(__name__)
 _AT_WORK = 8  # requests; that many fill the batches, and more would only take memory
 
 
@@ -63,12 +66,13 @@ def create_app(options: ServerOptions, failed: Callable[[], None] = lambda: None
 
     Raises:
         UserError: a model that cannot be used, an address that needs tokens and has none, or an
-            index of no journal.
+            index that is not there and has no journal to be made of.
     """
     tokens, watched = open_tokens(options), camera_options(options)
-    journal = options.journal if watched is None else watched.journal
-    if journal is None and options.index is not None:
-        raise UserError("index: expected --journal DIR beside it, found none.")
+    journal, index = options.journal if watched is None else watched.journal, options.index
+    is_file = index is not None and not is_address(index)
+    if journal is None and is_file and not Path(str(index)).is_file():
+        raise UserError(f"index: expected --journal DIR, or an index at {index}; found neither.")
     is_tls = options.tls_certificate is not None
     with ExitStack() as opened:
         server = Server(
@@ -87,8 +91,8 @@ def create_app(options: ServerOptions, failed: Callable[[], None] = lambda: None
             session = opened.enter_context(Session(watched, open_speech=server.models.open_speech))
             watch, server.stats = Watch(session, server.live), session.stats
             server.metrics.add_cameras(session.stats)
-        if journal is not None:
-            server.indexer = Indexer(Path(journal), options.index)
+        if journal is not None or index is not None:
+            server.indexer = Indexer(None if journal is None else Path(journal), index)
             opened.callback(server.indexer.close)
 
         @asynccontextmanager
@@ -100,7 +104,12 @@ def create_app(options: ServerOptions, failed: Callable[[], None] = lambda: None
                 if watch is not None:
                     await asyncio.to_thread(watch.stop)
 
-        handlers: Any = {HTTPException: _problem, ClientDisconnect: _left, Exception: _bug}
+        handlers: Any = {
+            HTTPException: _problem,
+            ClientDisconnect: _left,
+            UnreachableError: _unreachable,
+            Exception: _bug,
+        }
         app = Starlette(
             routes=_routes(server),
             middleware=[
@@ -191,6 +200,12 @@ async def _problem(request: HTTPConnection, problem: Exception) -> Response | No
 
 async def _left(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nobody gets it; the metrics count it
+
+
+async def _unreachable(request: Request, error: Exception) -> Response:
+    logger.warning("%s", error)
+    problem = Problem(503, "the index cannot be reached; come again later.")
+    return answer(request.url.path, problem)
 
 
 async def _bug(request: Request, error: Exception) -> Response:

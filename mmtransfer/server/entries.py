@@ -3,58 +3,67 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 from mmtransfer.data.printing import whole_text
 from mmtransfer.monitoring.events import LineKind
 from mmtransfer.monitoring.journal.files import day_of, journal_files, parsed, time_of
 from mmtransfer.monitoring.journal.forgetting import FORGOTTEN
+from mmtransfer.server.rows import ALERT, LINE, RECORDING, SOUND, Row, key_of
+from mmtransfer.server.words import spaced
 
-KINDS = ("line", "alert", "sound")
 LOUD = "loud"
 """What a sound without a class is called."""
 _BLOCK_BYTES = 8 << 20
 _MANY_BYTES = 64 << 20  # from which another process is worth its start
 _AHEAD = 3  # blocks
-SLOTS = 12
-"""Bits of a key that tell lines of the same hundredth of a second apart."""
-LATEST_S = 1e10
-Entry = tuple[Any, ...]
-"""Number of its kind, key, camera, id, start, end, text; class of a line or sound, or keyword of an
-alert; probability of a line's class; clip, source. Of a recording that begins its kind (3), when,
-camera, and how its ids begin. Empty for what is of no interest here.
-"""
-Entries = list[Entry | dict[str, Any] | None]
-"""A line that says what was forgotten is there as it is; None stands for one that is damaged."""
-Block = tuple[str, int, int, Entries]
-"""Name of the file, where the block begins and ends in it, and its lines."""
+Plain = tuple[Any, ...]
+"""The values of a row, and its words as `spaced` gives them."""
 
 
-def parsed_blocks(folder: Path, offsets: Mapping[str, int]) -> Generator[Block, None, None]:
-    """What is in a journal's files behind these places."""
+@dataclass
+class Block:
+    """Lines that follow each other in a file of a journal."""
+
+    name: str
+    """Of the file."""
+    begin: int
+    """Where they begin in it, and below where they end."""
+    end: int
+    lines: int = 0
+    damaged: int = 0
+    plain: list[Plain] = field(default_factory=list)
+    """Lines of text and sounds that nothing else in the block is about, by their keys."""
+    others: list[Row | dict[str, Any]] = field(default_factory=list)
+    """The rest, in its order. A line that says what was forgotten is there as it is, and with one
+    everything is here."""
+
+
+def parsed_blocks(
+    folder: Path, offsets: Mapping[str, int], site: str = ""
+) -> Generator[Block, None, None]:
+    """What is in a journal's files behind these places; `site` stands before names of cameras."""
     files = [(path, offsets.get(path.name, 0)) for path in journal_files(folder)]
     sizes = [(path, offset, path.stat().st_size - offset) for path, offset in files]
     parts = [(path, offset) for path, offset, more in sizes if more > 0]
     if sum(more for _, _, more in sizes) < _MANY_BYTES:
-        for path, start, block in _blocks(parts):
-            yield path.name, start, start + len(block), entries(block, day_of(path))
+        for path, start, data in _blocks(parts):
+            yield block_of(path.name, start, data.splitlines(), len(data), site)
         return
     # Not a fork: the server has threads.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        waiting: deque[tuple[str, int, int, Future[Entries]]] = deque()
-        for path, start, block in _blocks(parts):
-            future = pool.submit(entries, block, day_of(path))
-            waiting.append((path.name, start, start + len(block), future))
+        waiting: deque[Future[Block]] = deque()
+        for path, start, data in _blocks(parts):
+            waiting.append(pool.submit(_split_block, path.name, start, data, site))
             if len(waiting) > _AHEAD:
-                name, begin, end, done = waiting.popleft()
-                yield name, begin, end, done.result()
-        for name, begin, end, done in waiting:
-            yield name, begin, end, done.result()
+                yield waiting.popleft().result()
+        for done in waiting:
+            yield done.result()
 
 
 def _blocks(parts: list[tuple[Path, int]]) -> Iterator[tuple[Path, int, bytes]]:
@@ -70,55 +79,78 @@ def _blocks(parts: list[tuple[Path, int]]) -> Iterator[tuple[Path, int, bytes]]:
                 offset += len(block)
 
 
-def entries(block: bytes, day: float) -> Entries:
-    """The lines of a block, written on a day."""
-    return [_entry(line, day) for line in block.splitlines()]
+def _split_block(name: str, begin: int, data: bytes, site: str) -> Block:
+    return block_of(name, begin, data.splitlines(), len(data), site)
 
 
-def _entry(raw: bytes, day: float) -> Entry | dict[str, Any] | None:
+def block_of(name: str, begin: int, lines: Iterable[bytes], size: int, site: str = "") -> Block:
+    """A block of `size` bytes of a file."""
+    block, day = Block(name, begin, begin + size), day_of(Path(name))
+    found: list[Row | dict[str, Any]] = []
+    is_forgetting = False
+    for line in lines:
+        block.lines += 1
+        entry = _entry(line, day, site)
+        if entry is None:
+            block.damaged += 1
+        elif entry:
+            found.append(entry)
+            is_forgetting = is_forgetting or isinstance(entry, dict)
+    if is_forgetting:
+        block.others = found
+        return block
+    keys = Counter(row[0] for row in found if isinstance(row, tuple))
+    for row in found:
+        assert isinstance(row, tuple)
+        if row[1] in (LINE, SOUND) and row[6] and keys[row[0]] == 1:
+            block.plain.append((*row, spaced(row[6])))
+        else:
+            block.others.append(row)
+    block.plain.sort(key=lambda plain: plain[0])
+    return block
+
+
+def _entry(raw: bytes, day: float, site: str) -> Row | dict[str, Any] | tuple[()] | None:
+    """What a line is about; nothing of what is of no interest here, None of one that is damaged."""
     line = parsed(raw)
     if line is None:
         return None
+    if site:
+        line["camera"] = f"{site}/{line['camera']}" if line["camera"] else ""
     event = line.get("event")
     try:
         if event is None:
-            return _made(0, line, line["id"], line["text"], line.get("sentiment"), day)
+            return _row(LINE, line, line["id"], line["text"], line.get("sentiment"), (), day)
         if event == LineKind.ALERT:
             keyword = line.get("keyword", line.get("phrase"))  # as version 0.1 wrote it
-            return _made(1, line, line["segment"], line.get("text", ""), keyword, day)
+            alerts = ("", keyword) if keyword else ("",)
+            return _row(ALERT, line, line["segment"], line.get("text", ""), None, alerts, day)
         if event == LineKind.READING and isinstance(line["of"], str):
-            return (3, time_of(line, day), line["camera"], line["of"], *[None] * 7)
+            camera, name, began = whole_text(line["camera"]), line["of"], time_of(line, day)
+            return Row(0, RECORDING, camera, name, began, 0.0, "", None, (), None, None, None)
         if event in (LineKind.SOUND, LineKind.SOUND_CLASS):
             label = line["label"] if event == LineKind.SOUND_CLASS else LOUD
-            return _made(2, line, line["id"], label, label, day)
+            return _row(SOUND, line, line["id"], label, label, (), day)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None
     return line if event == FORGOTTEN else ()
 
 
-def _made(
-    kind: int, line: Mapping[str, Any], identity: str, text: str, name: str | None, day: float
-) -> Entry:
-    camera, start, end = line["camera"], float(line["start"]), float(line["end"])
+def _row(
+    kind: int,
+    line: Mapping[str, Any],
+    identity: str,
+    text: str,
+    name: str | None,
+    alerts: tuple[str, ...],
+    day: float,
+) -> Row:
+    camera, start, end = whole_text(line["camera"]), float(line["start"]), float(line["end"])
     prob, clip, source = line.get("sentiment_prob"), line.get("clip"), line.get("source")
-    names = (camera, name, clip, source)
-    if not all(value is None or isinstance(value, str) for value in names):
-        raise TypeError("expected texts")
     identity = whole_text(identity)
     key = key_of(camera, identity, time_of(line, day))
     prob = None if prob is None else float(prob)
-    return kind, key, camera, identity, start, end, whole_text(text), name, prob, clip, source
-
-
-def first_key(at: float) -> int:
-    """The first key of a time (seconds since 1970): keys are its hundredths of a second, with room
-    for several lines. So they are in the order of time, also where the journal is not.
-    """
-    # 0.29 * 100 is a little less than 29.
-    return int(min(max(at, 0.0), LATEST_S) * 100 + 1e-4) << SLOTS
-
-
-def key_of(camera: str, identity: str, at: float) -> int:
-    """The key of a line, unless another one has it."""
-    digest = crc32(f"{camera} {identity}".encode("utf-8", "replace"))
-    return first_key(at) | digest & ((1 << SLOTS) - 1)
+    names = [None if value is None else whole_text(value) for value in (name, clip, source)]
+    alerts = tuple(map(whole_text, alerts))
+    text = whole_text(text)
+    return Row(key, kind, camera, identity, start, end, text, names[0], alerts, prob, *names[1:])

@@ -12,14 +12,15 @@ from mmtransfer.data.printing import json_line
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.journal.files import journal_files, locked, mend
 from mmtransfer.monitoring.journal.forgetting import Forgotten, Rule, forget, forget_spool
-from mmtransfer.server.index import Index
+from mmtransfer.server.index import FILE_NAME
+from mmtransfer.server.indexing import is_address, open_index
 
 
 def forget_everywhere(
     journal: str | Path,
     rule: Rule,
     *,
-    index: str | Path,
+    index: str | Path | None = None,
     clips: str | Path | None = None,
     dry_run: bool = False,
 ) -> Forgotten:
@@ -28,7 +29,7 @@ def forget_everywhere(
     Args:
         journal: Its folder.
         rule: What is to be forgotten.
-        index: File of the index.
+        index: Its file or address, by default in the journal's folder.
         clips: Folder of the clips, where they are not where the journal says.
         dry_run: Count alone.
 
@@ -51,7 +52,8 @@ def forget_everywhere(
         where = Path(clips) if clips is not None else None
         found = forget(folder, rule, append, clips=where, dry_run=dry_run)
         found.segments = forget_spool(folder, rule, dry_run=dry_run)
-        if Path(index).exists() and not dry_run:
-            with Index(index) as opened:
+        index = folder / FILE_NAME if index is None else index
+        if not dry_run and (is_address(index) or Path(index).exists()):
+            with open_index(index, folder) as opened:
                 opened.catch_up(folder)
     return found

@@ -1,43 +1,32 @@
 """What was transcribed, to be searched: an SQLite file that is made of a journal.
 
-The journal stays the truth: the index can be made again of it at any time, and takes in whatever
-was written since. Words are found by FTS5, in a table for each month, so that no search has to go
-through much more than it shows. Scripts without spaces are indexed letter by letter.
+Words are found by FTS5, in a table for each month, so that no search has to go through much more
+than it shows. Scripts without spaces are indexed letter by letter.
 """
 
 from __future__ import annotations
 
-import calendar
-import functools
+import json
 import logging
-import re
 import sqlite3
 import threading
 import time
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
-
-import regex
+from typing import Any
 
 from mmtransfer.cache import make_private, open_private
 from mmtransfer.data.printing import whole_text
-from mmtransfer.data.words import UNSPACED
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.events import recording_of
-from mmtransfer.monitoring.journal.files import journal_files
-from mmtransfer.server.entries import (
-    KINDS,
-    LATEST_S,
-    SLOTS,
-    Entry,
-    first_key,
-    key_of,
-    parsed_blocks,
-)
+from mmtransfer.server.catching_up import JournalIndex
+from mmtransfer.server.entries import Plain
+from mmtransfer.server.hits import MOST_HITS, NEAR, Hit, Name, Page, hit_of, keys_between
+from mmtransfer.server.months import month_begin, month_end, month_of
+from mmtransfer.server.rows import SLOTS, SOUND, Row, first_key, key_of
+from mmtransfer.server.words import phrases, spaced
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "index.sqlite"
@@ -45,16 +34,6 @@ FILE_NAME = "index.sqlite"
 _FORMAT = 1
 _HASH_BYTES = 32 << 20  # of words, that FTS5 holds before it writes them
 _BUDGET_S = 0.1  # a page is handed out as far as it came by then
-Name = Literal["camera", "alert", "sentiment", "sound"]
-NAMES: tuple[Name, ...] = get_args(Name)
-"""What lines are filtered by."""
-_NEAR_S = 10.0  # between a sound and what was spoken around it
-_LONGEST_QUERY = 4096  # characters; no line has as many
-_MOST_HITS = 500
-_PREFIX_FROM = 3  # letters; with fewer, too many words begin
-_LINE, _ALERT, _SOUND, _RECORDING = range(4)
-_OTHERS = regex.compile(r"[^\p{L}\p{N}\p{M}]")
-_PIECES = re.compile(r'"([^"]*)"|([^\s"]+)')
 _TABLES = """
 CREATE TABLE format(number INTEGER);
 CREATE TABLE files(name TEXT PRIMARY KEY, offset INTEGER);
@@ -73,89 +52,9 @@ _WORDS = """CREATE VIRTUAL TABLE {} USING fts5(text, tags, content='', columnsiz
     tokenize="unicode61 remove_diacritics 2 categories 'L* N* M* Co'")"""
 
 
-@dataclass(frozen=True)
-class Hit:
-    """A line of text or a sound that a search has found."""
-
-    key: int
-    """Its name in the index; those of later lines are larger."""
-    kind: str
-    """line, sound, or alert: one whose line was rejected or revised away."""
-    camera: str
-    id: str
-    """As in the journal."""
-    at: float
-    """Seconds since 1970; of a recording, counted from the day on which it was transcribed."""
-    start: float
-    """As in the journal: of a recording, seconds into it."""
-    end: float
-    text: str
-    """Of a sound, its class."""
-    sentiment: str | None
-    sentiment_prob: float | None
-    alerts: tuple[str, ...]
-    """Keywords that raised an alert."""
-    clip: str | None
-    """File that holds the moment, if clips are kept; not to be shown."""
-    source: str
-    """The source's address or file; not to be shown."""
-
-
-@dataclass(frozen=True)
-class Page:
-    """Hits, newest first."""
-
-    hits: list[Hit]
-    cursor: str | None
-    """Where the next page begins; None at the end. With one, there may be fewer hits than were
-    asked for, even none: the page was handed out in time."""
-
-
-@dataclass
-class Caught:
-    """What was taken in."""
-
-    lines: int = 0
-    """Lines of the journal, of whatever kind."""
-    damaged: int = 0
-    """Of these, the ones left out because they cannot be understood."""
-
-
-class _Row(NamedTuple):
-    key: int
-    kind: int
-    camera: int
-    id: str
-    start: float
-    end: float
-    text: str
-    tags: str
-    alerts: str
-    prob: float | None
-    clip: str | None
-    source: int | None
-
-    @property
-    def words(self) -> tuple[int, str, str]:
-        """As FTS5 has it."""
-        return self.key, spaced(self.text), f"{self.tags}{self.alerts}"
-
-
-@dataclass
-class _Batch:
-    """Changes that are not in the index yet."""
-
-    latest: int
-    """Behind this key there is nothing yet."""
-    rows: dict[int, _Row | None] = field(default_factory=dict)
-    """By key; None for one that goes."""
-    before: dict[int, tuple[int, str, str]] = field(default_factory=dict)
-    """What FTS5 has of these."""
-
-
-class Index:
-    """An index; a file is made where there is none. Others may search it, and one thread catch up,
-    at the same time.
+class Index(JournalIndex):
+    """An index in a file, which is made where there is none. Others may search it, and one thread
+    catch up, at the same time.
 
     Raises:
         UserError: a file that is no index.
@@ -168,9 +67,10 @@ class Index:
     """
 
     def __init__(self, path: str | Path):
+        super().__init__()
         self._path = Path(path)
         make_private(self._path.parent)
-        self._writing, self._reading = threading.Lock(), threading.Lock()
+        self._reading = threading.Lock()
         self._numbers: dict[tuple[str, str], int] = {}
         self._known_tags: dict[tuple[str, int, str | None], tuple[int, str]] = {}
         self._names: dict[int, tuple[str, str]] = {}
@@ -179,7 +79,7 @@ class Index:
             self._writer = self._connect()
             with self._transaction():
                 if not self._is_current():
-                    self._make()
+                    self._clear()
             self._reader = self._connect()
             self._reader.execute("PRAGMA query_only = ON")
         except (sqlite3.DatabaseError, OSError) as error:
@@ -187,14 +87,7 @@ class Index:
                 f"{path}: cannot be used as an index ({error}). Remove it, or name another file."
             ) from None
 
-    def __enter__(self) -> Index:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Let go of the file."""
         self._reader.close()
         self._writer.close()
 
@@ -229,8 +122,7 @@ class Index:
         found = self._writer.execute("SELECT number FROM format") if tables else None
         return found is not None and found.fetchone() == (_FORMAT,)
 
-    def _make(self) -> None:
-        """Begin with nothing in it."""
+    def _clear(self, prefix: str = "") -> None:
         own = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE '%\\_%' "
         names = self._writer.execute(f"{own} ESCAPE '\\'").fetchall()
         for name in [*_months(self._writer), *(name for (name,) in names)]:
@@ -242,218 +134,140 @@ class Index:
 
     # --- from the journal ---------------------------------------------------------------------
 
-    def rebuild(self, journal: str | Path, progress: Callable[[int], None] | None = None) -> Caught:
-        """Make it again of the whole journal. Where that is broken off, catching up goes on."""
-        with self._writing, self._transaction():
-            self._make()
-        return self.catch_up(journal, progress)
+    def _prefix(self, folder: Path) -> str:
+        return ""
 
-    def catch_up(
-        self,
-        journal: str | Path,
-        progress: Callable[[int], None] | None = None,
-        *,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> Caught:
-        """Take in what was written into a journal since, each line once, whenever the process is
-        killed; and let go of what was forgotten there. `progress` gets the number of lines so
-        far; when `stopped`, it ends early.
+    def _offsets(self, prefix: str) -> dict[str, int]:
+        found = self._writer.execute("SELECT name, offset FROM files").fetchall()
+        start = len(prefix)
+        return {name[start:]: offset for name, offset in found if name.startswith(prefix)}
 
-        A journal with a file that is shorter than it was is another one: the index is made again.
+    def _set_offset(self, name: str, offset: int) -> None:
+        self._writer.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (name, offset))
 
-        Raises:
-            UserError: no such folder.
-        """
-        folder, caught = Path(journal), Caught()
-        if not folder.is_dir():
-            raise UserError(f"{journal}: expected the folder of a journal, found none.")
-        with self._writing:
-            if self._is_of_another(folder):
-                with self._transaction():
-                    self._make()
-            while self._take_in(folder, caught, progress, stopped):
-                pass
-            self._purge()
-        return caught
+    def _note_recording(self, camera: str, name: str, began: float) -> None:
+        known = (self._number("camera", camera), name, began)
+        self._writer.execute("INSERT OR REPLACE INTO recordings VALUES (?, ?, ?)", known)
 
-    def _offsets(self) -> dict[str, int]:
-        return dict(self._writer.execute("SELECT name, offset FROM files"))
-
-    def _is_of_another(self, folder: Path) -> bool:
-        sizes = {path.name: path.stat().st_size for path in journal_files(folder)}
-        # A file that is gone was forgotten, and a line of a later one says so.
-        return any(sizes.get(name, offset) < offset for name, offset in self._offsets().items())
-
-    def _take_in(
-        self,
-        folder: Path,
-        caught: Caught,
-        progress: Callable[[int], None] | None,
-        stopped: Callable[[], bool],
-    ) -> bool:
-        """Take in what there is; False if that was nothing, or it was stopped."""
-        offsets, before = self._offsets(), caught.lines
-        with closing(parsed_blocks(folder, offsets)) as blocks:
-            for name, offset, end, entries in blocks:
-                with self._transaction() as writer:
-                    if self._offsets().get(name, 0) != offset:  # another process was faster
-                        return True
-                    batch = self._batch()
-                    for entry in entries:
-                        if isinstance(entry, dict):
-                            self._write(batch)  # what comes behind it is not meant
-                            self._forget(entry)
-                            batch = self._batch()
-                        elif entry is None:
-                            caught.damaged += 1
-                        else:
-                            self._take(batch, entry)
-                    self._write(batch)
-                    writer.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (name, end))
-                caught.lines += len(entries)
-                if progress is not None:
-                    progress(caught.lines)
-                if stopped():
-                    return False
-        return caught.lines > before
-
-    def _batch(self) -> _Batch:
+    def _rows(self, keys: list[int]) -> dict[int, Row]:
         (latest,) = self._writer.execute("SELECT max(key) FROM lines").fetchone()
-        return _Batch(latest or 0)
+        if latest is None or not keys or min(keys) > latest:
+            return {}
+        query = "SELECT * FROM lines WHERE key IN (SELECT value FROM json_each(?))"
+        found = self._writer.execute(query, (json.dumps(keys),))
+        return {values[0]: self._row(values, self._writer) for values in found.fetchall()}
 
-    def _take(self, batch: _Batch, entry: Entry) -> None:
-        """Take in a line of the journal."""
-        if not entry:
-            return
-        kind, key, camera, identity, start, end, text, name, prob, clip, source = entry
-        if kind == _RECORDING:
-            known = (self._number("camera", camera), identity, key)
-            self._writer.execute("INSERT OR REPLACE INTO recordings VALUES (?, ?, ?)", known)
-            return
-        number, tags = self._tags_of(camera, kind, name)
-        place = source and self._number("source", source)
-        row = _Row(key, kind, number, identity, start, end, text, tags, "", prob, clip, place)
-        row, old = self._placed(batch, row)
-        if kind == _ALERT:
-            old = old or row
-            more = (self._tag("alert", ""), self._tag("alert", name or ""))
-            new = [tag for tag in more if f" {tag} " not in f"{old.alerts} "]
-            alerts = old.alerts + "".join(f" {tag}" for tag in new)
-            row = old._replace(alerts=alerts, clip=clip or old.clip)
-        elif kind == _LINE and old is not None:  # it is revised; that there was an alert stays
-            row = row._replace(alerts=old.alerts, clip=old.clip)
-            if not text and old.alerts:
-                row = old._replace(kind=_ALERT)
-        batch.rows[row.key] = row if row.text or row.kind == _ALERT else None
+    def _row(self, values: Sequence[Any], connection: sqlite3.Connection) -> Row:
+        """A row of the table, with names where that has numbers."""
+        key, kind, _, identity, start, end, text, tags, alerts, prob, clip, source = values
+        (_, camera), *labels = (self._label(int(tag[1:]), connection) for tag in tags.split())
+        raised = tuple(self._label(int(tag[1:]), connection)[1] for tag in alerts.split())
+        name = labels[-1][1] if labels else None
+        place = None if source is None else self._label(source, connection)[1]
+        return Row(key, kind, camera, identity, start, end, text, name, raised, prob, clip, place)
+
+    def _write(self, gone: list[Row], come: list[Plain], origin: str) -> None:
+        writer = self._writer
+        self._delete(gone)
+        rows, words = [], []
+        for one in come:
+            key, kind, camera, identity, start, end, text, name, alerts, prob, clip, source, w = one
+            number, tags = self._tags_of(camera, kind, name)
+            raised = "".join(f" {self._tag('alert', alert)}" for alert in alerts) if alerts else ""
+            place = source and self._number("source", source)
+            rows.append(
+                (key, kind, number, identity, start, end, text, tags, raised, prob, clip, place)
+            )
+            words.append((key, w, tags + raised))
+        writer.executemany(f"INSERT INTO lines VALUES ({', '.join('?' * 12)})", rows)
+        months, first = set(_months(writer)), 0
+        while first < len(words):
+            month = month_of(words[first][0])
+            last = bisect_left(words, (first_key(month_end(month)),), first)
+            if month not in months:
+                writer.execute(_WORDS.format(month))
+                setting = f"INSERT INTO {month}({month}, rank) VALUES ('hashsize', ?)"
+                writer.execute(setting, (_HASH_BYTES,))
+            put = f"INSERT INTO {month}(rowid, text, tags) VALUES (?, ?, ?)"
+            writer.executemany(put, words[first:last])
+            first = last
+
+    def _delete(self, rows: Iterable[Row]) -> set[str]:
+        """Take rows out; the tables of words that they were in."""
+        by_month: dict[str, list[tuple[int, str, str]]] = {}
+        for row in sorted(rows):  # the order that FTS5 takes fastest
+            _, tags = self._tags_of(row.camera, row.kind, row.name)
+            raised = "".join(f" {self._tag('alert', alert)}" for alert in row.alerts)
+            words = (row.key, spaced(row.text), tags + raised)
+            by_month.setdefault(month_of(row.key), []).append(words)
+        for month, words_of in by_month.items():
+            self._writer.executemany(
+                f"INSERT INTO {month}({month}, rowid, text, tags) VALUES ('delete', ?, ?, ?)",
+                words_of,
+            )
+            keys = [words[:1] for words in words_of]
+            self._writer.executemany("DELETE FROM lines WHERE key = ?", keys)
+        return set(by_month)
 
     def _tags_of(self, camera: str, kind: int, name: str | None) -> tuple[int, str]:
         """The number of a camera, and the tags of its lines of a class."""
         known = self._known_tags.get((camera, kind, name))
         if known is None:
             number, tags = self._number("camera", camera), []
-            if kind == _LINE and name:
-                tags = [self._tag("sentiment", name)]
-            elif kind == _SOUND:
+            if kind == SOUND:
                 tags = [self._tag("sound", ""), self._tag("sound", name or "")]
+            elif name:
+                tags = [self._tag("sentiment", name)]
             known = number, " ".join([f"x{number}", *tags])
-            if kind != _ALERT:
-                self._known_tags[camera, kind, name] = known
+            self._known_tags[camera, kind, name] = known
         return known
-
-    def _placed(self, batch: _Batch, row: _Row) -> tuple[_Row, _Row | None]:
-        """The row with the key that it has in the index, or gets: that of its time, or the next
-        that is free; and what is there of it, which is in the batch then.
-        """
-        key = row.key
-        while True:
-            if key not in batch.rows and key <= batch.latest:
-                found = self._writer.execute("SELECT * FROM lines WHERE key = ?", (key,))
-                if (values := found.fetchone()) is not None:
-                    there = batch.rows[key] = _Row(*values)
-                    batch.before[key] = there.words
-            old = batch.rows.get(key)
-            if old is None or (old.camera == row.camera and old.id == row.id):
-                return row if key == row.key else row._replace(key=key), old
-            key += 1
 
     def _number(self, kind: str, name: str) -> int:
         """What stands for a camera, a keyword, a class or a source."""
         number = self._numbers.get((kind, name))
         if number is None:
-            values = (kind, whole_text(name))
             known = "SELECT number FROM labels WHERE kind = ? AND name = ?"
-            found = self._writer.execute(known, values).fetchone()
+            found = self._writer.execute(known, (kind, name)).fetchone()
             if found is None:
                 new = "INSERT INTO labels(kind, name) VALUES (?, ?) RETURNING number"
-                found = self._writer.execute(new, values).fetchone()
+                found = self._writer.execute(new, (kind, name)).fetchone()
             number = self._numbers[kind, name] = int(found[0])
         return number
 
     def _forget_numbers(self) -> None:
         self._numbers.clear()
         self._known_tags.clear()
+        self._names.clear()
 
     def _tag(self, kind: str, name: str) -> str:
         return f"x{self._number(kind, name)}"
 
-    def _write(self, batch: _Batch) -> None:
-        """Put changes into the tables, in the order of their keys, as FTS5 takes them fastest."""
-        writer, months = self._writer, set(_months(self._writer))
-        rows = [row for _, row in sorted(batch.rows.items()) if row is not None]
-        for key, known_words in sorted(batch.before.items()):
-            self._delete_words(_month(key), [known_words])
-        gone = [(key,) for key, row in batch.rows.items() if row is None]
-        writer.executemany("DELETE FROM lines WHERE key = ?", gone)
-        put = f"INSERT OR REPLACE INTO lines VALUES ({', '.join('?' * 12)})"
-        writer.executemany(put, rows)
-        by_month: dict[str, list[tuple[int, str, str]]] = {}
-        for row in rows:
-            by_month.setdefault(_month(row.key), []).append(row.words)
-        for month, words in by_month.items():
-            if month not in months:
-                writer.execute(_WORDS.format(month))
-                setting = f"INSERT INTO {month}({month}, rank) VALUES ('hashsize', ?)"
-                writer.execute(setting, (_HASH_BYTES,))
-            writer.executemany(f"INSERT INTO {month}(rowid, text, tags) VALUES (?, ?, ?)", words)
-
-    def _delete_words(self, month: str, words: Iterable[tuple[int, str, str]]) -> None:
-        self._writer.executemany(
-            f"INSERT INTO {month}({month}, rowid, text, tags) VALUES ('delete', ?, ?, ?)", words
-        )
-
     # --- forgetting ---------------------------------------------------------------------------
 
-    def _forget(self, line: dict[str, Any]) -> None:
-        """Let go of what a line of the journal says was forgotten."""
-        if not line["camera"]:
-            return  # it was itself
-        camera, columns = self._number("camera", line["camera"]), "SELECT * FROM lines WHERE"
-        before, rows = line.get("before"), list[_Row]()
-        if isinstance(before, int | float):
-            limit = (camera, first_key(before))
-            found = self._writer.execute(f"{columns} camera = ? AND key < ?", limit)
-            rows = [_Row(*values) for values in found]
-        for identity, at in line.get("lines", ()):
-            first = first_key(at)
-            one = (first, first + (2 << SLOTS), camera, whole_text(identity))
-            where = "key >= ? AND key < ? AND camera = ? AND id = ?"
-            rows += [_Row(*v) for v in self._writer.execute(f"{columns} {where}", one)]
-        by_month: dict[str, list[tuple[int, str, str]]] = {}
-        for row in rows:
-            by_month.setdefault(_month(row.key), []).append(row.words)
-        for month, words in by_month.items():
-            self._delete_words(month, words)
-            self._writer.execute("INSERT OR IGNORE INTO stale VALUES (?)", (month,))
-        self._writer.executemany("DELETE FROM lines WHERE key = ?", ((row.key,) for row in rows))
+    def _forget_before(self, camera: str, key: int) -> None:
+        found = "SELECT * FROM lines WHERE camera = ? AND key < ?"
+        self._forget(self._writer.execute(found, (self._number("camera", camera), key)).fetchall())
+
+    def _forget_lines(self, camera: str, lines: list[tuple[str, int]]) -> None:
+        number, rows = self._number("camera", camera), list[Any]()
+        for identity, first in lines:
+            found = "SELECT * FROM lines WHERE key >= ? AND key < ? AND camera = ? AND id = ?"
+            values = (first, first + (2 << SLOTS), number, identity)
+            rows += self._writer.execute(found, values)
+        self._forget(rows)
+
+    def _forget(self, rows: Iterable[Sequence[Any]]) -> None:
+        months = self._delete({self._row(values, self._writer) for values in rows})
+        stale = [(month,) for month in months]
+        self._writer.executemany("INSERT OR IGNORE INTO stale VALUES (?)", stale)
 
     def _purge(self) -> None:
-        """What was forgotten leaves the file's bytes as well."""
         stale = [month for (month,) in self._writer.execute("SELECT month FROM stale")]
         if not stale:
             return
         for month in stale:
             with self._transaction() as writer:
-                span = (first_key(_begin(month)), first_key(_end(month)))
+                span = (first_key(month_begin(month)), first_key(month_end(month)))
                 rest = writer.execute(
                     "SELECT 1 FROM lines WHERE key >= ? AND key < ? LIMIT 1", span
                 ).fetchone()
@@ -503,33 +317,8 @@ class Index:
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page:
-        """A page of lines with all words of a query, newest first; without one, of all lines.
-
-        Words in double quotes stand side by side; the last word may be the beginning of one. Case
-        and accents make no difference, and nothing in a query is an operator.
-
-        Args:
-            query: Words; one of more than 4,096 characters finds nothing.
-            camera: Names of cameras.
-            after: Seconds since 1970; and so `before`.
-            before: As `after`, excluded.
-            alert: Lines that raised an alert; with a text, by that keyword.
-            sentiment: Lines of that class.
-            sound: Sounds of that class, `loud` for those without; with a query, lines within ten
-                seconds of one; "" for any sound.
-            limit: Hits of a page, up to 500.
-            cursor: Of the page before.
-
-        Raises:
-            UserError: a cursor that none of these pages gave.
-        """
-        low = 0 if after is None else first_key(after)
-        high = first_key(LATEST_S if before is None else before)
-        if cursor is not None:
-            if not re.fullmatch(r"[0-9]{1,19}", cursor):
-                raise UserError(f"cursor: expected that of a page, found {cursor!r:.40}.")
-            high = min(high, int(cursor))
-        limit = max(1, min(limit, _MOST_HITS))
+        low, high = keys_between(after, before, cursor)
+        limit = max(1, min(limit, MOST_HITS))
         with self._reading, self._snapshot():
             words = _match(query)
             tags = self._tags(camera, alert, sentiment, sound if words == "" else None)
@@ -546,7 +335,7 @@ class Index:
         hits: list[Hit] = []
         deadline, reader = time.monotonic() + _BUDGET_S, self._reader
         for month in reversed(_months(reader)):
-            first, end = first_key(_begin(month)), first_key(_end(month))
+            first, end = first_key(month_begin(month)), first_key(month_end(month))
             if first >= high or end <= low:
                 continue
             if time.monotonic() > deadline:
@@ -573,14 +362,12 @@ class Index:
         return Page(hits, str(hits[-1].key) if len(rows) > limit else None)
 
     def get(self, key: int) -> Hit | None:
-        """The line of a key, if it is there."""
         with self._reading:
             query = "SELECT * FROM lines WHERE key = ?"
             row = self._reader.execute(query, (key,)).fetchone() if 0 <= key < 1 << 62 else None
             return None if row is None else self._hit(row)
 
     def find(self, camera: str, identity: str, at: float) -> Hit | None:
-        """The line of a camera by its id and its time (seconds since 1970), if it is there."""
         with self._reading:
             number, first = self._known("camera", camera), key_of(camera, identity, at)
             query = "SELECT * FROM lines WHERE key >= ? AND key < ? AND camera = ? AND id = ?"
@@ -589,8 +376,7 @@ class Index:
             return None if row is None else self._hit(row)
 
     def with_clips(self, hit: Hit) -> list[Hit]:
-        """What clips were kept of a line's camera around its time, those of the line first."""
-        around = int(2 * _NEAR_S * 100) << SLOTS
+        around = 2 * NEAR
         with self._reading:
             rows = self._reader.execute(
                 "SELECT * FROM lines WHERE camera = ? AND clip IS NOT NULL AND key BETWEEN ? AND ?",
@@ -600,9 +386,6 @@ class Index:
         return sorted(hits, key=lambda one: abs(one.at - hit.at))
 
     def recording_began(self, hit: Hit) -> float:
-        """When the file of a folder began that a line is of, so that times in it are known; 0 for
-        other sources, whose times are such.
-        """
         with self._reading:
             query = "SELECT began FROM recordings WHERE camera = ? AND name = ?"
             values = (self._known("camera", hit.camera), recording_of(hit.id))
@@ -610,7 +393,6 @@ class Index:
             return 0.0 if row is None else float(row[0])
 
     def names(self, kind: Name) -> list[str]:
-        """Cameras, keywords or classes that there are in it."""
         with self._reading:
             query = "SELECT name FROM labels WHERE kind = ? AND name != '' ORDER BY name"
             return [name for (name,) in self._reader.execute(query, (kind,))]
@@ -618,16 +400,13 @@ class Index:
     def timeline(
         self, after: float, before: float, parts: int
     ) -> dict[str, list[tuple[int, int, int]]]:
-        """How much there is in each of so many equal parts of a time, by camera: lines, alerts,
-        sounds.
-        """
         low, high = first_key(after), first_key(before)
         width = max(1, -(-(high - low) // parts))
         found: dict[str, list[tuple[int, int, int]]] = {}
         with self._reading:
             rows = self._reader.execute(
-                f"SELECT camera, (key - ?) / ?, sum(kind != {_SOUND}), sum(alerts != ''), "
-                f"sum(kind = {_SOUND}) FROM lines WHERE key >= ? AND key < ? GROUP BY 1, 2",
+                f"SELECT camera, (key - ?) / ?, sum(kind != {SOUND}), sum(alerts != ''), "
+                f"sum(kind = {SOUND}) FROM lines WHERE key >= ? AND key < ? GROUP BY 1, 2",
                 (low, width, low, high),
             ).fetchall()
             for camera, part, *counts in rows:
@@ -674,86 +453,34 @@ class Index:
         return None if row is None else int(row[0])
 
     def _sounds_near(self, camera: int, key: int, label: int) -> bool:
-        around = int(_NEAR_S * 100) << SLOTS
         rows = self._reader.execute(
-            f"SELECT tags FROM lines WHERE kind = {_SOUND} AND camera = ? AND key BETWEEN ? AND ?",
-            (camera, key - around, key + around),
+            f"SELECT tags FROM lines WHERE kind = {SOUND} AND camera = ? AND key BETWEEN ? AND ?",
+            (camera, key - NEAR, key + NEAR),
         )
         return any(f" x{label} " in f"{tags} " for (tags,) in rows)
 
     def _name(self, number: int) -> str:
-        return self._label(number)[1]
+        return self._label(number, self._reader)[1]
 
-    def _label(self, number: int) -> tuple[str, str]:
+    def _label(self, number: int, connection: sqlite3.Connection) -> tuple[str, str]:
         if number not in self._names:
             query = "SELECT kind, name FROM labels WHERE number = ?"
-            row = self._reader.execute(query, (number,)).fetchone()
+            row = connection.execute(query, (number,)).fetchone()
             self._names[number] = row or ("", "")
         return self._names[number]
 
     def _hit(self, values: Sequence[Any]) -> Hit:
-        row = _Row(*values)
-        tags = [self._label(int(tag[1:])) for tag in f"{row.tags}{row.alerts}".split()]
-        return Hit(
-            key=row.key,
-            kind=KINDS[row.kind],
-            camera=self._name(row.camera),
-            id=row.id,
-            at=(row.key >> SLOTS) / 100,
-            start=row.start,
-            end=row.end,
-            text=row.text,
-            sentiment=next((name for kind, name in tags if kind == "sentiment"), None),
-            sentiment_prob=row.prob,
-            alerts=tuple(name for kind, name in tags if kind == "alert" and name),
-            clip=row.clip,
-            source="" if row.source is None else self._name(row.source),
-        )
-
-
-def spaced(text: str) -> str:
-    """The words of a text, of scripts without spaces each letter, with spaces between them."""
-    if text.isascii():  # FTS5 and Unicode agree
-        return text
-    return UNSPACED.sub(r" \g<0> ", _OTHERS.sub(" ", unicodedata.normalize("NFKC", text)))
+        return hit_of(self._row(values, self._reader))
 
 
 def _match(query: str) -> str | None:
     """A query as FTS5 takes it: words in quotes alone, so that nothing in it is an operator. Empty
     for an empty query; None for one that no line can match.
     """
-    if len(query) > _LONGEST_QUERY:
+    found = phrases(query)
+    if found is None:
         return None
-    pieces = []
-    for found in _PIECES.finditer(whole_text(query)):
-        words = _OTHERS.sub(" ", spaced(found[1] or found[2] or "")).split()
-        if words:
-            is_open = found[2] is not None and found.end() == len(query)
-            is_open = is_open and len(words[-1]) >= _PREFIX_FROM
-            pieces.append(f'"{" ".join(words)}"{" *" if is_open else ""}')
-    return " AND ".join(pieces) if pieces or not query.strip() else None
-
-
-# --- months --------------------------------------------------------------------------------------
-
-
-def _month(key: int) -> str:
-    """The table that has the words of a key; months are of UTC."""
-    return _month_of_day(key // (8_640_000 << SLOTS))
-
-
-@functools.cache
-def _month_of_day(day: int) -> str:
-    return time.strftime("words_%Y%m", time.gmtime(day * 86400))
-
-
-def _begin(month: str) -> float:
-    return calendar.timegm((int(month[6:10]), int(month[10:]), 1, 0, 0, 0))
-
-
-def _end(month: str) -> float:
-    year, number = divmod(int(month[6:10]) * 12 + int(month[10:]), 12)
-    return calendar.timegm((year, number + 1, 1, 0, 0, 0))
+    return " AND ".join(f'"{words}"{" *" if is_open else ""}' for words, is_open in found)
 
 
 def _months(connection: sqlite3.Connection) -> list[str]:

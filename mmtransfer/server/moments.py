@@ -11,7 +11,8 @@ import numpy as np
 
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.sources.clips import AROUND_S
-from mmtransfer.server.index import Hit, Index
+from mmtransfer.server.catching_up import JournalIndex
+from mmtransfer.server.hits import Hit
 from mmtransfer.speech.audio import SAMPLE_RATE, decode_clip
 
 _LONGEST_S = 60.0
@@ -48,12 +49,12 @@ class Moment:
         return data.getvalue()
 
 
-def moment(index: Index, hit: Hit) -> Moment | None:
+def moment(index: JournalIndex, hit: Hit) -> Moment | None:
     """The sound around a line, as far as it was kept; None where nothing was."""
     return _of_recording(index, hit) or _of_clip(index, hit)
 
 
-def _of_recording(index: Index, hit: Hit) -> Moment | None:
+def _of_recording(index: JournalIndex, hit: Hit) -> Moment | None:
     source = Path(hit.source)
     if not hit.source or "://" in hit.source or not source.is_file():
         return None
@@ -69,7 +70,7 @@ def _of_recording(index: Index, hit: Hit) -> Moment | None:
     return None
 
 
-def _of_clip(index: Index, hit: Hit) -> Moment | None:
+def _of_clip(index: JournalIndex, hit: Hit) -> Moment | None:
     for one in index.with_clips(hit):
         if one.clip is None or not Path(one.clip).is_file():
             continue

@@ -28,8 +28,9 @@ class ServerOptions:
     journal: Path | None = None
     """Folder of the cameras' journal, which the page searches; without cameras, that of a monitor
     beside it."""
-    index: Path | None = None
-    """SQLite file of what the page searches, made of the journal; by default in its folder."""
+    index: str | Path | None = None
+    """What the page searches, made of the journal: an SQLite file, by default in its folder, or the
+    address of a PostgreSQL that several machines write to. Without a journal, what others write."""
     host: str = "127.0.0.1"
     """Address to listen at; others than loopback need tokens."""
     port: int = 8080
@@ -59,8 +60,10 @@ class ServerOptions:
     beam_size: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.models and self.cameras is None:
-            raise UserError("expected --model NAME=MODEL or --cameras FILE.yaml, found neither.")
+        if not self.models and self.cameras is None and self.index is None:
+            raise UserError(
+                "expected --model NAME=MODEL, --cameras FILE.yaml or --index, found none of them."
+            )
         for name, model in self.models.items():
             self.recognition(model)
             if not name.strip():

@@ -32,8 +32,9 @@ from mmtransfer.monitoring.events import (
 )
 from mmtransfer.monitoring.journal.files import EPOCH_S, time_of
 from mmtransfer.server.access import require
+from mmtransfer.server.catching_up import JournalIndex, UnreachableError
 from mmtransfer.server.entries import LOUD
-from mmtransfer.server.index import NAMES, Hit, Index
+from mmtransfer.server.hits import NAMES, Hit
 from mmtransfer.server.moments import Moment, moment
 from mmtransfer.server.problems import Problem
 from mmtransfer.server.tokens import Role
@@ -79,9 +80,9 @@ class _Page:
         ]
 
     @property
-    def _index(self) -> Index:
+    def _index(self) -> JournalIndex:
         if self._server.indexer is None:
-            raise Problem(404, "there is no journal to search: give --journal DIR.")
+            raise Problem(404, "there is nothing to search: give --journal DIR or --index.")
         return self._server.indexer.index
 
     async def _page(self, request: Request) -> Response:
@@ -168,6 +169,8 @@ class _Page:
             page = await run_in_threadpool(
                 lambda: index.search(query, **filters, limit=limit, cursor=cursor)
             )
+        except UnreachableError:
+            raise
         except UserError as error:
             raise Problem(400, str(error)) from None
         if query or any(filters.values()):

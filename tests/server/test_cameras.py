@@ -102,7 +102,7 @@ def test_a_signal_ends_it_with_everything_kept(number, whisper_tiny, speech, tmp
 def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch):
     path = tmp_path / "cameras.yaml"
     for arguments, message in (
-        ([], "expected --model NAME=MODEL or --cameras FILE.yaml, found neither"),
+        ([], "expected --model NAME=MODEL, --cameras FILE.yaml or --index, found none"),
         (["--model", "a=b", "--model", "a=c"], "--model: the name 'a' is given twice"),
         (["--model", "=b"], "expected a name before '='"),
         (["--cameras", str(path)], "cameras.yaml"),

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from mmtransfer.cache import open_private
 from mmtransfer.errors import UserError
 
 LONGEST_LINE = 16 << 20
 """Bytes; what is longer is damaged."""
+ID_NAME = "journal.id"
+"""The file that holds what `journal_id` gives."""
 EPOCH_S = 1e9
 """Times from here on are since 1970, of live sources and folders; others are of recordings."""
 
@@ -75,11 +81,31 @@ def whole_lines(path: Path, offset: int = 0) -> Iterator[bytes]:
 def parsed(line: bytes) -> dict[str, Any] | None:
     """What a line holds; None if it is damaged."""
     try:
-        found = json.loads(line.decode())
-    except (ValueError, RecursionError):
-        return None
+        found = from_json(line, cache_strings="keys")  # three times as fast as json
+    except ValueError:  # it takes no halves of surrogate pairs
+        try:
+            found = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            return None
     is_whole = isinstance(found, dict) and isinstance(found.get("camera"), str)
     return found if is_whole else None
+
+
+def journal_id(folder: Path) -> str:
+    """What tells a journal from those of other machines: at random, and then kept beside it.
+
+    Raises:
+        OSError: it cannot be kept there.
+    """
+    path = folder / ID_NAME
+    if not path.exists():
+        part = folder / f".{ID_NAME}.{uuid.uuid4().hex}.part"
+        with open_private(part, "w", encoding="utf-8") as file:
+            file.write(uuid.uuid4().hex)
+        with suppress(FileExistsError):  # another process was faster
+            os.link(part, path)
+        part.unlink()
+    return path.read_text(encoding="utf-8").strip()
 
 
 def day_of(path: Path) -> float:
