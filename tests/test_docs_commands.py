@@ -136,6 +136,8 @@ COMMANDS = {
     "mmtransfer export runs/my_site --to my_site_ct2 --format ct2": OPTIONS,
     "mmtransfer export runs/my_site --to my_site_onnx --format onnx": OPTIONS,
     "mmtransfer publish runs/my_site USER/NAME --export ct2 onnx": OPTIONS,
+    "mmtransfer publish runs/my_site USER/NAME --sign maker.pem": OPTIONS,  # tests/hub/test_signing.py
+    'mmtransfer predict USER/NAME --verify maker.pub --text "The mayor opened the harbour."': OPTIONS,
     "mmtransfer backbones": RUN,
     # --- benchmarks: their data is not here
     "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train grid_s1/train "
@@ -190,6 +192,7 @@ COMMANDS = {
     "pip download '.[bundled]' -d wheels": INSTALL,
     "pip install --no-index --find-links wheels '.[bundled]'": INSTALL,
     "pip install 'mmtransfer[onnx]'": INSTALL,
+    "pip install 'mmtransfer[sign]'": INSTALL,
     "pip install 'mmtransfer[mqtt]'": INSTALL,
     "pip install 'mmtransfer[transport]'": INSTALL,
     "pip install 'mmtransfer[search]'": INSTALL,

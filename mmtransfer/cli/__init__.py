@@ -35,6 +35,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from mmtransfer import __version__
+from mmtransfer.cli.common import check_signature
 from mmtransfer.data.former_names import option_with_new_name
 from mmtransfer.data.printing import printable
 from mmtransfer.errors import UserError
@@ -86,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.print_help()
             return 0
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        if getattr(arguments, "verify", None) is not None:
+            check_signature(arguments)
         return int(arguments.run(arguments))
     except UserError as error:
         return _fail(str(error))

@@ -14,6 +14,7 @@ INDEX_HELP = (
     "SQLite file (default: index.sqlite in the journal), or postgresql://USER@HOST/DATABASE, which "
     "several machines write to"
 )
+VERIFY_HELP = "who must have signed the model: the file of a public key, or WHO,ISSUER (Sigstore)"
 BEAM_HELP = (
     "beam size; 1 is greedy (default: 5 with ctranslate2, or 3 in long contexts beside an adapter "
     "for short ones; else 1)"
@@ -21,9 +22,10 @@ BEAM_HELP = (
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The argument that names a model, and its revision."""
+    """The argument that names a model, its revision, and who must have signed it."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--revision", help=REVISION_HELP)
+    parser.add_argument("--verify", metavar="IDENTITY", help=VERIFY_HELP)
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +51,19 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 def at_revision(model: str, revision: str | None) -> str:
     """The name of a model at a revision, as `hub.checkpoint.resolve` takes it."""
     return model if revision is None else f"{model}@{revision}"
+
+
+def check_signature(arguments: argparse.Namespace) -> None:
+    """Make sure that a command's model is signed as `--verify` asks, and that the command takes the
+    commit that was looked at.
+    """
+    from mmtransfer.hub.checkpoint import resolve
+    from mmtransfer.hub.signing import verify
+
+    found = resolve(arguments.model, getattr(arguments, "revision", None))
+    verify(found, arguments.verify)
+    arguments.model = found.source
+    arguments.revision = found.commit
 
 
 def data_config(arguments: argparse.Namespace, *names: str, **sections: dict[str, Any]) -> Any:

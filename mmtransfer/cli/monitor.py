@@ -17,7 +17,7 @@ from mmtransfer.errors import UserError
 if TYPE_CHECKING:
     from mmtransfer.monitoring import MonitorOptions, MonitorStats, Session, Sink
 
-_OTHERS = ("verb", "run", "flags", "sources", "cameras", "dashboard", "quiet", "revision")
+_OTHERS = ("verb", "run", "flags", "sources", "cameras", "dashboard", "quiet", "revision", "verify")
 """Arguments that are not fields of `MonitorOptions`."""
 
 

@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also send it in these formats, as mmtransfer export writes them",
     )
     parser.add_argument(
+        "--sign",
+        metavar="KEY",
+        help="sign it: the file of a private key (PEM, elliptic curve), or 'sigstore'",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="only print the files, their sizes and the card"
     )
 
@@ -54,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             message=arguments.message,
             pr=arguments.pr,
             exports=arguments.export,
+            sign=arguments.sign,
             dry_run=arguments.dry_run,
         )
     )

@@ -13,9 +13,11 @@ from mmtransfer.cache import cache_path, put
 from mmtransfer.data.files import MOST_JSON_BYTES, check_regular, read_object
 from mmtransfer.errors import UserError
 from mmtransfer.hub.bundled import PREFIX, materialize
+from mmtransfer.hub.panics import without_panics
 
 METADATA = "mmtransfer.json"
 CARD = "README.md"
+SIGNATURE = "model.sig"
 ADAPTER = "adapter_config.json"
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -62,7 +64,7 @@ def _download(source: str, revision: str | None) -> tuple[Path, str | None]:
         folder = snapshot_download(
             source,
             revision=revision,
-            allow_patterns=[*MODEL_FILES, CARD],
+            allow_patterns=[*MODEL_FILES, CARD, SIGNATURE],
             ignore_patterns=["*/*"],
         )
         if not any(Path(folder).glob("*.safetensors")):
@@ -184,7 +186,8 @@ def is_failure(error: BaseException) -> bool:
 def load_errors(source: str, what: str) -> Iterator[None]:
     """Failures of loading a checkpoint as one line."""
     try:
-        yield
+        with without_panics():
+            yield
     except BaseException as error:  # libraries raise whatever a wrong value brings about
         if isinstance(error, UserError) or not is_failure(error):
             raise

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mmtransfer.cache import cache_path, put
+from mmtransfer.cache import cache_path, is_whole, put, seal
 from mmtransfer.errors import UserError
 from mmtransfer.hub.files import files_digest, pickled_files
 
@@ -27,6 +27,7 @@ _SLOWEST_BYTES_S = 2 << 20
 _PATIENCE_S = 120.0
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _SETTINGS = ("config.json", "generation_config.json")
+_WEIGHTS = "model.safetensors"
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def safe_weights(folder: Path, kind: str = "model") -> Iterator[Path]:
         for name in _ADAPTER[:1] if kind == "adapter" else _SETTINGS:
             if (folder / name).is_file():
                 Path(plain, name).write_bytes((folder / name).read_bytes())
-        name = _ADAPTER[1] if kind == "adapter" else "model.safetensors"
+        name = _ADAPTER[1] if kind == "adapter" else _WEIGHTS
         Path(plain, name).symlink_to(weights.resolve())
         yield Path(plain)
 
@@ -55,13 +56,19 @@ def safe_weights(folder: Path, kind: str = "model") -> Iterator[Path]:
 def _converted(sources: Sequence[Path]) -> Path:
     from filelock import FileLock
 
-    path = cache_path("safetensors", f"{files_digest(sources)[:32]}.safetensors")
-    if not path.exists():
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
+    folder = cache_path("safetensors", files_digest(sources)[:32])
+    if not is_whole(folder):
+        with FileLock(f"{folder}.lock"):
+            if not is_whole(folder):
                 logger.info("converting %s to safetensors, once", sources[0])
-                path = put(path, partial(_convert_apart, sources))
-    return path
+                folder = put(folder, partial(_convert_and_seal, sources))
+    return folder / _WEIGHTS
+
+
+def _convert_and_seal(sources: Sequence[Path], folder: Path) -> None:
+    folder.mkdir()
+    _convert_apart(sources, folder / _WEIGHTS)
+    seal(folder)
 
 
 def _convert_apart(sources: Sequence[Path], target: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtransfer.errors import UserError
-from mmtransfer.hub.files import MODEL_FILES
+from mmtransfer.hub.files import MODEL_FILES, SIGNATURE
 
 logger = logging.getLogger(__name__)
 Contents = Mapping[str, Path | bytes]
@@ -183,7 +183,7 @@ def _is_model_file(name: str) -> bool:
     folder, _, rest = name.partition("/")
     if rest:
         return folder in EXPORTS
-    return any(fnmatch(name, pattern) for pattern in MODEL_FILES)
+    return any(fnmatch(name, pattern) for pattern in (*MODEL_FILES, SIGNATURE))
 
 
 # --- faults --------------------------------------------------------------------------------------

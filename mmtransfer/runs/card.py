@@ -323,13 +323,14 @@ def _training(config: Config, report: dict[str, Any]) -> str:
     cost = report["cost"]
     software = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     rows = "\n".join(f"| {name} | {_size(data)} |" for name, data in report["data"].items())
+    energy = f", {cost['energy_kwh']:.3g} kWh by codecarbon" if "energy_kwh" in cost else ""
     choice = " ".join(report["choice"]["reasons"]) + "\n\n" if "choice" in report else ""
     return f"""## Training
 
 {choice}{cost["steps"]} steps ({cost["epochs"]:g} epochs) in {cost["train_seconds"]:.0f} s on
 {cost["device"]}; best weights from step {cost["best_step"]};
-{cost["trained_parameters"]:,} weights trained. Weight decay {config.train.weight_decay:g}, seed
-{config.runtime.seed}. {_rehearsed(report)}Software: {software}.
+{cost["trained_parameters"]:,} weights trained{energy}. Weight decay
+{config.train.weight_decay:g}, seed {config.runtime.seed}. {_rehearsed(report)}Software: {software}.
 
 | split | size |
 |---|---|

@@ -43,6 +43,7 @@ from mmtransfer.runs.tensors import (
     merge_folders,
 )
 from mmtransfer.runtime import choose_device, use_runtime
+from mmtransfer.text.classifier import renew_stock
 
 logger = logging.getLogger(__name__)
 METHODS = (
@@ -268,6 +269,8 @@ class _Job:
                 )
             if self.method != "ensemble":
                 carry_settings(folder, list(self.models.values()))
+                if self.kind == "sentiment" and self.form == "full":
+                    renew_stock(folder)
             after = self._scored(resolve(str(folder)), domains)
             merged = make_merged(
                 to=str(self.to),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmtransfer.config import Config
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint, resolve
+from mmtransfer.hub.signing import verify as check_signature
 from mmtransfer.sound.classifier import SoundModel
 from mmtransfer.sound.classifier_task import SoundTask
 from mmtransfer.speech.ctc import CtcModel
@@ -53,16 +54,23 @@ def task_of(checkpoint: Checkpoint) -> type[Task]:
 
 
 def load(
-    source: str | Checkpoint, *, revision: str | None = None, language: str | None = None
+    source: str | Checkpoint,
+    *,
+    revision: str | None = None,
+    language: str | None = None,
+    verify: str | None = None,
 ) -> Model:
     """Load a finished transfer in any form, or a pretrained model, ready for use.
 
     A `TextModel` has `predict(texts)`, a `SoundModel` `predict(recordings)`; a `SpeechModel` or
-    `CtcModel` is what `Recognizer` takes. `revision` reaches every part of a Hub model.
+    `CtcModel` is what `Recognizer` takes. `revision` reaches every part of a Hub model. With
+    `verify`, a public key or `WHO,ISSUER`, it must be signed by them (see `signing.verify`).
 
     Raises:
-        UserError: not found, or nothing that this toolkit runs.
+        UserError: not found, nothing that this toolkit runs, or not signed so.
     """
     found = source if isinstance(source, Checkpoint) else resolve(source, revision)
+    if verify is not None:
+        check_signature(found, verify)
     model: Model = task_of(found).load(found, language)
     return model

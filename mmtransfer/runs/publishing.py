@@ -10,8 +10,10 @@ from tempfile import TemporaryDirectory
 
 from mmtransfer.errors import UserError
 from mmtransfer.hub.card import read_card
+from mmtransfer.hub.files import SIGNATURE
 from mmtransfer.hub.metadata import read_metadata
 from mmtransfer.hub.publish import EVAL_RESULTS, Destination, check_repo_id, upload
+from mmtransfer.hub.signing import signatures
 from mmtransfer.runs.exports import export
 from mmtransfer.runs.models import load
 from mmtransfer.runs.sample import SAMPLE, check_sample
@@ -31,6 +33,7 @@ def publish(
     message: str | None = None,
     pr: bool = False,
     exports: Sequence[str] = (),
+    sign: str | None = None,
     dry_run: bool = False,
 ) -> str:
     """Upload a run's model in one commit; returns the commit's address, or with `pr` that of a pull
@@ -40,9 +43,9 @@ def publish(
     sample that the run keeps. The commit goes to the branch `revision` (main unless given), is
     called `tag` besides and says `message`. What the repository has already is not sent again;
     model files that it holds from before and that the run does not have are deleted. `exports` are
-    further formats, `ct2` and `onnx`, in folders of their own (see `exports.export`). With
-    `dry_run` nothing is loaded or sent: files with their size in bytes, and the model card, are
-    returned.
+    further formats, `ct2` and `onnx`, in folders of their own (see `exports.export`). `sign` is a
+    private key, or `sigstore` (see `signing.signatures`). With `dry_run` nothing is loaded or sent:
+    files with their size in bytes, and the model card, are returned.
 
     Raises:
         UserError: no finished run, weights that are not those of training, a model card whose
@@ -71,6 +74,7 @@ def publish(
     files["README.md"] = card.encode()
     if dry_run:
         sizes = [f"{name} {_size(content)}" for name, content in sorted(files.items())]
+        sizes += [f"{SIGNATURE} made when it is sent"] * (sign is not None)
         sizes += [f"{kind}/ made when it is sent" for kind in dict.fromkeys(exports)]
         return "\n".join([*sizes, "", card.rstrip("\n")])
     _check_weights(Path(run))
@@ -85,6 +89,8 @@ def publish(
             own = sorted(path for path in Path(scratch, kind).rglob("*") if path.is_file())
             files |= {path.relative_to(scratch).as_posix(): path for path in own}
         files["README.md"] = card.encode()
+        if sign is not None:
+            files |= signatures(files, sign)
         return upload(files, to)
 
 

@@ -17,6 +17,7 @@ from mmtransfer.config import Config, build_config, merge, resolved
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.runs.card import source_record, write_card
+from mmtransfer.runs.energy import measured
 from mmtransfer.runs.models import TASKS, task_for, task_of
 from mmtransfer.runs.report import finite, make_report, without_outcomes, write_report
 from mmtransfer.runs.sample import write_sample
@@ -98,7 +99,7 @@ def _train(
     if config.transfer.scratch:
         task.forget_source()
     path = source_path(config, task)
-    with tracked(accelerator, config):
+    with tracked(accelerator, config), measured() as energy:
         results = train_stages(
             task, task.stages, config, accelerator, run_dir, resume=resume, watch=watch
         )
@@ -121,6 +122,7 @@ def _train(
         base = source_record(task.source)
         report = make_report(config, task, before, after, results, accelerator, base)
         report["share_of_way"] = share
+        report["cost"] |= energy
         if choice is not None:
             report["choice"] = choice
         if monitored is not None:

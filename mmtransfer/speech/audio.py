@@ -27,6 +27,7 @@ from av.stream import Disposition
 from mmtransfer.errors import UserError
 from mmtransfer.speech.addresses import public_address, without_secrets
 from mmtransfer.speech.mixing import Resampler, brought_up, plain_layout
+from mmtransfer.speech.remote import open_address
 from mmtransfer.speech.timeline import Timeline
 
 SAMPLE_RATE = 16_000
@@ -105,16 +106,19 @@ def open_media(source: str | Path, stopped: Callable[[], bool] = lambda: False) 
     try:
         opened = _piped(source, stopped) if is_once else media_file(source)
         options: dict[str, Any] = {"metadata_errors": "replace", "options": reach(source)}
-        if "://" in str(source):
-            options["timeout"] = _URL_TIMEOUT_S
         if is_stdin and _is_pcm(source):
             raw = {"sample_rate": str(source).removeprefix(_PCM), "ch_layout": "mono"}
             options |= {"format": "s16le", "options": raw}
-        container = av.open(opened, **options)
+        if "://" in str(source):
+            container = open_address(str(source), timeout=_URL_TIMEOUT_S, metadata_errors="replace")
+        else:
+            container = av.open(opened, **options)
     except av.error.ExitError:
         reason = f"no answer in {_URL_TIMEOUT_S:g} s"
     except MediaError:
         raise
+    except UserError as error:
+        raise MediaError(str(error)) from None
     except Exception as error:  # whatever a demuxer raises is this file's alone
         reason = getattr(error, "strerror", None) or without_secrets(str(error), str(source))
     if container is None or not container.streams:

@@ -413,9 +413,9 @@ def _decode_cached(clip: Clip, longest_s: float) -> Clip:
     except (OSError, ValueError, RuntimeError):  # also of NUL in a name, and links in a circle
         raise MediaError(f"{clip.path}: no such file.") from None
     check_file(path)
-    key = json.dumps(
-        [_CACHE_VERSION, str(path), stat.st_size, stat.st_mtime_ns, clip.start, clip.end]
-    )
+    # By the time of its last change as well, which nobody can set.
+    marks = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    key = json.dumps([_CACHE_VERSION, str(path), *marks, clip.start, clip.end])
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     cached = cache_path("audio", name[:2], f"{name}.npy")
     samples = _cached_samples(cached)

@@ -14,15 +14,17 @@ import torch
 
 from mmtransfer.config import DataConfig, HeadConfig, checked
 from mmtransfer.errors import UserError
-from mmtransfer.hub.checkpoint import Checkpoint, other_kind
+from mmtransfer.hub.checkpoint import Checkpoint, other_kind, resolve
 from mmtransfer.hub.files import METADATA, load_errors
 from mmtransfer.hub.loading import load_weights, loading
 from mmtransfer.hub.metadata import Base, Metadata, damaged, write_metadata
 from mmtransfer.hub.settings import check_labels
 from mmtransfer.progress import no_library_bars
 from mmtransfer.runtime import is_out_of_memory
+from mmtransfer.text.stock import is_stock, write_stock
 from mmtransfer.transfer.adapters import adapter_shapes, load_merged, save_adapter
 from mmtransfer.transfer.encoders import TextEncoder
+from mmtransfer.transfer.heads import ClassifierHead
 from mmtransfer.transfer.networks import Network, build_head, check_base, read_head, write_head
 
 _TEMPERATURES = 0.001, 1000.0  # those of a file; beyond what training fits
@@ -295,6 +297,21 @@ class TextModel:
 
     # --- on disk ----------------------------------------------------------------------------
 
+    @property
+    def is_stock(self) -> bool:
+        """Whether its own head is saved as that of the library's classifiers as well."""
+        return self.network.head is not None and is_stock(
+            self.network.config, self.network.encoder.model
+        )
+
+    def save_whole(self, folder: Path) -> None:
+        """Write all its weights as the library has them, with its head where that can be."""
+        head, model = self.network.head, self.network.encoder.model
+        if self.is_stock and isinstance(head, ClassifierHead):
+            write_stock(folder, model, head, self.labels, self.temperature)
+        else:
+            model.save_pretrained(folder)
+
     def save(self, folder: Path, form: str, adapted: Any = None) -> None:
         """Write the model in a form of `networks`; `adapted` is the peft model of an adapter."""
         network = self.network
@@ -305,7 +322,7 @@ class TextModel:
             encoder.model.config.label2id = {name: i for i, name in enumerate(self.labels)}
         with no_library_bars():
             if form == "full":
-                encoder.model.save_pretrained(folder)
+                self.save_whole(folder)
             elif form == "adapter":
                 save_adapter(adapted, folder)
             self.tokenizer.save_pretrained(folder)
@@ -519,6 +536,13 @@ def load_text_model(checkpoint: Checkpoint) -> TextModel:
             "or download the model again."
         )
     return text_model
+
+
+def renew_stock(folder: Path) -> None:
+    """Write the library's own form of a head anew, where what it was made from has changed."""
+    model = load_text_model(resolve(str(folder)))
+    if model.is_stock:
+        model.save_whole(folder)
 
 
 def _adapter_labels(checkpoint: Checkpoint) -> tuple[list[str], dict[str, Any]]:

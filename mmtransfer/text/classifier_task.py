@@ -394,8 +394,8 @@ class SentimentTask(Task):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the head is the library's own."""
-        return self.text.network.head is None
+        """Whether the head is the library's own, or is saved as one."""
+        return self.text.network.head is None or (self.form == "full" and self.text.is_stock)
 
     @classmethod
     def evaluate(

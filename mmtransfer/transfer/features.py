@@ -1,9 +1,9 @@
 """The cache under the freeze line: what lies below is computed once per example and kept on disk.
 
 Rows are written as Arrow files in shards, so that an interrupted computation goes on where it
-stopped and memory stays bounded, and are read memory-mapped. The folder's name is a digest of
-weights, preprocessing, data and what is kept, so an entry is never stale; it does not depend on
-batch size or head.
+stopped and memory stays bounded, and are memory-mapped. The folder's name is a digest of weights,
+preprocessing, data and what is kept, so an entry is never stale; it does not depend on batch size
+or head. Each shard ends in its own digest: one that is damaged is computed anew.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _VERSION = "1"  # raise it when the computation or the layout changes
 _SHARD_BYTES = 64 << 20
 _BATCH = 256  # examples
 _SPARE_BYTES = 256 << 20  # left free on the disk
+_DIGEST_BYTES = hashlib.sha256().digest_size  # behind a shard's last row, where Arrow has ended
 
 Compute = Callable[[Sequence[int]], Iterable[tuple[int, np.ndarray]]]
 
@@ -103,7 +104,7 @@ class FeatureStore:
 def cached_features(
     name: str, key: str, values: Sequence[int], compute: Compute, *, dtype: str
 ) -> FeatureStore:
-    """The store of that key, computed first if it is not there yet.
+    """The store of that key; what of it is not there yet, or damaged, is computed first.
 
     `values` is the number of values that each example will have; `compute` yields (index, values)
     for the indices it is given. Two processes that want the same entry: one computes, the other
@@ -118,29 +119,49 @@ def cached_features(
     if folder.is_dir() and not (folder / "complete.json").exists():  # to be gone on with
         folder = cache_path("features", key, "complete.json").parent
     done = folder / "complete.json"
-    if not done.exists():
+    shards = dict(_shards(folder, values, np.dtype(dtype).itemsize))
+    if not done.exists() or not all(map(_is_whole, shards)):
         with FileLock(f"{folder}.lock"):
-            if not done.exists():
-                try:
-                    _write(name, folder, values, compute, dtype)
-                except OSError as error:
-                    raise UserError(
-                        f"The cache of {name} in {folder.parent} cannot be written "
-                        f"({error.strerror or error}). What is in it is kept; free space and "
-                        "run again, or set MMTRANSFER_CACHE to a folder on a larger disk."
-                    ) from None
-                with atomic_path(done) as part:
-                    part.write_text(json.dumps({"examples": len(values), "dtype": dtype}))
+            todo = {path: rows for path, rows in shards.items() if not _is_whole(path)}
+            for path in todo:
+                if path.exists():
+                    logger.warning("%s: damaged; computed anew", path)
+            try:
+                _write(name, folder, todo, values, compute, dtype)
+            except OSError as error:
+                raise UserError(
+                    f"The cache of {name} in {folder.parent} cannot be written "
+                    f"({error.strerror or error}). What is in it is kept; free space and "
+                    "run again, or set MMTRANSFER_CACHE to a folder on a larger disk."
+                ) from None
+            with atomic_path(done) as part:
+                part.write_text(json.dumps({"examples": len(values), "dtype": dtype}))
     return FeatureStore(folder, dtype)
 
 
-def _write(name: str, folder: Path, values: Sequence[int], compute: Compute, dtype: str) -> None:
+def _is_whole(path: Path) -> bool:
+    """Whether a shard is there as it was written."""
+    if not path.is_file():
+        return False
+    digest, left = hashlib.sha256(), path.stat().st_size - _DIGEST_BYTES
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+        return file.read() == digest.digest()
+
+
+def _write(
+    name: str,
+    folder: Path,
+    todo: dict[Path, list[int]],
+    values: Sequence[int],
+    compute: Compute,
+    dtype: str,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     size = np.dtype(dtype).itemsize
-    shards = _shards(values, size)
-    todo = [(folder / f"{n:06}.arrow", rows) for n, rows in enumerate(shards)]
-    todo = [(path, rows) for path, rows in todo if not path.exists()]
-    needed = size * sum(values[index] for _, rows in todo for index in rows)
+    needed = size * sum(values[index] for rows in todo.values() for index in rows)
     free = shutil.disk_usage(folder).free
     if needed + _SPARE_BYTES > free:
         raise UserError(
@@ -152,34 +173,36 @@ def _write(name: str, folder: Path, values: Sequence[int], compute: Compute, dty
     logger.info(
         "computing the cache of %s once: %d examples, %.1f MiB",
         name,
-        sum(len(rows) for _, rows in todo),
+        sum(len(rows) for rows in todo.values()),
         needed / 2**20,
     )
 
     def results() -> Iterator[tuple[int, int, np.ndarray]]:
-        for number, (_, rows) in enumerate(todo):
+        for number, rows in enumerate(todo.values()):
             for index, array in compute(rows):
                 yield number, index, array
 
-    total = sum(len(rows) for _, rows in todo)
+    total = sum(len(rows) for rows in todo.values())
     rows_iterator = iter(track(results(), f"features of {name}", total=total))
-    for path, rows in todo:
+    for path, rows in todo.items():
         with atomic_path(path) as part:
             _write_shard(part, rows_iterator, len(rows), dtype)
 
 
-def _shards(values: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Examples sorted by length and cut into shards, whatever the batch size is."""
+def _shards(folder: Path, values: Sequence[int], size: int) -> Iterator[tuple[Path, list[int]]]:
+    """Files of an entry, each with the examples in it: sorted by length, whatever the batch size
+    is.
+    """
     shard: list[int] = []
-    used = 0
+    used = number = 0
     for index in sorted(range(len(values)), key=lambda i: values[i]):
         if shard and used + values[index] * size > _SHARD_BYTES:
-            yield shard
-            shard, used = [], 0
+            yield folder / f"{number:06}.arrow", shard
+            shard, used, number = [], 0, number + 1
         shard.append(index)
         used += values[index] * size
     if shard:
-        yield shard
+        yield folder / f"{number:06}.arrow", shard
 
 
 def _write_shard(
@@ -207,3 +230,7 @@ def _write_shard(
             if len(batch) == _BATCH or number == count:
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
                 batch = []
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+    with path.open("ab") as file:
+        file.write(digest)

@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -313,9 +314,15 @@ def test_any_number_of_channels_is_read_or_refused(channels, bits, tmp_path):
     reason(lambda: list(stream_audio(path)))
 
 
-@pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp4", ".mkv", ".wav"])
+CODECS = {".flac": "flac", ".ogg": "libopus", ".mp4": "aac", ".mkv": "aac", ".wav": "pcm_s16le"}
+CODECS |= {".ts": "aac", ".flv": "aac", ".avi": "pcm_s16le", ".au": "pcm_s16be"}
+CODECS |= {".aiff": "pcm_s16be", ".caf": "pcm_s16be"}
+
+
+@pytest.mark.parametrize("suffix", CODECS)
 def test_recordings_with_damaged_bytes_are_read_or_refused(suffix, tmp_path, speech):
-    whole = write_media(tmp_path / f"whole{suffix}", speech[:48_000]).read_bytes()
+    path = tmp_path / f"whole{suffix}"
+    whole = write_media(path, speech[:48_000], codec=CODECS[suffix]).read_bytes()
     rng = np.random.default_rng(0)
     for number in range(12):
         data = bytearray(whole)
@@ -413,6 +420,50 @@ def test_a_playlist_of_segments_beside_it_is_read(tmp_path):
             out.mux(packet)
     (tmp_path / "x.m3u8").write_text(PLAYLIST.format("a.ts"))
     assert sum(map(len, stream_audio(tmp_path / "x.m3u8"))) > 16_000
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mpg", ".ts"])
+def test_ten_years_between_two_packets_make_no_silence(suffix, tmp_path, speech, caplog):
+    import av
+
+    path = tmp_path / f"x{suffix}"
+    codec = {".mkv": "pcm_s16le", ".mpg": "mp2", ".ts": "aac"}[suffix]
+    with av.open(str(path), "w", format={".mpg": "mpeg"}.get(suffix)) as out:
+        stream: Any = out.add_stream(codec, rate=16_000, layout="mono")
+        whole = av.AudioFrame.from_ndarray((speech[None] * 32_767).astype(np.int16), "s16", "mono")
+        whole.sample_rate, whole.pts = 16_000, 0
+        size = stream.codec_context.frame_size or 1024
+        frames = av.AudioResampler(stream.codec_context.format, frame_size=size).resample(whole)
+        packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
+        for number, packet in enumerate(packets):
+            if number >= 10:
+                packet.pts += round(315_360_000 / packet.time_base)
+                packet.dts = packet.pts
+            out.mux(packet)
+    with limited():
+        seconds = sum(map(len, stream_audio(path))) / 16_000
+    assert seconds == pytest.approx(len(speech) / 16_000, abs=0.3)
+    assert "the jump is ignored" in caplog.text
+
+
+def test_transcripts_without_words_have_no_rate(tmp_path, capsys, speech):
+    folder = write_dataset(tmp_path / "set", ["", "(laughs)", "...", "[noise]"])
+    write_media(folder / "clip1.wav", speech)  # in which words are found
+    argv = ["evaluate", "bundled:whisper-tiny.en", "--data", folder]
+    code, out, _ = outcome(argv, capsys)
+    assert code == 0
+    assert "WER undefined (no reference words)" in out
+
+
+@pytest.mark.parametrize("content", [DESCRIPTION, PLAYLIST.format("/etc/passwd")])
+def test_what_is_piped_in_opens_nothing(content, tmp_path, monkeypatch):
+    (tmp_path / "x").write_text(content)
+    with (tmp_path / "x").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        started = time.monotonic()
+        with limited(), pytest.raises(MediaError):
+            list(stream_audio("-"))
+        assert time.monotonic() - started < 15  # a description would be waited for
 
 
 def test_the_empty_source_is_refused(capsys):

@@ -12,12 +12,14 @@ import pytest
 import torch
 from conftest import tone, write_media, write_text_backbone, write_wave_backbone
 from safetensors.torch import load_file, save_file
-from support.hostile import ABSENT, change, copied, outcome, refused, rewrite
+from support.hostile import ABSENT, change, copied, outcome, reason, refused, rewrite
 
 from mmtransfer.config import DataConfig, HeadConfig
 from mmtransfer.hub.checkpoint import resolve
+from mmtransfer.hub.panics import without_panics
 from mmtransfer.text.classifier import new_text_model
 from mmtransfer.transfer.adapters import add_adapter
+from mmtransfer.transfer.resume import read_checkpoint, write_checkpoint
 
 TEXT = ["--text", "the mayor is good"]
 VALUES = [ABSENT, None, "evil", "\ud83d\x1b[2J", -1, 0, 10**9, 10**30, 1.5, math.nan, math.inf]
@@ -266,10 +268,22 @@ def test_what_a_tokenizer_may_cost_is_limited(field, value, expected, models, tm
     assert expected in refused(["predict", model, *TEXT], capsys)
 
 
-def test_a_regular_expression_of_a_tokenizer_that_gives_up_is_one_line(models, tmp_path, capsys):
+def test_a_regular_expression_of_a_tokenizer_that_gives_up_is_one_line(models, tmp_path, capfd):
     model = copied(models / "text", tmp_path / "model")
     change(model / "tokenizer.json", "pre_tokenizer", {"type": "Split", **SLOW})
-    outcome(["predict", model, "--text", "a" * 400 + "!"], capsys)
+    code, _, err = outcome(["predict", model, "--text", "a" * 400 + "!"], capfd)
+    assert code == 2
+    assert err.count("\n") == 1, err
+
+
+def test_lines_of_others_come_through_where_those_of_a_panic_do_not(capfd):
+    panic = "thread '<unnamed>' (7) panicked at src/lib.rs:1:2:\ncalled unwrap()\n"
+    with without_panics(), without_panics():
+        os.write(2, b"before\n\n\n")
+        os.write(2, panic.encode() + b"note: run with `RUST_BACKTRACE=1`\nbetween\n")
+        os.write(2, panic.encode() + b"stack backtrace:\n   0: main\n      at x.rs:1\n")
+        os.write(2, b"\nafter")
+    assert capfd.readouterr().err == "before\n\nbetween\n\nafter"
 
 
 ENDLESS = "([a-z_.0-9]+)+!"
@@ -353,6 +367,29 @@ def test_no_pickle_is_run(kind, file, form, models, tmp_path, capsys):
     rewrite(model / file, disguised(form, mark))
     refused(command(kind, model, models), capsys)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("form", ["2", "archive", "array"])
+def test_no_pickle_of_a_checkpoint_of_training_is_run(form, tmp_path):
+    mark, model = tmp_path / "mark", torch.nn.Linear(2, 1)
+    write_checkpoint(tmp_path / "c", model, {}, state={}, settings={})
+    rewrite(tmp_path / "c" / "optimizer.pt", disguised(form, mark))
+    assert "damaged" in reason(lambda: read_checkpoint(tmp_path / "c", model, settings={}))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("field", ["prefix", "folder"])
+def test_an_adapter_for_short_contexts_lies_in_the_models_folder(field, models, tmp_path):
+    model = copied(models / "whisper", tmp_path / "model")
+    short = {"margin_s": 1.0, "languages": ["en"], field: "../outside/"}
+    values = {"format": 1, "task": "speech", "form": "full", "base": None}
+    rewrite(
+        model / "mmtransfer.json",
+        json.dumps({**values, "shortest_context_s": 3.0, "short_reader": short}),
+    )
+    found = resolve(str(model)).short
+    assert found is not None
+    assert (found.folder, found.prefix) == (model, "short_")
 
 
 CODE = {

@@ -2,17 +2,19 @@
 journals, spools and caches that somebody else has been at.
 """
 
+import io
 import json
 import os
 import stat
 
 import numpy as np
 import pytest
-from conftest import write_media, write_text_backbone
+from conftest import write_dataset, write_media, write_text_backbone
 from support.hostile import change, copied, limited, outcome, reason, refused, rewrite
 from support.sessions import transcript
 
 from mmtransfer.cache import cache_path, is_whole, open_private, seal
+from mmtransfer.config import DataConfig
 from mmtransfer.data.printing import json_line, printable, spreadsheet_cell
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
@@ -20,6 +22,8 @@ from mmtransfer.monitoring import Journal
 from mmtransfer.monitoring.outputs.sinks import FileSink, StandardOutput
 from mmtransfer.monitoring.sources.cameras import file_name
 from mmtransfer.runs.publishing import publish
+from mmtransfer.speech import voice_activity
+from mmtransfer.speech.clips import load_clips
 from mmtransfer.speech.engines_ctranslate2 import converted
 from mmtransfer.speech.segments import Segment
 
@@ -378,3 +382,32 @@ def test_a_damaged_conversion_is_made_anew(file, cache, random_whisper, speech, 
     (folder / file).write_bytes(before[: len(before) // 2])
     assert outcome(["monitor", random_whisper, path, "--quiet"], capsys)[0] == 0
     assert (folder / file).read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "nan"])
+def test_damaged_samples_in_the_cache_are_decoded_anew(damage, cache, tmp_path):
+    folder = write_dataset(tmp_path / "set", ["a"])
+    [before] = load_clips(folder, DataConfig(), name="train").clips
+    [path] = cache.glob("audio/*/*.npy")
+    whole = path.read_bytes()
+    samples = np.full(100, np.nan if damage == "nan" else 0, np.float16 if damage == "nan" else int)
+    content = io.BytesIO()
+    np.save(content, samples)
+    path.write_bytes({"cut": whole[:-50], "empty": b""}.get(damage, content.getvalue()))
+    [after] = load_clips(folder, DataConfig(), name="train").clips
+    assert (after.digest, path.read_bytes()) == (before.digest, whole)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", None])
+def test_damaged_weights_of_voice_activity_are_made_anew(content, cache, speech):
+    voice_activity._network.cache_clear()
+    found = voice_activity._network()
+    [path] = cache.glob("voice_activity/*.npz")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    voice_activity._network.cache_clear()
+    again = voice_activity._network()
+    assert path.stat().st_size == len(whole)
+    frames = np.zeros((3, 576), np.float32)
+    state = (np.zeros(128, np.float32), np.zeros(128, np.float32))
+    np.testing.assert_array_equal(found(frames, state)[0], again(frames, state)[0])

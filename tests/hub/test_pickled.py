@@ -17,6 +17,7 @@ from support.hub_server import Hub
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
+from mmtransfer.hub import pickled
 from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.hub.pickled import safe_weights
 from mmtransfer.speech.engines_ctranslate2 import converted
@@ -82,6 +83,12 @@ def test_they_are_converted_once(old, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: 1 / 0)
     with safe_weights(old[0]) as second:
         assert (second / "model.safetensors").resolve() == path
+    monkeypatch.undo()
+    data = path.read_bytes()
+    path.write_bytes(data[:-100])
+    monkeypatch.setattr(pickled, "_convert_apart", lambda _, target: target.write_bytes(data))
+    with safe_weights(old[0]) as third:  # damaged, so made anew
+        assert (third / "model.safetensors").read_bytes() == data
     before = resolve(str(old[0])).digest
     whole(old[0], {**old[1], "more": torch.zeros(1)})
     assert resolve(str(old[0])).digest != before  # another model

@@ -25,12 +25,15 @@ from conftest import (
     write_text_backbone,
 )
 from huggingface_hub import ModelCard
+from model_signing import hashing, verifying
 from safetensors.torch import load_file, save_file
 from support.children import run_command
 from support.hub_programs import OUTPUTS, TOKEN, commands, environment, python
 from support.hub_server import Hub
+from support.keys import write_keys
 
 from mmtransfer.hub.card import card_errors
+from mmtransfer.speech.clips import bundled_speech
 
 WORDS = ["good", "bad", "fine", "awful", "harbour", "gate", "crane", "news", "today", "opened"]
 TEXTS = ["good news today", "the crane is awful", "gate opened", "bad bad harbour news today fine"]
@@ -63,11 +66,15 @@ classify = pipeline("text-classification", model="user/native", top_k=None)
 model = mmtransfer.load("user/native")
 logits = model.encoded_logits(model.encode(texts, [None] * len(texts)), device="cpu")
 shares = torch.from_numpy(logits).softmax(-1)
+stock = pipeline("text-classification", model="user/stock", top_k=None)
+calibrated = mmtransfer.load("user/stock").predict(texts)
 json.dump({
     "distance": (found - expected).abs().max().item(),
     "moved": (before - expected).abs().max().item(),
     "pipeline": [{row["label"]: row["score"] for row in rows} for rows in classify(texts)],
     "ours": [dict(zip(model.labels, row.tolist())) for row in shares],
+    "stock": [{row["label"]: row["score"] for row in rows} for rows in stock(texts)],
+    "calibrated": [one.probabilities for one in calibrated],
 }, sys.stdout)
 """
 
@@ -109,6 +116,31 @@ for name in names:
         clips = [decode_clip(recording)]
         found[name] = mmtransfer.Recognizer(model).transcribe(clips, context_s=full)[0].text
 json.dump(found, sys.stdout)
+"""
+
+# What faster-whisper does with an export: its files, an int8 model of CTranslate2 on them, text.
+FASTER = """
+import json, sys
+import ctranslate2
+import mmtransfer
+from huggingface_hub import snapshot_download
+from mmtransfer.speech.audio import decode_clip
+from tokenizers import Tokenizer
+from transformers import WhisperFeatureExtractor
+
+name, recording = json.load(sys.stdin)
+folder = snapshot_download(name, allow_patterns="ct2/*") + "/ct2"
+model = ctranslate2.models.Whisper(folder, compute_type="int8")
+extractor = WhisperFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+samples = decode_clip(recording)
+features = extractor(samples, sampling_rate=16000, return_tensors="np").input_features
+tokenizer = Tokenizer.from_file(folder + "/tokenizer.json")
+prompt = [tokenizer.token_to_id(f"<|{word}|>") for word in ("startoftranscript", "notimestamps")]
+features = ctranslate2.StorageView.from_array(features)
+[found] = model.generate(features, [prompt], beam_size=1)
+loaded = mmtransfer.load(name)
+ours = mmtransfer.Recognizer(loaded).transcribe([samples], context_s=30.0)[0].text
+print(json.dumps([tokenizer.decode(found.sequences_ids[0]), ours]))
 """
 
 # In the place of the program that transformers decodes files with.
@@ -174,6 +206,7 @@ def write_texts(path: Path, count: int, start: int = 0) -> str:
 FORMS = {
     "full": ("full", {"preset": "end_to_end"}, {"layers": "all", "pooling": "attention"}),
     "native": ("full", {"preset": "end_to_end"}, {"type": "native"}),
+    "stock": ("full", {"preset": "end_to_end"}, {"pooling": "first", "batch_norm": True}),
     "adapter": ("adapter", {"preset": "lora"}, {"batch_norm": True}),
     "head": ("head", {"preset": "feature"}, {"conv_layers": 1}),
     "whisper": ("full", {"preset": "end_to_end"}, {}),
@@ -300,12 +333,14 @@ def test_published_files_name_no_place_of_the_machine(hub, published, runs, tmp_
             assert not [place for place in private if place.encode() in data], f"{name}/{path}"
 
 
-def test_other_libraries_load_the_adapter_and_the_native_classifier(hub, published, bases, home):
+def test_other_libraries_load_the_adapter_and_the_classifiers(hub, published, bases, home):
     found = json.loads(python(PLAIN, TEXTS, hub.endpoint, home, bases["someone/text"]))
     assert found["distance"] < 1e-4 < found["moved"]
     labels = set(WORDS[:3])
     for plain, ours in zip(found["pipeline"], found["ours"], strict=True):
         assert set(plain) == labels
+        assert plain == pytest.approx(ours, abs=1e-5)
+    for plain, ours in zip(found["stock"], found["calibrated"], strict=True):
         assert plain == pytest.approx(ours, abs=1e-5)
 
 
@@ -323,7 +358,7 @@ def test_cards_say_what_the_model_is_and_how_sure_its_scores_are(hub, runs, publ
     assert data.base_model == f"someone/{base_of(name)}"
     assert data.base_model_relation == ("adapter" if is_adapter else "finetune")
     assert data.license == ("cc-by-4.0" if is_text else None)  # the base's
-    own = "transformers" if name in ("native", "whisper") else "mmtransfer"
+    own = "transformers" if name in ("native", "stock", "whisper") else "mmtransfer"
     assert data.library_name == ("peft" if is_adapter else own)
     after = report["target"]["after"]
     [first, *_] = data.eval_results
@@ -553,3 +588,54 @@ def test_a_hub_that_does_not_answer_is_told_in_one_line(runs, home):
 def test_the_exit_code_reaches_the_shell(runs, hub, home):
     surroundings = environment(hub.endpoint, home)
     assert refused(list(run_command("publish", runs / "head", "nobody", environment=surroundings)))
+
+
+def test_a_signed_run_is_verified_from_the_hub(hub, runs, home, tmp_path):
+    (ours, public), (_, other) = (write_keys(tmp_path, name) for name in ("maker", "other"))
+    predict = ["predict", "user/signed", "--text", "good", "--verify"]
+    given = [
+        ["publish", str(runs / "head"), "user/signed", "--sign", ours],
+        [*predict, public],
+        [*predict, other],
+        ["predict", "someone/text", "--text", "good", "--verify", public],
+    ]
+    answers = commands([[{}, argv] for argv in given], hub.endpoint, home)
+    assert [code for code, _, _ in answers] == [0, 0, 2, 2], answers
+    sent = hub.repositories["user/signed"].commits[-1].files
+    assert set(sent) == {*model_files(runs / "head"), ".gitattributes", "model.sig"}
+    assert "not signed by" in answers[2][2]
+    assert "expected a signature (model.sig), found none" in answers[3][2]
+
+
+@pytest.mark.slow
+def test_an_export_to_ctranslate2_is_published_whole_and_gives_the_text(
+    hub, whisper_tiny, home, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(whisper_tiny, run / "model")
+    (run / "model" / "README.md").write_text("---\nlicense: mit\n---\n# A Whisper\n")
+    (run / "report.json").write_text("{}")
+    private, public = write_keys(tmp_path, "maker")
+    argv = ["publish", str(run), "user/exported", "--export", "ct2", "--sign", private]
+    ((code, _, err),) = commands([[{}, argv]], hub.endpoint, home)
+    assert code == 0, err
+    sent = hub.repositories["user/exported"].commits[-1].files
+    names = ("model.bin", "config.json", "tokenizer.json", "preprocessor_config.json", "model.sig")
+    assert {f"ct2/{name}" for name in names} < set(sent)
+    card = sent["README.md"].decode()
+    assert "## CTranslate2, int8, for faster-whisper" in card
+    assert 'snapshot_download("user/exported", allow_patterns="ct2/*")' in card
+    folder = bundled_speech("en")
+    assert folder is not None
+    recording = sorted(folder.glob("*.ogg"))[1]  # one of those that it was compared on
+    answer = python(FASTER, ["user/exported", str(recording)], hub.endpoint, home)
+    found, expected = json.loads(answer.splitlines()[-1])
+    assert found.strip() == expected.strip() != ""
+    folder = tmp_path / "ct2"
+    folder.mkdir()
+    for name, data in sent.items():
+        if name.startswith("ct2/"):
+            (tmp_path / name).write_bytes(data)
+    config = verifying.Config().use_elliptic_key_verifier(public_key=public)
+    hashes = hashing.Config().set_ignored_paths(paths=["model.sig"])
+    config.set_hashing_config(hashes).verify(folder, folder / "model.sig")

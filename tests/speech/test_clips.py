@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -129,7 +130,13 @@ def test_decoded_clips_are_cached_and_the_cache_is_never_stale(tmp_path, monkeyp
     assert [clip.digest for clip in again] == [clip.digest for clip in first]
     monkeypatch.undo()
     write_media(folder / "clip0.wav", tone(1.0, hertz=900))
-    assert load_clips(folder, CONFIG, name="train").clips[0].digest != first[0].digest
+    second = load_clips(folder, CONFIG, name="train").clips
+    assert second[0].digest != first[0].digest
+    before = (folder / "clip0.wav").stat()
+    write_media(folder / "clip0.wav", tone(1.0, hertz=700))
+    os.utime(folder / "clip0.wav", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (folder / "clip0.wav").stat().st_size == before.st_size
+    assert load_clips(folder, CONFIG, name="train").clips[0].digest != second[0].digest
 
 
 clips_strategy = st.lists(

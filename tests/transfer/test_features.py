@@ -2,13 +2,12 @@ import json
 import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import random_text_model, write_texts
-from datasets import Features, List, Value
-from datasets.arrow_writer import ArrowWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.children import forking_context
@@ -56,21 +55,30 @@ def test_what_is_read_is_what_was_computed():
     assert not kept[0].flags.writeable
 
 
-def test_a_cache_that_an_earlier_version_wrote_is_used():
-    """Earlier ones wrote through `datasets`, the same form with notes of its own in it."""
-    found = arrays()
-    folder = cache_path("features", "k")
-    folder.mkdir()
-    types = {"index": Value("int64"), "shape": List(Value("int32")), "data": Value("large_binary")}
-    with ArrowWriter(path=str(folder / "000000.arrow"), features=Features(types)) as writer:
-        for index, array in reversed([*enumerate(found)]):
-            row = {"index": index, "shape": list(array.shape), "data": array.tobytes()}
-            writer.write(row)
-        writer.finalize()
-    (folder / "complete.json").write_text("{}")
+@pytest.mark.parametrize("fault", ["cut", "flipped", "emptied", "removed", "without a digest"])
+def test_a_damaged_shard_and_no_other_is_computed_anew(fault, monkeypatch, caplog):
+    monkeypatch.setattr(features, "_SHARD_BYTES", 100)
+    found = arrays(30)
+    store(found)
+    paths = sorted(cache_path("features", "k").glob("*.arrow"))
+    whole = paths[1].read_bytes()
+    middle = len(whole) // 2
+    paths[1].write_bytes(
+        {
+            "cut": whole[:middle],
+            "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+            "emptied": b"",
+            "removed": b"",
+            "without a digest": whole[:-32],
+        }[fault]
+    )
+    if fault == "removed":
+        paths[1].unlink()
     calls: list[int] = []
     kept = store(found, calls=calls)
-    assert calls == []
+    assert 0 < len(calls) < 10
+    assert ("damaged; computed anew" in caplog.text) == (fault != "removed")
+    assert paths[1].read_bytes() == whole
     for index, array in enumerate(found):
         np.testing.assert_array_equal(kept[index], array)
 
@@ -80,7 +88,7 @@ def test_a_cache_that_an_earlier_version_wrote_is_used():
 def test_shards_hold_every_example_once(sizes, limit):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "_SHARD_BYTES", limit)
-        shards = list(features._shards(sizes, 2))
+        shards = [rows for _, rows in features._shards(Path(), sizes, 2)]
     assert sorted(i for shard in shards for i in shard) == list(range(len(sizes)))
     assert all(len(s) == 1 or 2 * sum(sizes[i] for i in s) <= limit for s in shards)
 

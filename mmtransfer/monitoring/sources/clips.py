@@ -18,6 +18,7 @@ from mmtransfer.cache import make_private, open_private
 from mmtransfer.monitoring.sources.cameras import file_name
 from mmtransfer.speech.addresses import without_secrets
 from mmtransfer.speech.audio import media_file, reach
+from mmtransfer.speech.remote import open_address
 
 AROUND_S = 5.0
 """Seconds before and after the alert."""
@@ -44,7 +45,9 @@ def cut_recording(source: str, start: float, end: float, path: Path) -> None:
 
 
 def _cut_recording(source: str, start: float, end: float, path: Path) -> None:
-    with av.open(media_file(source), options=reach(source), metadata_errors="replace") as container:
+    opening = open_address if "://" in source else av.open
+    name = media_file(source)
+    with opening(name, options=reach(source), metadata_errors="replace") as container:
         streams = [s for s in container.streams if s.type in _KINDS]
         origin = (container.start_time or 0) / 1e6
         container.seek(int((max(0.0, start) + origin) * 1e6), backward=True)

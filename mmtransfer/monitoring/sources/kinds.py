@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import av
-
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.speech.addresses import public_address
 from mmtransfer.speech.audio import channel_count, is_piped
 from mmtransfer.speech.recordings import is_recording
+from mmtransfer.speech.remote import open_address
 
 logger = logging.getLogger(__name__)
 _LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "tcp", "tls", "udp", "mms"}
@@ -96,7 +95,7 @@ def _settled_live(camera: Camera) -> bool:
 def _is_live_by_answer(address: str) -> bool | None:
     """What an http source says of itself; None if it does not answer."""
     try:
-        with av.open(address, timeout=_ANSWER_S, metadata_errors="replace") as container:
+        with open_address(address, timeout=_ANSWER_S, metadata_errors="replace") as container:
             # A playlist without its end has no length; a file has one, in bytes at least.
             is_playlist = container.format.name in ("hls", "dash")
             return not container.duration and (is_playlist or container.size <= 0)

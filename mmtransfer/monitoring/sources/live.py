@@ -27,6 +27,7 @@ from mmtransfer.monitoring.sources.kinds import is_device
 from mmtransfer.speech.addresses import public_address, without_secrets
 from mmtransfer.speech.audio import SAMPLE_RATE, audio_track
 from mmtransfer.speech.mixing import Resampler, plain_layout
+from mmtransfer.speech.remote import open_address
 
 logger = logging.getLogger(__name__)
 _GAP_S = 2.0  # less is jitter
@@ -297,7 +298,8 @@ class _Connection:
         if is_device(self._source):
             name, format_name, options = device, kind, {}
         limits = (self._settings.open_s, self._settings.read_s)
-        with av.open(
+        opening = open_address if "://" in name else av.open
+        with opening(
             name, format=format_name, options=options, timeout=limits, metadata_errors="replace"
         ) as container:
             if not container.streams.audio:
