@@ -18,6 +18,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mmtransfer
@@ -137,8 +138,7 @@ def _cluster(options: BulkOptions) -> Iterator[tuple[int, RecognitionOptions]]:
     ray = _ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    recognition = options.recognition
-    gpus = options.gpus_per_worker
+    recognition = _by_whole_paths(options.recognition)
     if options.ray == "local":
         wanted = options.workers or cores()
         recognition = replace(recognition, threads=recognition.threads or max(1, cores() // wanted))
@@ -155,9 +155,18 @@ def _cluster(options: BulkOptions) -> Iterator[tuple[int, RecognitionOptions]]:
     try:
         if options.ray != "local":
             _compare_versions(ray)
-        yield _room(ray, options, recognition.threads, gpus), recognition
+        yield _room(ray, options, recognition.threads), recognition
     finally:
         ray.shutdown()
+
+
+def _by_whole_paths(options: RecognitionOptions) -> RecognitionOptions:
+    """Options that name models in folders wherever a worker runs."""
+    names = {name: getattr(options, name) for name in ("model", "sentiment", "sounds")}
+    folders: dict[str, Any] = {
+        name: str(Path(at).resolve()) for name, at in names.items() if at and Path(at).exists()
+    }
+    return replace(options, **folders)
 
 
 def _connect(ray: Any, address: str, quiet: Mapping[str, Any]) -> None:
@@ -204,9 +213,9 @@ def _compare_versions(ray: Any) -> None:
             )
 
 
-def _room(ray: Any, options: BulkOptions, threads: int, gpus: float) -> int:
+def _room(ray: Any, options: BulkOptions, threads: int) -> int:
     """How many workers there are: as many as were asked for, or as there is room for."""
-    there = ray.cluster_resources()
+    there, gpus = ray.cluster_resources(), options.gpus_per_worker
     by_cpu = int(there.get("CPU", 0) // threads)
     by_gpu = int(there.get("GPU", 0) // gpus) if gpus else by_cpu
     most = min(by_cpu, by_gpu)
