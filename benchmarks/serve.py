@@ -4,17 +4,23 @@ r"""A server measured by its clients: throughput, delays of live text, overload.
     python benchmarks/serve.py bundled:whisper-tiny.en --video desk_10min.mp4 streams --count 16
     python benchmarks/serve.py bundled:whisper-tiny.en --video desk_10min.mp4 beside --count 8
     python benchmarks/serve.py bundled:whisper-tiny.en --video desk_10min.mp4 overload --count 200
+    python benchmarks/serve.py bundled:whisper-tiny.en --video desk_10min.mp4 kill --count 8
 
 The server is `mmtransfer serve` in a process of its own on this machine; the clients are threads
-here. `--url` measures another one that is open already and speaks OpenAI's transcriptions.
+here. `--url` measures another one that is open already and speaks OpenAI's transcriptions, in the
+process `--pid`.
 
 - rest: clients that each upload one minute of the recording after the other; audio seconds a
-  second, seconds of a request, and with `--reference` word errors.
+  second, and a second of the server's CPU time, seconds of a request, and with `--reference` word
+  errors.
 - streams: clients that send audio as fast as it was spoken; from the moment when the last sample of
   a line's speech was sent until its final text came, and lines that never came.
 - beside: four cameras in the server, beside clients as in `rest`; delays by the journal.
-- overload: clients that all upload at once, without pause; answers by status, memory, and how long
-  it takes until one client is answered again.
+- overload: clients that all upload at once, without pause, and then leave; answers by status,
+  memory, and how long it takes from there until another client has its text.
+- kill: four recordings as cameras beside uploading clients; SIGKILL when some lines are written,
+  and a new start on the same journal. What is in journal and index is compared with what `monitor`
+  makes of the recordings.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ import argparse
 import io
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
@@ -88,6 +95,11 @@ class Served:
         self.process.terminate()
         self.process.wait(30)
 
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.wait()
+
     @property
     def memory_mib(self) -> float:
         """What it holds now."""
@@ -97,12 +109,31 @@ class Served:
         return 0.0
 
 
-class Clients:
-    """Clients that upload without pause; what they were answered, and when."""
+def cpu_s(pid: int) -> float:
+    """The CPU time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def __init__(self, url: str, model: str, clips: list[bytes], count: int, seconds: float):
+
+class Clients:
+    """Clients that upload without pause; what they were answered, and when. At the end they wait
+    for their last answer, or leave without it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        clips: list[bytes],
+        count: int,
+        seconds: float,
+        *,
+        leaving: bool = False,
+    ):
+        self.leaving = leaving
         self.answers: list[tuple[int, float]] = []
         self.texts: dict[int, str] = {}
+        self.failures: list[str] = []
         self._url, self._model, self._clips = url, model, clips
         self._until = time.monotonic() + seconds
         self._threads = [
@@ -124,9 +155,18 @@ class Clients:
                 at = number % len(self._clips)
                 form = {"file": ("clip.wav", self._clips[at])}
                 started = time.monotonic()
-                answer = client.post(
-                    "/v1/audio/transcriptions", data={"model": self._model}, files=form
-                )
+                patience = self._until - started if self.leaving else 600.0
+                try:
+                    answer = client.post(
+                        "/v1/audio/transcriptions",
+                        data={"model": self._model},
+                        files=form,
+                        timeout=max(0.1, patience),
+                    )
+                except httpx.TransportError as error:
+                    if time.monotonic() < self._until:
+                        self.failures.append(type(error).__name__)
+                    continue
                 self.answers.append((answer.status_code, time.monotonic() - started))
                 if answer.status_code == 200:
                     self.texts[at] = answer.json()["text"]
@@ -134,24 +174,33 @@ class Clients:
                     time.sleep(min(1.0, float(answer.headers.get("retry-after", 1))))
                 number += 1
 
+    def stop(self) -> None:
+        """Let them end soon."""
+        self._until = 0.0
+
     def print(self, wall_s: float) -> None:
         """How many, how fast."""
         seconds = [took for status, took in self.answers if status == 200]
         print("answers:", dict(Counter(status for status, _ in self.answers)))
+        if self.failures:
+            print("connections that broke:", dict(Counter(self.failures)))
         if seconds:
             p50, p95 = np.quantile(seconds, [0.5, 0.95])
             rate = CLIP_S * len(seconds) / wall_s
             print(f"{rate:.1f} s of audio a second; request p50 {p50:.2f} s, p95 {p95:.2f} s")
 
 
-def rest(url: str, arguments: argparse.Namespace, samples: np.ndarray) -> None:
+def rest(url: str, pid: int, arguments: argparse.Namespace, samples: np.ndarray) -> None:
     """Throughput of whole recordings."""
     step = round(CLIP_S * SAMPLE_RATE)
     clips = [wav(samples[at : at + step]) for at in range(0, len(samples) - step + 1, step)]
     name = arguments.name or "site"
     Clients(url, name, clips[:1], 1, 0.1).join()  # loaded now
+    before = cpu_s(pid)
     clients = Clients(url, name, clips, arguments.count, arguments.seconds)
     clients.print(clients.join())
+    audio_s = CLIP_S * sum(status == 200 for status, _ in clients.answers)
+    print(f"{audio_s / (cpu_s(pid) - before):.1f} s of audio a second of CPU time")
     if arguments.reference:
         normalize = get_normalizer(default_normalizer("en"))
         items = json.loads(Path(arguments.reference).read_text(encoding="utf-8"))
@@ -167,7 +216,7 @@ def rest(url: str, arguments: argparse.Namespace, samples: np.ndarray) -> None:
         print(f"WER {errors / words:.4f} of {words} words")
 
 
-def streams(url: str, arguments: argparse.Namespace, samples: np.ndarray) -> None:
+def streams(url: str, pid: int, arguments: argparse.Namespace, samples: np.ndarray) -> None:
     """Delays of live text."""
     track = live.with_share_of_speech(samples, arguments.speech)
     size, piece = round(arguments.seconds * SAMPLE_RATE), round(CHUNK_S * SAMPLE_RATE)
@@ -206,6 +255,7 @@ def streams(url: str, arguments: argparse.Namespace, samples: np.ndarray) -> Non
         )
         delays.extend(delay for _, end, delay in finals if end < len(own) / SAMPLE_RATE - 1)
 
+    before = cpu_s(pid)
     threads = [threading.Thread(target=talk, args=(n,)) for n in range(arguments.count)]
     for thread in threads:
         thread.start()
@@ -214,6 +264,7 @@ def streams(url: str, arguments: argparse.Namespace, samples: np.ndarray) -> Non
     p50, p95, most = np.quantile(delays, [0.5, 0.95, 1.0])
     print(f"{arguments.count} streams, {len(delays)} final lines, {sum(lost)} segments without")
     print(f"end of speech to final text: p50 {p50:.2f} s, p95 {p95:.2f} s, most {most:.2f} s")
+    print(f"CPU time {(cpu_s(pid) - before) / arguments.seconds:.2f} s a second")
 
 
 def beside(arguments: argparse.Namespace, samples: np.ndarray) -> None:
@@ -264,7 +315,9 @@ def overload(arguments: argparse.Namespace, samples: np.ndarray) -> None:
         before = Clients(server.url, "site", [clip], 32, 10.0)
         before.join()
         memory = [server.memory_mib]
-        clients = Clients(server.url, "site", [clip], arguments.count, arguments.seconds)
+        clients = Clients(
+            server.url, "site", [clip], arguments.count, arguments.seconds, leaving=True
+        )
         watching = threading.Event()
 
         def watch() -> None:
@@ -274,40 +327,115 @@ def overload(arguments: argparse.Namespace, samples: np.ndarray) -> None:
         watcher = threading.Thread(target=watch)
         watcher.start()
         clients.print(clients.join())
+        left = time.monotonic()
         watching.set()
         watcher.join()
-        after = Clients(server.url, "site", [clip], 1, 0.1)
-        print(f"one client afterwards: {after.join():.2f} s, {after.answers[0][0]}")
+        while True:
+            after = Clients(server.url, "site", [clip], 1, 0.1)
+            after.join()
+            if after.answers[-1][0] == 200:
+                break
+        print(f"from there until another client has its text: {time.monotonic() - left:.2f} s")
         texts = {*before.texts.values(), *clients.texts.values(), *after.texts.values()}
         print(f"different texts of the same recording: {len(texts)}")
         print(f"memory {memory[0]:.0f} MiB before, {max(memory[1:]):.0f} MiB at most")
+
+
+def kill(arguments: argparse.Namespace, samples: np.ndarray) -> None:
+    """A server that is killed in the middle of its work, and started again."""
+    step, minute = len(samples) // CAMERAS, round(CLIP_S * SAMPLE_RATE)
+    clips = [wav(samples[at : at + minute]) for at in range(0, len(samples) - minute + 1, minute)]
+    uploads = Path(tempfile.gettempdir())
+    with tempfile.TemporaryDirectory() as folder:
+        listed = []
+        for n in range(CAMERAS):
+            path = Path(folder, f"camera{n}.wav")
+            path.write_bytes(wav(samples[n * step : n * step + round(arguments.seconds * 16_000)]))
+            listed.append({"name": f"camera{n}", "url": str(path)})
+        cameras, journal = Path(folder, "cameras.yaml"), Path(folder, "journal")
+        cameras.write_text(json.dumps({"model": arguments.model, "words": True, "cameras": listed}))
+        expected = Path(folder, "expected")
+        command = [sys.executable, "-m", "mmtransfer.cli", "monitor", "--cameras", str(cameras)]
+        command += ["--journal", str(expected), "--quiet", *arguments.more]
+        subprocess.run(command, check=True, capture_output=True)
+        wanted = Counter(places(expected))
+        more = ["--cameras", str(cameras), "--journal", str(journal), *arguments.more]
+        with Served(arguments.model, more) as server:
+            load = Clients(server.url, "site", clips, arguments.count, 3600, leaving=True)
+            while len(places(journal)) < len(wanted) // 3:
+                time.sleep(0.05)
+            server.kill()
+            load.stop()
+            load.join()
+        written = len(places(journal))
+        with Served(arguments.model, more) as server:
+            load = Clients(server.url, "site", clips, arguments.count, 3600, leaving=True)
+            while not set(wanted) <= set(places(journal)):
+                time.sleep(0.5)
+            load.stop()
+            load.join()
+            time.sleep(2)  # the index looks twice a second
+            indexed: list[str] = []
+            cursor = None
+            while True:
+                query = {"limit": 200} | ({"cursor": cursor} if cursor else {})
+                page = httpx.get(f"{server.url}/api/search", params=query).json()
+                indexed += [f"{hit['camera']} {hit['id']}" for hit in page["hits"]]
+                cursor = page["cursor"]
+                if cursor is None:
+                    break
+            left = len(list(uploads.glob("mmtransfer-uploads-*")))
+        found = Counter(places(journal))
+    print(f"{written} of {len(wanted)} lines were written before the kill")
+    print(
+        f"afterwards: {len(set(wanted) - set(found))} lost, {len(set(found) - set(wanted))} new, "
+        f"{sum(found.values()) - len(found)} twice"
+    )
+    print(
+        f"index: {len(set(wanted) - set(indexed))} lost, {len(indexed) - len(set(indexed))} twice; "
+        f"folders of uploads: {left}"
+    )
+
+
+def places(journal: Path) -> list[str]:
+    """Camera and id of each line of text in a journal."""
+    found = []
+    for path in sorted(journal.glob("*.jsonl")):
+        for raw in path.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(raw)
+            except ValueError:  # it is being written
+                continue
+            if "text" in line and "event" not in line:
+                found.append(f"{line['camera']} {line['id']}")
+    return found
 
 
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("what", choices=("rest", "streams", "beside", "overload"))
+    parser.add_argument("what", choices=("rest", "streams", "beside", "overload", "kill"))
     parser.add_argument("--video", required=True)
     parser.add_argument("--reference", help="for `rest`: JSON list of start, end, text")
     parser.add_argument("--count", type=int, default=16, help="clients")
     parser.add_argument("--seconds", type=float, default=60.0, help="for how long")
     parser.add_argument("--speech", type=float, default=0.35, help="share, of what is live")
     parser.add_argument("--url", help="of another server, for `rest`")
+    parser.add_argument("--pid", type=int, help="its process")
     parser.add_argument("--name", help="what that calls the model")
     parser.add_argument("--more", nargs="*", default=[], help="options of the server")
     arguments = parser.parse_args()
     samples = np.concatenate(list(stream_audio(arguments.video)))
-    if arguments.what == "beside":
-        beside(arguments, samples)
-    elif arguments.what == "overload":
-        overload(arguments, samples)
+    alone = {"beside": beside, "overload": overload, "kill": kill}
+    if arguments.what in alone:
+        alone[arguments.what](arguments, samples)
     elif arguments.url:
-        rest(arguments.url, arguments, samples)
+        rest(arguments.url, arguments.pid, arguments, samples)
     else:
         measure = {"rest": rest, "streams": streams}[arguments.what]
         with Served(arguments.model, arguments.more) as server:
-            measure(server.url, arguments, samples)
+            measure(server.url, server.process.pid, arguments, samples)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import Any
 
 import h11
 import uvicorn
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmtransfer.errors import UserError
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 _HEADERS_S = 10.0  # from a connection, or an answer, to the end of the next request's headers
 _IDLE_S = 15  # of a connection that is kept
 _STOP_S = 5  # after which answers that are still being given are broken off
-_CONNECTIONS = 500
+_CONNECTIONS, _AGAIN_S = 500, 10
 _MESSAGE_BYTES = 1 << 20
 _PONG_S = 120.0  # it comes behind the audio that a fast client has sent
 _STALLED_S = 30.0  # a client that takes nothing more
@@ -33,11 +35,13 @@ _STALLED_S = 30.0  # a client that takes nothing more
 
 class _Protocol(H11Protocol):
     """HTTP in bounded time: a client that does not say what it wants, or does not take the answer,
-    is let go.
+    is let go, and one for whom there is no more room is asked to come again.
     """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if len(self.connections) > _CONNECTIONS:
+            self.app = _full
         self._stalled: asyncio.TimerHandle | None = None
         self._waiting = self.loop.call_later(_HEADERS_S, transport.close)
 
@@ -64,6 +68,12 @@ class _Protocol(H11Protocol):
         super().resume_writing()
         if self._stalled is not None:
             self._stalled.cancel()
+
+
+async def _full(scope: Scope, receive: Receive, send: Send) -> None:
+    """More connections than there may be; uvicorn's own answer does not say when to come again."""
+    headers = {"Retry-After": str(_AGAIN_S), "Connection": "close"}
+    await PlainTextResponse("too many connections\n", 503, headers)(scope, receive, send)
 
 
 class Program(uvicorn.Server):
@@ -135,7 +145,6 @@ def program(options: ServerOptions) -> tuple[Program, socket.socket]:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=_STOP_S,
         ws_max_size=_MESSAGE_BYTES,

@@ -6,14 +6,17 @@ import asyncio
 import errno
 import itertools
 import json
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any, TypeVar
 
+from filelock import FileLock, Timeout
 from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
@@ -28,6 +31,7 @@ _CHUNK_S = 15.0  # longest wait for the next part of a body
 _PATIENCE_S, _LEAST_RATE = 30.0, 16_000  # after the first, at least so many bytes a second
 _FIELD_BYTES, _FIELDS = 64 << 10, 64
 _DRAINED_BYTES, _DRAIN_S = 32 << 20, 10.0
+_FOLDER, _LOCK = "mmtransfer-uploads-", ".lock"
 T = TypeVar("T")
 
 
@@ -46,17 +50,24 @@ class Form:
 
 
 class Uploads:
-    """A folder for what clients send, for this user alone, as long as the server runs."""
+    """A folder for what clients send, for this user alone, as long as the server runs; those of
+    servers that were killed are removed.
+    """
 
     def __init__(self, most_mb: float):
         self._most = int(most_mb * 1e6)
-        self._temporary = TemporaryDirectory(prefix="mmtransfer-")
-        self.folder = Path(self._temporary.name)
+        _remove_left()
+        self._temporary = Path(tempfile.mkdtemp(prefix=_FOLDER))
+        self._lock = FileLock(self._temporary / _LOCK)
+        self._lock.acquire()
+        self.folder = self._temporary / "files"
+        self.folder.mkdir()
         self._numbers = itertools.count()
 
     def close(self) -> None:
         """Remove it with all that is in it."""
-        self._temporary.cleanup()
+        self._lock.release()
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
     async def form(self, request: Request) -> Form:
         """The form in a request; the caller removes its file.
@@ -219,6 +230,17 @@ class _FormWriter:
 
     def _finish(self) -> None:
         self.is_whole = True
+
+
+def _remove_left() -> None:
+    """Remove the folders of this user's servers that run no more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        with suppress(OSError, Timeout):
+            is_own = not hasattr(os, "geteuid") or folder.lstat().st_uid == os.geteuid()
+            if is_own and (folder / _LOCK).is_file():  # not one that is being made
+                with FileLock(folder / _LOCK, timeout=0):
+                    shutil.rmtree(folder / "files", ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _no_room(error: BaseException) -> Problem | None:

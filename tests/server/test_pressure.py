@@ -1,6 +1,7 @@
 """More clients than there is room for, clients that leave, and clients that hang."""
 
 import socket
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -105,6 +106,37 @@ def test_who_hangs_is_let_go(fake_recognizer, monkeypatch):
         slow = HEAD.format(5000, "Connection: close\r\n").encode()
         assert " 408 " in ask(server, slow, b"--x\r\nContent-Disposition")
         assert server.state.places.taken == 0
+
+
+def test_one_connection_too_many_is_told_when_to_come_again(fake_recognizer, monkeypatch):
+    fake_recognizer()
+    monkeypatch.setattr(serve, "_CONNECTIONS", 1)
+    with running() as server, socket.create_connection(("127.0.0.1", server.port)) as first:
+        first.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert first.recv(4096).startswith(b"HTTP/1.1 200")
+        late = httpx.get(f"{server.url}/healthz")
+        assert late.status_code == 503
+        assert int(late.headers["retry-after"]) >= 1
+
+
+def test_what_a_killed_server_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed = tmp_path / "mmtransfer-uploads-killed"
+    (killed / "files").mkdir(parents=True)
+    (killed / "files" / "0.upload").write_bytes(b"secret")
+    (killed / ".lock").touch()
+    other = tmp_path / "mmtransfer-uploads-of-something-else"
+    other.mkdir()
+    running_one, starting = uploads.Uploads(1.0), uploads.Uploads(1.0)
+    (running_one.folder / "1.upload").touch()
+    assert not killed.exists()
+    assert other.exists()
+    assert starting.folder.is_dir()
+    last = uploads.Uploads(1.0)
+    assert (running_one.folder / "1.upload").exists()
+    for one in (running_one, starting, last):
+        one.close()
+    assert list(tmp_path.iterdir()) == [other]
 
 
 def test_too_large_is_refused_by_what_it_says_and_by_what_comes(fake_recognizer):
