@@ -24,7 +24,7 @@ import av  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-pytest_plugins = ["support.servers", "support.sources", "support.web"]  # fixtures
+pytest_plugins = ["support.mqtt", "support.servers", "support.sources", "support.web"]  # fixtures
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "site"

@@ -175,6 +175,11 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "names=FILE (one on each line), pattern=REGEX",
     )
     parser.add_argument(
+        "--redact-clips",
+        action="store_true",
+        help="silence these words in --alert-clips, and what has no text there, as well",
+    )
+    parser.add_argument(
         "--retention",
         nargs="+",
         action=_Numbers,

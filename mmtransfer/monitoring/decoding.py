@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,6 +10,8 @@ from mmtransfer.monitoring.events import NoText, Transcript, line_id
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, Job
 from mmtransfer.monitoring.lines import Line, LineSettings, split_lines, split_pieces, text_ends_at
 from mmtransfer.monitoring.redaction import Redactor
+from mmtransfer.monitoring.silence import Silences
+from mmtransfer.monitoring.sources.source import Source
 from mmtransfer.monitoring.texts import transcripts
 from mmtransfer.speech.engine import Hypothesis
 from mmtransfer.speech.guards import LOOPING, agreed, rejection
@@ -46,7 +49,7 @@ class Rejected:
 class Decoder:
     """Decodes batches with the recognisers of their sources (by number), and says what follows from
     a result. Segments of the sources `with_turns` are decoded again with the turn that they are of.
-    What the sources' `redactors` take out is in no line.
+    What the sources' `redactors` take out is in no line, and `silences` say when it was spoken.
     """
 
     def __init__(
@@ -56,9 +59,19 @@ class Decoder:
         classifier: TextClasses | None = None,
         with_turns: Collection[int] = (),
         redactors: Sequence[Redactor | None] = (),
+        silences: Sequence[Silences | None] = (),
     ):
-        self._recognizers, self._lines, self._classifier = recognizers, lines, classifier
-        self._with_turns, self._redactors = with_turns, redactors
+        self._recognizers, self._lines, self._classifier = [*recognizers], lines, classifier
+        self._with_turns, self._redactors = {*with_turns}, [*redactors]
+        self._silences = [*silences]
+
+    def admit(self, source: Source) -> None:
+        """Decode for one more source; its number is the next."""
+        self._recognizers.append(source.recognizer)
+        self._redactors.append(source.redactor)
+        self._silences.append(source.silences)
+        if source.has_turns:
+            self._with_turns.add(source.number)
 
     def kind(self, camera: int, context_s: float) -> tuple[tuple[int, float], int]:
         """Kind of a source's job, and how many of it make a batch."""
@@ -140,7 +153,16 @@ class Decoder:
 
     def _shown(self, job: Job, hypothesis: Hypothesis) -> Hypothesis:
         redactor = self._redactors[job.camera] if self._redactors else None
-        return hypothesis if redactor is None else redactor.hypothesis(hypothesis)
+        if redactor is None:
+            return hypothesis
+        silences = self._silences[job.camera] if self._silences else None
+        if silences is not None:
+            segment = job.segment
+            for start, end in redactor.times(hypothesis):
+                first = max(segment.start, segment.time_at(start))
+                last = segment.end if end == math.inf else segment.time_at(end)
+                silences.hide(first, max(first, last))
+        return redactor.hypothesis(hypothesis)
 
     def _longer_or_halves(self, job: Job) -> list[Job]:
         """What is to be decoded in the place of a segment whose text is doubted; empty if there is

@@ -63,6 +63,10 @@ class Ledger:
         left = list(self._spool.waiting()) if self._spool is not None else []
         return self._journal.known(recordings, {identity for _, identity, _ in left}), left
 
+    def known(self, recording: str) -> Known:
+        """What earlier sessions dealt with of a recording."""
+        return self._journal.known({recording}, ()) if self._journal is not None else Known((), ())
+
     def write(self, *lines: Any) -> bool:
         """Put events or lines into the journal, all or none; False if the disk does not take them
         now, but may later.

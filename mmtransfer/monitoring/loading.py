@@ -58,32 +58,14 @@ def load_monitor(
     else:
         model = RecognitionOptions(str(model), **options)
     found = resolve_models(model, cameras) if models is None else models
-    has_live = any(goes_on(camera) for camera in cameras)
-    opened: dict[tuple[str, str | None], Recognizer] = {}
-
-    def recognizer_for(name: str, spoken: str | None) -> Recognizer:
-        if (name, spoken) not in opened:
-            opened[name, spoken] = recognizer_of(
-                found[name],
-                replace(model, language=spoken),
-                words_from_s=_TIMED_FROM_S if has_live else math.inf,
-                open_speech=open_speech or open_recognizer,
-            )
-        return opened[name, spoken]
-
-    others = {
-        camera.name: recognizer_for(camera.model or model.model, camera.language or model.language)
-        for camera in cameras
-        if camera.model or camera.language
-    }
+    recognizers = Recognizers(model, found, cameras, open_speech)
+    others = recognizers.own(cameras)
     classifier = text_classifier(found[model.sentiment]) if model.sentiment else None
     sounds = None
     if model.sounds:
         sounds = sound_classes(found[model.sounds], model.sound_thresholds or {}, model.device)
-    own = recognizer_for(model.model, model.language)
-    if has_live:
-        for recognizer in opened.values():
-            recognizer.warm_up(BATCH_SEGMENTS)
+    own = recognizers.open(model.model, model.language)
+    recognizers.warm_up()
     return Monitor(
         own,
         settings,
@@ -122,6 +104,51 @@ def recognizer_of(
         context_s=options.shortest_context_s,
         options=replace(decoding, words_from_s=words_from_s),
     )
+
+
+class Recognizers:
+    """Recognisers by model and language, each opened once, for these cameras; `models` are those of
+    `resolve_models`, `open_speech` opens them where they are shared with others.
+    """
+
+    def __init__(
+        self,
+        options: RecognitionOptions,
+        models: Mapping[str, Checkpoint],
+        cameras: Sequence[Camera],
+        open_speech: Callable[..., Recognizer] | None = None,
+    ):
+        self._options, self._models = options, models
+        self._open = open_speech or open_recognizer
+        self._has_live = any(goes_on(camera) for camera in cameras)
+        self._opened: dict[tuple[str, str | None], Recognizer] = {}
+
+    def open(self, model: str, language: str | None) -> Recognizer:
+        """That of a model and a language."""
+        if (model, language) not in self._opened:
+            self._opened[model, language] = recognizer_of(
+                self._models[model],
+                replace(self._options, language=language),
+                words_from_s=_TIMED_FROM_S if self._has_live else math.inf,
+                open_speech=self._open,
+            )
+        return self._opened[model, language]
+
+    def own(self, cameras: Sequence[Camera]) -> dict[str, Recognizer]:
+        """Those of cameras, by name, that name a model or a language of their own."""
+        options = self._options
+        return {
+            camera.name: self.open(
+                camera.model or options.model, camera.language or options.language
+            )
+            for camera in cameras
+            if camera.model or camera.language
+        }
+
+    def warm_up(self) -> None:
+        """Allocate all memory that live cameras need at once."""
+        for recognizer in self._opened.values() if self._has_live else ():
+            recognizer.warm_up(BATCH_SEGMENTS)
 
 
 def resolve_models(

@@ -10,6 +10,8 @@ from mmtransfer.monitoring.events import Occurrence, Raised, SourceEvent, record
 from mmtransfer.monitoring.sources.clips import AROUND_S, clip_path, cut_recording
 from mmtransfer.monitoring.sources.source import Source
 
+_PATIENCE_S = 60.0  # for the text of what was spoken around a moment of a recording
+
 
 class Moments:
     """Keeps a few seconds around each moment, in `folder`; nothing without one. `failed` is called
@@ -50,13 +52,16 @@ class Moments:
                 event = SourceEvent(source.name, Occurrence.NO_CLIP, about.start, detail)
                 self._failed(source, event)
 
+        silences, begun = source.silences, 0.0 if recording is None else recording.at
         if source.recorder is not None:
-            source.recorder.want(Path(name), start, end, done)
+            source.recorder.want(Path(name), start, end, done, silences)
             return name
 
         def cut() -> None:
             try:
-                cut_recording(path, start, end, Path(name))
+                if silences is not None:
+                    silences.wait(start + begun, end + begun, _PATIENCE_S)
+                cut_recording(path, start, end, Path(name), silences, begun)
             except Exception as error:  # whatever it is, nobody looks into this future
                 done(Path(name), str(error) or type(error).__name__)
 

@@ -6,7 +6,8 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,20 @@ from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.segments import SegmenterSettings
 
 _READER_EXIT_S = 0.8  # a read of a failing disk or server may hang; who stops has 5 s in all
+
+
+@dataclass
+class _Run:
+    """What a `watch` works on."""
+
+    sources: list[Source]
+    events: queue.Queue[Any]
+    pipeline: Pipeline
+    clock: SteadyClock
+    sounds: SoundWorker | None
+    audio: Mapping[str, LiveAudio]
+    readers: dict[int, threading.Thread] = field(default_factory=dict)
+    """By number of the source."""
 
 
 class Monitor:
@@ -82,6 +97,7 @@ class Monitor:
         self._sounds = sounds
         self._waiting, self._longest_s = waiting, longest_s
         self._stopping = threading.Event()
+        self._run: _Run | None = None
         self.stats = MonitorStats()
 
     def stop(self) -> None:
@@ -89,6 +105,43 @@ class Monitor:
         stays in the journal's spool for the next start.
         """
         self._stopping.set()
+        for source in list(self._run.sources) if self._run is not None else ():
+            source.stopping.set()
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether `watch` is at work, and was not asked to end."""
+        return self._run is not None and not self._stopping.is_set()
+
+    def change(
+        self, gone: Collection[str], fresh: Sequence[Camera], others: Mapping[str, Recognizer]
+    ) -> None:
+        """Let sources go, by name, and then take up others, whose recognisers are in `others` if
+        they have their own; from another thread, while `watch` is at work and stays open. What has
+        been cut of a source that goes is decoded, what is being spoken is cut there.
+        """
+        run = self._run
+        assert run is not None
+        ending = [s for s in run.sources if s.name in gone and not s.stopping.is_set()]
+        for source in ending:
+            source.stopping.set()
+        deadline = time.monotonic() + _READER_EXIT_S
+        for source in ending:  # some cameras take one connection at a time
+            if source.number in run.readers:
+                run.readers[source.number].join(max(0.0, deadline - time.monotonic()))
+
+        def admit() -> None:
+            self.stats.add_cameras(camera.name for camera in fresh)
+            for camera in fresh:
+                count = len(run.sources)
+                recognizer = others.get(camera.name, self._recognizer)
+                stats = self.stats.cameras[camera.name]
+                source = Source(count, camera, recognizer, stats, count + 1, self._waiting)
+                run.sources.append(source)
+                run.pipeline.admit(source)
+                self._start(run, source)
+
+        run.events.put(admit)
 
     @property
     def is_stopping(self) -> bool:
@@ -113,6 +166,7 @@ class Monitor:
         *,
         journal: Journal | None = None,
         audio: Mapping[str, LiveAudio] | None = None,
+        stays_open: bool = False,
     ) -> Iterator[Item]:
         """Transcripts of several sources side by side, each source's in order, and what happens to
         the sources: alerts, sounds, connections, ends. A source is a path, an address or a
@@ -124,7 +178,7 @@ class Monitor:
         recordings, the error ends it.
 
         `audio` is, by name, that of live sources which bring it themselves; the source ends with
-        it.
+        it. With `stays_open` it goes on when all have ended, until `stop`: `change` may bring more.
 
         Raises:
             OSError: the journal cannot be written.
@@ -138,42 +192,49 @@ class Monitor:
             )
             for number, camera in enumerate(cameras)
         ]
-        stopping, clock, readers = self._stopping, SteadyClock(), list[threading.Thread]()
+        stopping, clock = self._stopping, SteadyClock()
         # Everything that happens, in one queue: segments, events, ends, and decoded batches.
         events: queue.Queue[Any] = queue.Queue()
-        pipeline = self._pipeline(at_work, journal, clock, events)
+        pipeline = self._pipeline(at_work, journal, clock, events, stays_open=stays_open)
         sounds = None
         if self._sounds is not None:
             sounds = SoundWorker(self._sounds, events, stopping)
+        run = self._run = _Run(at_work, events, pipeline, clock, sounds, audio or {})
         started = time.monotonic()
         try:
             pipeline.take_up()
             for source in at_work:
-                if source.has_ended:
-                    events.put((source.number, SourceEnd(source.address, source.name, None)))
-                    continue
-                if self._clips is not None and source.is_live:
-                    source.recorder = Recorder()
-                read = read_camera if source.is_live else read_recording
-                reader = self._reader(source, events, stopping, clock)
-                reader.audio = (audio or {}).get(source.name)
-                if sounds is not None:
-                    reader.sounds = sounds.stream(source)
-                readers.append(reader.start(read_folder if source.is_folder else read))
+                self._start(run, source)
             if sounds is not None:
                 sounds.start()
             yield from pipeline.items(stopping)
         finally:
-            stopping.set()
-            self._stopping = threading.Event()  # of the next run
+            self.stop()
+            self._run, self._stopping = None, threading.Event()  # of the next run
             pipeline.close()
             if sounds is not None:
                 sounds.close()
             # A thread inside native code when the interpreter exits would abort the process.
             deadline = time.monotonic() + _READER_EXIT_S
-            for thread in readers:
+            for thread in run.readers.values():
                 thread.join(max(0.0, deadline - time.monotonic()))
             self.stats.wall_s += time.monotonic() - started
+
+    def _start(self, run: _Run, source: Source) -> None:
+        """Start what decodes a source's audio."""
+        if self._stopping.is_set():
+            source.stopping.set()
+        if source.has_ended:
+            run.events.put((source.number, SourceEnd(source.address, source.name, None)))
+            return
+        if self._clips is not None and source.is_live:
+            source.recorder = Recorder()
+        read = read_camera if source.is_live else read_recording
+        reader = self._reader(source, run.events, run.clock)
+        reader.audio = run.audio.get(source.name)
+        if run.sounds is not None:
+            reader.sounds = run.sounds.stream(source)
+        run.readers[source.number] = reader.start(read_folder if source.is_folder else read)
 
     def _pipeline(
         self,
@@ -181,6 +242,8 @@ class Monitor:
         journal: Journal | None,
         clock: SteadyClock,
         events: queue.Queue[Any],
+        *,
+        stays_open: bool,
     ) -> Pipeline:
         """What makes text of what the readers of these sources find."""
 
@@ -190,18 +253,19 @@ class Monitor:
         # Recordings can be read again; of other sources nothing may be lost while a disk is full.
         ledger = Ledger(
             journal,
-            spools=any(source.is_live for source in sources),
-            waits=any(source.is_live or source.is_piped for source in sources),
+            spools=stays_open or any(source.is_live for source in sources),
+            waits=stays_open or any(source.is_live or source.is_piped for source in sources),
             spool_bytes=self._spool_bytes,
         )
         recognizers = [source.recognizer for source in sources]
-        with_turns = {s.number for s in sources if s.is_live and s.recognizer.window_s > 0}
+        with_turns = {source.number for source in sources if source.has_turns}
         moments = Moments(self._clips, failed)
         return Pipeline(
             sources,
             Decoder(
                 *(recognizers, self._lines, self._classifier, with_turns),
                 redactors=[source.redactor for source in sources],
+                silences=[source.silences for source in sources],
             ),
             ledger,
             Ordering(sources, ledger, moments, clock, with_words=self._with_words),
@@ -209,15 +273,10 @@ class Monitor:
             events,
             workers=max((recognizer.engine.workers for recognizer in recognizers), default=1),
             with_words=self._with_words,
+            stays_open=stays_open,
         )
 
-    def _reader(
-        self,
-        source: Source,
-        events: queue.Queue[Any],
-        stopping: threading.Event,
-        clock: SteadyClock,
-    ) -> Reader:
+    def _reader(self, source: Source, events: queue.Queue[Any], clock: SteadyClock) -> Reader:
         camera, recognizer = source.camera, source.recognizer
         return Reader(
             camera=source.number,
@@ -225,7 +284,7 @@ class Monitor:
             source=camera.url,
             events=events,
             room=source.room,
-            stopping=stopping,
+            stopping=source.stopping,
             stats=source.stats,
             settings=self._settings,
             live=self._live,

@@ -149,6 +149,9 @@ class MonitorOptions(RecognitionOptions):
     redact: Sequence[str | Mapping[str, str]] = ()
     """What is taken out of texts before they are written or sent: phone, email, card,
     `names: FILE` with one on each line, `pattern: REGEX`."""
+    redact_clips: bool = False
+    """Whether what is redacted is silenced in alert clips, too; so is speech whose text is not
+    known when a clip is written."""
     retention: Mapping[str, float] | None = None
     """Days for which text, clips and audio that waits are kept, by these names; a camera may have
     its own."""
@@ -181,6 +184,7 @@ class MonitorOptions(RecognitionOptions):
                     channels=self.channels if camera.channels == "mix" else camera.channels,
                     live=self.live if camera.live is None else camera.live,
                     redact=(*camera.redact, *self.redact),
+                    redact_clips=camera.redact_clips or self.redact_clips,
                     retention=camera.retention or Retention(**(self.retention or {})),
                 )
                 for camera in cameras
@@ -314,6 +318,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         _is_list_of(lambda value: _is_text(value) or (isinstance(value, Mapping) and bool(value))),
         "a list of phone, email, card, names: FILE and pattern: REGEX",
     ),
+    "redact_clips": _FLAG,
     "retention": (_is_retention, "days above 0 by text, clips, audio"),
     "metrics_port": (lambda value: _is_count(value) or _is_text(value), "[HOST:]PORT"),
 }

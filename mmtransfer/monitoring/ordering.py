@@ -134,6 +134,11 @@ class Ordering:
         """Whether every source has ended, and that has been handed out."""
         return not self._open
 
+    def admit(self, source: Source) -> None:
+        """Hand out what one more source gives; its number is the next."""
+        self.outputs.append(Output(source))
+        self._open += 1
+
     def add(self, item: Item | NoText) -> None:
         """Something without a place; it is handed out as soon as it is written."""
         self._unplaced.append(item)

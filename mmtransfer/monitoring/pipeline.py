@@ -39,6 +39,7 @@ from mmtransfer.speech.segments import Segment
 
 logger = logging.getLogger(__name__)
 _DAY_S = 86400.0
+_SPEAKING = ""  # of all that has no text, what is being spoken
 _DRAIN_S = 4.0  # after a request to stop; what is not decoded by then stays in the spool
 
 
@@ -59,7 +60,8 @@ class _Speaking:
 class Pipeline:
     """The state of one run; everything here happens in the caller's thread, but for decoding.
 
-    What readers find comes as (number of the source, item) into `events`.
+    What readers find comes as (number of the source, item) into `events`; a call that comes there
+    is made. With `stays_open` it goes on when every source has ended, since others may come.
     """
 
     def __init__(
@@ -73,13 +75,15 @@ class Pipeline:
         *,
         workers: int,
         with_words: bool,
+        stays_open: bool = False,
     ):
-        self._sources, self._decoder, self._ledger = sources, decoder, ledger
+        self._sources, self._decoder, self._ledger = [*sources], decoder, ledger
+        self._stays_open = stays_open
         self._ordering, self._moments, self._events = ordering, moments, events
         self._with_words = with_words
         self._speaking = [_Speaking() for _ in sources]
         self._priorities = {s.number: s.camera.priority for s in sources if s.is_live}
-        self._is_endless = any(s.is_live or s.is_piped or s.is_folder for s in sources)
+        self._is_endless = any(_is_endless(source) for source in sources)
         self._scheduler = Scheduler(workers)
         self._workers = Workers(workers, self._decode, events)
 
@@ -90,10 +94,28 @@ class Pipeline:
             source.take_up(known)
         named = {source.name: source for source in self._sources}
         for name, identity, segment in left:
-            if identity in named[name].known:
+            if name not in named:  # it was taken out of the file of cameras meanwhile
+                times = (segment.start, segment.end)
+                why = "no such camera"
+                self._ledger.write(NoText(name, identity, *times, why, LineKind.DROPPED))
+                logger.warning("%s: dropped a segment of a camera that is no more", name)
+                self._ledger.forget(identity)
+            elif identity in named[name].known:
                 self._ledger.forget(identity)
             else:
                 self._add(named[name], identity, segment, is_spooled=True)
+
+    def admit(self, source: Source) -> None:
+        """Take in one more source, before its reader starts; its number is the next."""
+        self._sources.append(source)
+        self._speaking.append(_Speaking())
+        if source.is_live:
+            self._priorities[source.number] = source.camera.priority
+        self._is_endless = self._is_endless or _is_endless(source)
+        self._decoder.admit(source)
+        self._ordering.admit(source)
+        if not source.is_live:
+            source.take_up(self._ledger.known(source.name))
 
     def items(self, stopping: threading.Event) -> Iterator[Item]:
         """What happens, until every source has ended."""
@@ -102,7 +124,7 @@ class Pipeline:
             self._drop_old()
             self._dispatch()
             yield from self._ordering.items()
-            if self._is_over:
+            if self._is_over and (stopping.is_set() or not self._stays_open):
                 return
             if stopping.is_set() and deadline is None:
                 deadline = time.monotonic() + _DRAIN_S
@@ -143,10 +165,17 @@ class Pipeline:
         if isinstance(event, Decoded):
             self._take_results(event)
             return
+        if callable(event):
+            event()
+            return
         number, item = event
         source, output = self._sources[number], self._ordering.outputs[number]
         if isinstance(item, SourceEnd):
             output.end = item
+            if source.silences is not None:
+                source.silences.finish()
+            if not any(other.name == source.name for other in self._sources[number + 1 :]):
+                source.stats.is_connected = False
         elif isinstance(item, SourceEvent):
             source.stats.events[item.event] += 1
             if item.event in (Occurrence.CONNECTED, Occurrence.LOST):
@@ -170,6 +199,10 @@ class Pipeline:
             cut = Cut(item, source.name) if isinstance(item, Segment) else item
             identity = segment_id(cut.of, cut.segment.start)
             if identity in source.known:
+                if source.silences is not None:  # an earlier session knows what was spoken there
+                    source.silences.begin(identity, cut.segment.start, cut.segment.end)
+                    source.silences.hide(cut.segment.start, cut.segment.end)
+                    source.silences.end(identity)
                 output.put(output.place(), None)
                 return
             if source.is_live:
@@ -220,6 +253,8 @@ class Pipeline:
     def _add_draft(self, source: Source, draft: Draft) -> None:
         segment = draft.segment
         identity = segment_id(source.name, segment.start)
+        if source.silences is not None:
+            source.silences.begin(_SPEAKING, segment.start)
         context_s = source.recognizer.context_s(segment.samples, is_first=True)
         kind = self._decoder.kind(source.number, context_s)
         job = Job(source.number, -1, identity, segment, *kind)
@@ -284,6 +319,9 @@ class Pipeline:
         kind = self._decoder.kind(source.number, context_s)
         job = Job(source.number, self._output(source).place(), identity, segment, *kind)
         source.stats.waiting += 1
+        if source.silences is not None:
+            source.silences.begin(identity, segment.start, segment.end)
+            source.silences.end(_SPEAKING)
         if source.is_live:
             speaking = self._speaking[source.number]
             speaking.cut_to = segment.end
@@ -360,7 +398,17 @@ class Pipeline:
         for item in [found] if isinstance(found, NoText) else found or []:
             if isinstance(item, NoText) and item.event == LineKind.REJECTED:
                 source.stats.rejected[item.reason] += 1
+            if isinstance(item, NoText) and source.silences is not None:
+                source.silences.hide(item.start, item.end)
         self._output(source).put(job.number, found)
         source.stats.waiting -= 1
+        if source.silences is not None:
+            if found is None:  # dropped
+                source.silences.hide(job.segment.start, job.segment.end)
+            source.silences.end(job.id)
         if source.is_live and not job.is_spooled:
             self._speaking[job.camera].in_memory -= 1
+
+
+def _is_endless(source: Source) -> bool:
+    return source.is_live or source.is_piped or source.is_folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -105,6 +106,23 @@ class Redactor:
         if not spans:
             return found
         return replace(found, text=self.text(found.text), words=_words_without(found, spans))
+
+    def times(self, found: Hypothesis) -> list[tuple[float, float]]:
+        """From when to when, in seconds, what is taken out of a hypothesis is spoken; all of it,
+        where its words have no times or are not those of its text.
+        """
+        spans = self.spans(found.text)
+        if not spans:
+            return []
+        times, at = [], 0
+        for word in found.words:
+            start = found.text.find(word.text, at)
+            if start < 0:
+                return [(0.0, math.inf)]
+            at = start + len(word.text)
+            if any(begin < at and start < end for begin, end, _ in spans):
+                times.append((word.start_s, word.end_s))
+        return times or [(0.0, math.inf)]
 
     def spans(self, text: str, *, is_open: bool = False) -> list[Span]:
         """Begin, end and kind of what is taken out, in order, none within another."""

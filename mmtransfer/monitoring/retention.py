@@ -37,9 +37,16 @@ class Keeper:
         return any(c.retention and (c.retention.text or c.retention.clips) for c in self._cameras)
 
     def start(self) -> None:
-        """Remove what is due, and go on with that in a thread."""
-        self.enforce(time.time())
-        self._thread.start()
+        """Remove what is due, if anything ever is, and go on with that in a thread."""
+        if self.is_needed:
+            self.enforce(time.time())
+            self._thread.start()
+
+    def change(self, cameras: Sequence[Camera]) -> None:
+        """Go by what these cameras say from now on."""
+        self._cameras = cameras
+        if not self._thread.is_alive():
+            self.start()
 
     def close(self) -> None:
         """End it; what is being removed is removed."""

@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from mmtransfer.cache import make_private
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.monitoring.delivery import open_channels, take_up
 from mmtransfer.monitoring.events import Item, Raised, Shown, SourceEnd, SourceEvent, Stopped
+from mmtransfer.monitoring.journal.forgetting import Forgotten, Rule, forget
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.keywords import Keywords
-from mmtransfer.monitoring.loading import load_monitor, resolve_models
+from mmtransfer.monitoring.loading import Recognizers, load_monitor, resolve_models
 from mmtransfer.monitoring.memory import keep_steady
 from mmtransfer.monitoring.monitor import Monitor
 from mmtransfer.monitoring.options import MonitorOptions
@@ -42,6 +45,17 @@ from mmtransfer.speech.audio import MediaError, is_piped, open_media
 from mmtransfer.speech.recognition import Recognizer
 
 logger = logging.getLogger(__name__)
+_OF_SOURCES = (
+    "sources",
+    "channels",
+    "live",
+    "keywords",
+    "loud_db",
+    "redact",
+    "redact_clips",
+    "retention",
+)
+"""Options that say something about the sources alone."""
 
 
 def run(options: MonitorOptions, *, sinks: Sequence[Sink] = ()) -> MonitorStats:
@@ -78,7 +92,8 @@ def run(options: MonitorOptions, *, sinks: Sequence[Sink] = ()) -> MonitorStats:
 class Session:
     """A monitor at work from `with` to its end. Everything that can be checked is, before anything
     is written; with a journal, what earlier sessions found is in the outputs as well, and alerts
-    that never arrived are sent again. `open_speech` as of `load_monitor`.
+    that never arrived are sent again. `open_speech` as of `load_monitor`; with `stays_open`,
+    `items` goes on when all sources have ended, until `stop`, and `reload` may bring others.
 
     Raises:
         UserError: something that cannot be used.
@@ -91,16 +106,24 @@ class Session:
     """
 
     def __init__(
-        self, options: MonitorOptions, *, open_speech: Callable[..., Recognizer] | None = None
+        self,
+        options: MonitorOptions,
+        *,
+        open_speech: Callable[..., Recognizer] | None = None,
+        stays_open: bool = False,
     ):
-        self._options, self._opened = options, ExitStack()
-        self._open_speech = open_speech
+        self.options, self._opened = options, ExitStack()
+        self._open_speech, self._stays_open = open_speech, stays_open
         self.cameras = options.cameras()
         """The sources, each separate channel as one of them."""
         self._monitor: Monitor
         self._journal: Journal | None = None
         self._channels: dict[str, Channel] = {}
         self._files: dict[str, list[Sink]] = {}
+        self._sinks: dict[Path, Sink] = {}
+        self._keeper: Keeper
+        self._watched = list(self.cameras)
+        self._changing = threading.Lock()
 
     def __enter__(self) -> Session:
         with ExitStack() as opened:
@@ -131,7 +154,9 @@ class Session:
         """What happens, until every source has ended; all of it has been written and sent before it
         is handed out.
         """
-        for item in self._monitor.watch(self.cameras, journal=self._journal):
+        for item in self._monitor.watch(
+            self._watched, journal=self._journal, stays_open=self._stays_open
+        ):
             if isinstance(item, Shown):
                 for sink in self._files[item.camera]:
                     sink.write(item)
@@ -144,8 +169,73 @@ class Session:
                 if not is_known and not self._monitor.is_stopping:
                     raise item.error
 
+    def reload(
+        self, options: MonitorOptions, off: Collection[str] = ()
+    ) -> tuple[list[str], list[str]]:
+        """Watch the sources of other options but those that are `off`, by name; from any thread,
+        while `items` is at work. A source that is as it was goes on untouched, one that is not is
+        cut where it is and opened again. Returns the names of those that go and those that come.
+
+        Raises:
+            UserError: something that cannot be used, or other options than those of sources that
+                have changed; then all goes on as it was.
+        """
+        with self._changing:
+            if not self._monitor.is_at_work:
+                raise UserError("nothing is watched at the moment. Try again later.")
+            self._check_same(options)
+            known = {camera.name: camera for camera in self.cameras}
+            cameras = [_as_known(camera, known.get(camera.name)) for camera in options.cameras()]
+            wanted = [camera for camera in cameras if camera.name not in off]
+            gone = [camera.name for camera in self._watched if camera not in wanted]
+            fresh = [camera for camera in wanted if camera not in self._watched]
+            outputs = [Path(path) for path in options.output]
+            _check_places(options, fresh, outputs)
+            _check_cameras(fresh)
+            models = resolve_models(options, cameras)
+            others = Recognizers(options, models, fresh, self._open_speech).own(fresh)
+            files = _open_files(cameras, outputs, self._opened, self._sinks)
+            if self._journal is not None:
+                self._journal.renew(**_identity(options, cameras, models))
+            self._files = self._files | files  # what goes still has lines to come
+            self._keeper.change(cameras)
+            self._monitor.change(gone, fresh, others)
+            self.options, self.cameras, self._watched = options, cameras, wanted
+        return gone, [camera.name for camera in fresh]
+
+    def forget(self, rule: Rule, *, dry_run: bool = False) -> Forgotten:
+        """Forget in the journal and its clips, from any thread, while they are written; audio that
+        waits to be recognised is left alone.
+
+        Raises:
+            UserError: there is no journal.
+            OSError: a file that cannot be written.
+        """
+        if self._journal is None:
+            raise UserError("there is no journal to forget in: give --journal DIR.")
+        clips = self.options.alert_clips
+        return forget(
+            *(self._journal.folder, rule, self._journal.write),
+            recordings=[camera.name for camera in self.cameras if not goes_on(camera)],
+            clips=Path(clips) if clips is not None else None,
+            dry_run=dry_run,
+        )
+
+    def _check_same(self, options: MonitorOptions) -> None:
+        changed = [
+            field.name
+            for field in fields(MonitorOptions)
+            if field.name not in _OF_SOURCES
+            and getattr(options, field.name) != getattr(self.options, field.name)
+        ]
+        if changed:
+            raise UserError(
+                f"{', '.join(changed)}: changed, and only sources can change while they are "
+                "watched. Stop it and start it again."
+            )
+
     def _open(self, opened: ExitStack) -> None:
-        options, cameras = self._options, self.cameras
+        options, cameras = self.options, self.cameras
         outputs = [Path(path) for path in options.output]
         endless = [c.name for c in cameras if goes_on(c) or is_folder(c.url)]
         # It costs a recording a fifth of its time.
@@ -153,11 +243,7 @@ class Session:
             keep_steady()
         check_outputs(outputs, live=endless)
         _check_places(options, cameras, outputs)
-        for camera in cameras:  # before the model is loaded, which takes seconds
-            Keywords(camera.keywords)
-            Redactor(camera.redact)
-            if camera.name not in endless and not is_piped(camera.url):
-                open_media(camera.url).close()
+        _check_cameras(cameras)  # before the model is loaded, which takes seconds
         address = None if options.metrics_port is None else str(options.metrics_port)
         if address is not None:
             host_and_port(address)
@@ -166,10 +252,9 @@ class Session:
             self._journal = _open_journal(options, cameras, models)
             opened.callback(self._journal.close)
         clips = Path(options.alert_clips) if options.alert_clips is not None else None
-        keeper = Keeper(cameras, self._journal, clips)
-        if keeper.is_needed:
-            keeper.start()
-            opened.callback(keeper.close)
+        self._keeper = Keeper(cameras, self._journal, clips)
+        self._keeper.start()
+        opened.callback(self._keeper.close)
         self._channels = open_channels(options, self._journal, opened)
         self._monitor = load_monitor(
             options,
@@ -185,13 +270,31 @@ class Session:
             port = opened.enter_context(metrics_server(self._monitor.stats, address))
             host, _ = host_and_port(address)
             logger.info("serving Prometheus metrics at http://%s:%d/metrics", host, port)
-        self._files = _open_files(cameras, outputs, opened)
+        self._files = _open_files(cameras, outputs, opened, self._sinks)
         if self._journal is not None:
             take_up(self._journal, self._write_again, self._channels)
 
     def _write_again(self, item: Shown) -> None:
         for sink in self._files.get(item.camera, ()):
             sink.write(item)
+
+
+def _as_known(camera: Camera, known: Camera | None) -> Camera:
+    """The camera; as it is known where it differs in nothing but what was asked of its server."""
+    return known if known is not None and replace(known, live=camera.live) == camera else camera
+
+
+def _check_cameras(cameras: Sequence[Camera]) -> None:
+    """Refuse what cannot be used.
+
+    Raises:
+        UserError: keywords, rules of redaction, or a recording that cannot be opened.
+    """
+    for camera in cameras:
+        Keywords(camera.keywords)
+        Redactor(camera.redact)
+        if not (goes_on(camera) or is_folder(camera.url) or is_piped(camera.url)):
+            open_media(camera.url).close()
 
 
 def _check_places(
@@ -231,26 +334,35 @@ def _check_places(
 def _open_journal(
     options: MonitorOptions, cameras: Sequence[Camera], models: Mapping[str, Checkpoint]
 ) -> Journal:
-    """The journal; its model is that of all cameras, those with their own included."""
     assert options.journal is not None
+    return Journal(options.journal, **_identity(options, cameras, models))
+
+
+def _identity(
+    options: MonitorOptions, cameras: Sequence[Camera], models: Mapping[str, Checkpoint]
+) -> dict[str, Any]:
+    """What tells a journal from others; its model is that of all cameras, those with their own
+    included.
+    """
     own = {(c.name, c.model, c.language) for c in cameras if c.model or c.language}
     names = [options.model, *(f"{name}: {model}" for name, model, _ in sorted(own, key=str))]
     digests = [models[options.model].digest]
     for name, model, language in sorted(own, key=str):
         digests.append(f"{name} {models[model].digest if model else ''} {language or ''}")
-    return Journal(
-        options.journal,
-        model=", ".join(names),
-        model_digest="; ".join(digests),
-        sources={camera.name: camera.url for camera in cameras},
-    )
+    return {
+        "model": ", ".join(names),
+        "model_digest": "; ".join(digests),
+        "sources": {camera.name: camera.url for camera in cameras},
+    }
 
 
 def _open_files(
-    cameras: Sequence[Camera], outputs: Sequence[Path], opened: ExitStack
+    cameras: Sequence[Camera],
+    outputs: Sequence[Path],
+    opened: ExitStack,
+    shared: dict[Path, Sink],
 ) -> dict[str, list[Sink]]:
-    """Output files by camera; one may be shared by all."""
-    shared: dict[Path, Sink] = {}
+    """Output files by camera; one may be shared by all, and be open already."""
     names = [camera.name for camera in cameras]
     files: dict[str, list[Sink]] = {name: [] for name in names}
     for camera in cameras:

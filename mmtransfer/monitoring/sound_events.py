@@ -379,10 +379,11 @@ class SoundWorker:
         self._thread = threading.Thread(target=self._run, name="sounds", daemon=True)
 
     def stream(self, source: Source) -> SoundStream:
-        """What takes the audio of a source; all of them are made before `start`."""
+        """What takes the audio of a source."""
         made = SoundStream(source, self._classes, self._events, self._changed, self._stopping)
-        self._streams.append(made)
-        self._streams.sort(key=lambda stream: not stream.is_live)
+        with self._changed:
+            self._streams.append(made)
+            self._streams.sort(key=lambda stream: not stream.is_live)
         return made
 
     def start(self) -> None:

@@ -43,6 +43,7 @@ WRONG: dict[str, Any] = {
     "webhook": 7,
     "mqtt": "",
     "redact": "phone",
+    "redact_clips": "yes",
     "retention": {"text": 0},
     "metrics_port": 1.5,
 }
@@ -72,6 +73,7 @@ GIVEN: dict[str, Any] = {
     "webhook": "https://desk.example/alerts",
     "mqtt": "mqtt://broker/topic",
     "redact": ("phone", {"pattern": "a=b"}),
+    "redact_clips": True,
     "retention": {"text": 90, "clips": 0.5},
     "metrics_port": "0.0.0.0:9100",
 }
@@ -83,7 +85,7 @@ FLAGS = [
     *("--channels", "2", "--no-live", "--keywords", "fire", "--keywords", "open the gate"),
     *("--loud", "25", "--partial", "--journal", "heard", "--output", "gate.jsonl", "gate.txt"),
     *("--retention", "text=90", "clips=0.5", "--redact", "phone", "pattern=a=b"),
-    *("--alert-clips", "clips", "--webhook", "https://desk.example/alerts"),
+    *("--alert-clips", "clips", "--redact-clips", "--webhook", "https://desk.example/alerts"),
     *("--mqtt", "mqtt://broker/topic", "--metrics-port", "0.0.0.0:9100"),
 ]
 

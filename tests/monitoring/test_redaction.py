@@ -1,15 +1,24 @@
 """What nobody may find later is taken out before anything is written."""
 
 import json
+import math
 import shutil
+from dataclasses import replace
 
+import av
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import EXAMPLE, ROOT
 from support.engines import FakeEngine
+from support.sources import decode
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
+from mmtransfer.monitoring import Alert, MonitorOptions, Session, Transcript
 from mmtransfer.monitoring.redaction import Redactor
+from mmtransfer.monitoring.silence import Silences
+from mmtransfer.monitoring.sources.clips import AROUND_S
+from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.engine import Hypothesis, Word
 from mmtransfer.speech.recognition import Recognizer
 
@@ -132,3 +141,70 @@ def test_nothing_that_is_written_or_sent_holds_it(
     assert desk.got
     for _, body in desk.got:
         assert json.loads(body)["text"] == "Call [phone] or [email], says [name]."
+
+
+class TimedEngine(FakeEngine):
+    """Gives a text whose words take half a second each from one second on."""
+
+    def decode(self, clips, context_s):
+        words = tuple(
+            Word(f" {word}" if number else word, 1.0 + number / 2, 1.5 + number / 2, 0.9)
+            for number, word in enumerate(self._texts(context_s).split())
+        )
+        return [replace(found, words=words) for found in super().decode(clips, context_s)]
+
+
+def test_redacted_words_are_silent_in_clips_and_others_are_not(tmp_path, monkeypatch, whisper_tiny):
+    """Also the picture stays."""
+    engine = TimedEngine(lambda context_s: "fire call 555 1234 now")
+    monkeypatch.setattr(
+        "mmtransfer.monitoring.loading.open_recognizer", lambda *a, **o: Recognizer(engine)
+    )
+    options = MonitorOptions(
+        "bundled:whisper-tiny.en",
+        sources=[EXAMPLE / "monitor.mp4"],
+        redact=["phone"],
+        redact_clips=True,
+        keywords=["fire"],
+        alert_clips=tmp_path,
+        words=True,
+    )
+    with Session(options) as session:
+        found = [item for item in session.items() if isinstance(item, Transcript | Alert)]
+    lines = [item for item in found if isinstance(item, Transcript)]
+    alert = next(item for item in found if isinstance(item, Alert))
+    with av.open(alert.clip) as container:
+        assert container.streams.video
+        assert container.streams.audio[0].codec_context.name == "flac"
+    samples = decode(alert.clip)
+    begin = alert.end + AROUND_S - len(samples) / SAMPLE_RATE  # it ends so long behind the line
+    spans = [(w["start"], w["end"]) for x in lines for w in x.words if "[phone]" in w["text"]]
+    (start, end), *_ = spans
+    hidden = samples[round((start - begin) * SAMPLE_RATE) : round((end - begin) * SAMPLE_RATE)]
+    assert len(hidden) > SAMPLE_RATE / 2
+    assert np.abs(hidden).max() < 1e-3
+    assert np.abs(samples[: round((start - begin - 0.5) * SAMPLE_RATE)]).max() > 0.05
+
+
+def test_what_has_no_text_is_silent_and_what_is_found_late_is_silenced_again():
+    silences, again = Silences(), []
+    silences.begin("a", 10.0, 12.0)
+    silences.begin("", 14.0)
+    assert silences.spans(0.0, 20.0) == [(10.0, 12.0), (14.0, math.inf)]
+    silences.hide(11.0, 11.5)
+    silences.end("a")
+    silences.end("")
+    assert silences.spans(0.0, 20.0) == [(10.8, 11.7)]
+    assert silences.spans(12.0, 20.0) == []
+    silences.note_clip(0.0, 20.0, [], again.append)  # written before it was known
+    assert again == [[(10.8, 11.7)]]
+    silences.hide(15.0, 16.0)
+    silences.hide(15.2, 15.8)  # the same, found once more
+    silences.hide(30.0, 31.0)
+    assert again[1:] == [[(14.8, 16.2)]]
+    recording = Silences(known_s=0.0)
+    recording.begin("a", 3.0, 5.0)
+    recording.end("a")
+    assert recording.spans(0.0, 8.0) == [(5.0, math.inf)]
+    recording.finish()
+    assert recording.spans(0.0, 8.0) == []

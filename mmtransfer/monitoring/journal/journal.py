@@ -82,11 +82,7 @@ class Journal:
     # --- identity -----------------------------------------------------------------------------
 
     def _check_header(self, model: str, digest: str, sources: Mapping[str, str]) -> None:
-        own: dict[str, Any] = {
-            "format": _FORMAT,
-            "model": {"name": model, "digest": digest},
-            "sources": {name: source_identity(source) for name, source in sources.items()},
-        }
+        own = _header(model, digest, sources)
         path = self._folder / _HEADER
         if not path.exists():
             if any(self._folder.glob("*.jsonl")):
@@ -94,8 +90,7 @@ class Journal:
                     f"{self._folder}: holds .jsonl files, but no journal. Give --journal an empty "
                     "folder."
                 )
-            with atomic_path(path) as part, open_private(part, "w", encoding="utf-8") as file:
-                file.write(json.dumps(own, indent=2))
+            self._write_header(own)
             return
         try:
             found = read_object(path)
@@ -126,6 +121,15 @@ class Journal:
                 f"{self._folder}: this journal was written with other sources (different: "
                 f"{', '.join(changed)}). {again}"
             )
+
+    def renew(self, *, model: str, model_digest: str, sources: Mapping[str, str]) -> None:
+        """From now on it is that of these sources."""
+        self._write_header(_header(model, model_digest, sources))
+
+    def _write_header(self, header: Mapping[str, Any]) -> None:
+        path = self._folder / _HEADER
+        with atomic_path(path) as part, open_private(part, "w", encoding="utf-8") as file:
+            file.write(json.dumps(header, indent=2))
 
     # --- what is there ------------------------------------------------------------------------
 
@@ -253,6 +257,14 @@ class Journal:
 
 def _size(file: Any) -> int:
     return os.fstat(file.fileno()).st_size
+
+
+def _header(model: str, digest: str, sources: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "model": {"name": model, "digest": digest},
+        "sources": {name: source_identity(source) for name, source in sources.items()},
+    }
 
 
 def source_identity(source: str) -> str:

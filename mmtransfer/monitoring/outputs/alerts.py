@@ -177,6 +177,51 @@ class Webhook(_Queued):
         self._client.close()
 
 
+def mqtt_client(url: str) -> tuple[Any, str, Callable[[], None]]:
+    """A client for the broker in an address, the topic there, and what makes the client connect, in
+    a thread of its own and again after each failure.
+
+    Raises:
+        UserError: paho-mqtt is missing, or an address of another form.
+    """
+    try:
+        parts = urlsplit(checked_address(url))
+        port = parts.port or (8883 if parts.scheme == "mqtts" else 1883)
+        topic = unquote(url.partition("://")[2].partition("/")[2]).strip("/")
+        host = parts.hostname or ""
+        is_address = parts.scheme in ("mqtt", "mqtts") and host and topic
+        if not is_address or re.search(r"\s", parts.netloc):
+            raise ValueError("no address")
+    except (ValueError, UserError):
+        raise UserError(
+            f"mqtt: expected mqtt[s]://[USER:PASSWORD@]HOST[:PORT]/TOPIC, found "
+            f"'{public_address(url)}'. Write # / ? [ in a user or password as %23 %2F %3F %5B."
+        ) from None
+    if re.search("[+#\0]", topic):
+        raise UserError(
+            f"mqtt: expected a topic to publish to, found '{public_address(url)}': "
+            "+ and # are wildcards."
+        )
+    try:
+        from paho.mqtt import client as paho
+        from paho.mqtt.enums import CallbackAPIVersion
+    except ImportError:
+        raise UserError("mqtt: needs paho-mqtt. pip install 'mmtransfer[mqtt]'") from None
+    client = paho.Client(CallbackAPIVersion.VERSION2)
+    if parts.username:
+        password = unquote(parts.password) if parts.password else None
+        client.username_pw_set(unquote(parts.username), password)
+    if parts.scheme == "mqtts":
+        client.tls_set()
+    client.reconnect_delay_set(1, int(_LAST_RETRY_S))
+
+    def connect() -> None:
+        client.connect_async(host, port)
+        client.loop_start()
+
+    return client, topic, connect
+
+
 class Mqtt(_Queued):
     """Publishes alerts as JSON to the topic in an address `mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC`
     (`mqtts` for TLS), one after the other, at least once each (quality of service 1).
@@ -189,41 +234,11 @@ class Mqtt(_Queued):
     """
 
     def __init__(self, url: str, *, settled: Settled | None = None):
-        try:
-            parts = urlsplit(checked_address(url))
-            port = parts.port or (8883 if parts.scheme == "mqtts" else 1883)
-            self._topic = unquote(url.partition("://")[2].partition("/")[2]).strip("/")
-            host = parts.hostname or ""
-            is_address = parts.scheme in ("mqtt", "mqtts") and host and self._topic
-            if not is_address or re.search(r"\s", parts.netloc):
-                raise ValueError("no address")
-        except (ValueError, UserError):
-            raise UserError(
-                f"mqtt: expected mqtt[s]://[USER:PASSWORD@]HOST[:PORT]/TOPIC, found "
-                f"'{public_address(url)}'. Write # / ? [ in a user or password as %23 %2F %3F %5B."
-            ) from None
-        if re.search("[+#\0]", self._topic):
-            raise UserError(
-                f"mqtt: expected a topic to publish to, found '{public_address(url)}': "
-                "+ and # are wildcards."
-            )
-        try:
-            from paho.mqtt import client as paho
-            from paho.mqtt.enums import CallbackAPIVersion
-        except ImportError:
-            raise UserError("mqtt: needs paho-mqtt. pip install 'mmtransfer[mqtt]'") from None
+        self._client, self._topic, connect = mqtt_client(url)
         super().__init__(settled)
         self._answered = threading.Event()  # the broker has the one alert that is on its way
-        self._client = paho.Client(CallbackAPIVersion.VERSION2)
-        if parts.username:
-            password = unquote(parts.password) if parts.password else None
-            self._client.username_pw_set(unquote(parts.username), password)
-        if parts.scheme == "mqtts":
-            self._client.tls_set()
-        self._client.reconnect_delay_set(1, int(_LAST_RETRY_S))
         self._client.on_publish = lambda *_: self._answered.set()
-        self._client.connect_async(host, port)
-        self._client.loop_start()
+        connect()
         self._thread.start()
 
     def _deliver(self, alert: Mapping[str, Any]) -> None:

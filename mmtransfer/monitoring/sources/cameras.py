@@ -70,6 +70,8 @@ class Camera:
     redact: Sequence[str | Mapping[str, str]] = ()
     """What is taken out of its texts before they are written or sent: phone, email, card,
     `names: FILE` (one on each line, relative to this file), `pattern: REGEX`."""
+    redact_clips: bool = False
+    """Whether what is redacted is silenced in clips, too."""
     retention: Retention | None = None
     """How long what it gives is kept; by default as the monitor's option says."""
 

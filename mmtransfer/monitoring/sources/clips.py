@@ -4,27 +4,35 @@ again.
 
 from __future__ import annotations
 
+import io
+import logging
+import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
+import av.error
 
 from mmtransfer.cache import make_private, open_private
+from mmtransfer.monitoring.silence import Silences
 from mmtransfer.monitoring.sources.cameras import file_name
 from mmtransfer.speech.addresses import without_secrets
 from mmtransfer.speech.audio import media_file, reach
 from mmtransfer.speech.remote import open_address
 
+logger = logging.getLogger(__name__)
 AROUND_S = 5.0
 """Seconds before and after the alert."""
 _RING_S = 60.0  # an alert comes after its segment (15 s at most) was cut, waited and was read
 _RING_BYTES = 64 << 20
 _KINDS = ("audio", "video")
+_TEXT_S = 8.0  # after which what was spoken has its text, by and large
 
 
 def clip_path(folder: Path, camera: str, moment: str) -> Path:
@@ -32,19 +40,29 @@ def clip_path(folder: Path, camera: str, moment: str) -> Path:
     return folder / file_name(camera) / f"{file_name(moment)}.mkv"
 
 
-def cut_recording(source: str, start: float, end: float, path: Path) -> None:
-    """Copy a stretch of a recording (seconds) into a file, from the picture before it on.
+def cut_recording(
+    source: str,
+    start: float,
+    end: float,
+    path: Path,
+    silences: Silences | None = None,
+    begun: float = 0.0,
+) -> None:
+    """Copy a stretch of a recording (seconds) into a file, from the picture before it on; silent
+    where `silences` say so, in whose time the recording began at `begun`.
 
     Raises:
         OSError: the file cannot be read or written.
     """
     try:
-        _cut_recording(source, start, end, path)
+        _cut_recording(source, start, end, path, silences, begun)
     except Exception as error:  # PyAV's quote the address
         raise OSError(without_secrets(str(error), source) or type(error).__name__) from None
 
 
-def _cut_recording(source: str, start: float, end: float, path: Path) -> None:
+def _cut_recording(
+    source: str, start: float, end: float, path: Path, silences: Silences | None, begun: float
+) -> None:
     opening = open_address if "://" in source else av.open
     name = media_file(source)
     with opening(name, options=reach(source), metadata_errors="replace") as container:
@@ -67,11 +85,14 @@ def _cut_recording(source: str, start: float, end: float, path: Path) -> None:
             if packet.stream.type == "video" and packet.is_keyframe:
                 first = min(start, at)
                 break
-        _copy(path, [packet for at, packet in packets if at >= first - 0.05])
+        chosen = [packet for at, packet in packets if at >= first - 0.05]
+        _copy(path, chosen, silences, begun - origin)
 
 
-def _copy(path: Path, packets: list[Any]) -> None:
-    """Packets of an open container, in their order, times counted from the first."""
+def _copy(path: Path, packets: list[Any], silences: Silences | None, offset: float) -> None:
+    """Packets of an open container, in their order, times counted from the first; with `offset`
+    added, they are those of `silences`.
+    """
     if not packets:
         raise OSError("nothing to write")
     make_private(path.parent)
@@ -79,8 +100,9 @@ def _copy(path: Path, packets: list[Any]) -> None:
     open_private(part, "wb").close()
     # RTP and Matroska leave out when pictures that come out of order are to be decoded.
     origin = min(float((p.pts if p.dts is None else p.dts) * p.time_base) for p in packets)
+    copied: Any = str(part) if silences is None else io.BytesIO()
     try:
-        with av.open(str(part), "w", format="matroska") as out:
+        with av.open(copied, "w", format="matroska") as out:
             made: dict[int, Any] = {}
             for packet in packets:
                 stream = packet.stream
@@ -98,9 +120,80 @@ def _copy(path: Path, packets: list[Any]) -> None:
                 copy.is_keyframe = packet.is_keyframe
                 copy.stream = made[packet.stream.index]
                 out.mux(copy)
-        os.replace(part, path)
+        if silences is None:
+            os.replace(part, path)
+        else:
+            first = origin + offset
+            last = first + max(float(p.pts * p.time_base) for p in packets) - origin + 1.0
+            spans = silences.spans(first, last)
+            _silence(copied, part, [(a - first, b - first) for a, b in spans])
+            os.replace(part, path)
+            silences.note_clip(first, last, spans, lambda more: silence_clip(path, first, more))
     finally:
         part.unlink(missing_ok=True)
+
+
+def silence_clip(path: Path, first: float, spans: Sequence[tuple[float, float]]) -> None:
+    """Silence more of a clip that begins at `first`, if it is still there; where that cannot be
+    done, it goes.
+    """
+    if not path.is_file():
+        return
+    part = path.with_name(path.name + ".part")
+    try:
+        open_private(part, "wb").close()
+        _silence(io.BytesIO(path.read_bytes()), part, [(a - first, b - first) for a, b in spans])
+        os.replace(part, path)
+    except (OSError, ValueError) as error:  # PyAV's errors are such
+        logger.warning("%s: removed, since it could not be silenced (%s)", path, error)
+        path.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _silence(clip: Any, path: Path, spans: Sequence[tuple[float, float]]) -> None:
+    """A clip with its sound encoded again (FLAC), silent in these spans (seconds into it)."""
+    clip.seek(0)
+    with av.open(clip) as container, av.open(str(path), "w", format="matroska") as out:
+        made: dict[int, Any] = {}
+        for stream in container.streams:
+            if stream.type == "audio":
+                made[stream.index] = out.add_stream("flac", rate=stream.rate, layout=stream.layout)
+            else:
+                made[stream.index] = out.add_stream_from_template(stream)
+        convert = {
+            stream.index: av.AudioResampler("s16", stream.layout, stream.rate)
+            for stream in container.streams.audio
+        }
+        for packet in container.demux():
+            stream = made[packet.stream.index]
+            if packet.stream.type != "audio":
+                if packet.dts is not None:
+                    packet.stream = stream
+                    out.mux(packet)
+                continue
+            frames: list[Any] = []
+            with suppress(av.error.FFmpegError):  # a damaged packet; the next one may be whole
+                frames = packet.decode()
+            for frame in (*frames, *([None] if packet.dts is None else ())):
+                for plain in convert[packet.stream.index].resample(frame):
+                    out.mux(stream.encode(_silent(plain, spans)))
+        for stream in made.values():
+            if stream.type == "audio":
+                out.mux(stream.encode(None))
+
+
+def _silent(frame: Any, spans: Sequence[tuple[float, float]]) -> Any:
+    """A frame of interleaved samples, silent in these spans."""
+    samples, channels = frame.to_ndarray(), frame.layout.nb_channels
+    for start, end in spans:
+        first = max(0, math.floor((start - frame.time) * frame.sample_rate))
+        last = min(frame.samples, math.ceil(min(end - frame.time, 1e6) * frame.sample_rate))
+        if first < last:
+            samples[:, first * channels : last * channels] = 0
+    made = av.AudioFrame.from_ndarray(samples, format="s16", layout=frame.layout.name)
+    made.sample_rate, made.pts, made.time_base = frame.sample_rate, frame.pts, frame.time_base
+    return made
 
 
 @dataclass
@@ -109,6 +202,12 @@ class _Wanted:
     start: float
     end: float
     done: Callable[[Path, str], None]
+    silences: Silences | None
+
+    @property
+    def due(self) -> float:
+        """When it is written: with silences, once the text of what was spoken last is there."""
+        return self.end + (_TEXT_S if self.silences is not None else 0.0)
 
 
 class Recorder:
@@ -136,10 +235,19 @@ class Recorder:
         """What is to be added to the stream's own time to get the caller's."""
         self._offset = offset
 
-    def want(self, path: Path, start: float, end: float, done: Callable[[Path, str], None]) -> None:
-        """Write the stretch once it has come; `done` gets the path, and why there is no file."""
+    def want(
+        self,
+        path: Path,
+        start: float,
+        end: float,
+        done: Callable[[Path, str], None],
+        silences: Silences | None = None,
+    ) -> None:
+        """Write the stretch once it has come, silent where `silences` say so; `done` gets the path,
+        and why there is no file.
+        """
         with self._lock:
-            self._wanted.append(_Wanted(path, start, end, done))
+            self._wanted.append(_Wanted(path, start, end, done, silences))
 
     def keep(self, packet: Any) -> None:
         """Take the next packet of the connection."""
@@ -150,7 +258,7 @@ class Recorder:
         self._bytes += packet.size
         while self._bytes > _RING_BYTES or self._ring[0][0] < now - _RING_S:
             self._bytes -= self._ring.popleft()[1].size
-        self._write(lambda wanted: wanted.end <= now + self._offset)
+        self._write(lambda wanted: wanted.due <= now + self._offset)
 
     def leave(self) -> None:
         """The connection ends: write what is asked for as far as it came."""
@@ -168,7 +276,7 @@ class Recorder:
             why = ""
             try:
                 stretch = self._between(wanted.start - self._offset, wanted.end - self._offset)
-                _copy(wanted.path, stretch)
+                _copy(wanted.path, stretch, wanted.silences, self._offset)
             except (OSError, ValueError) as error:  # PyAV's errors are such
                 why = str(error) or type(error).__name__
             wanted.done(wanted.path, why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS
 from mmtransfer.monitoring.journal.known import Known
 from mmtransfer.monitoring.keywords import Keywords
 from mmtransfer.monitoring.redaction import Redactor
+from mmtransfer.monitoring.silence import Silences
 from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.monitoring.sources.clips import Recorder
 from mmtransfer.monitoring.sources.kinds import goes_on, is_folder
@@ -52,10 +54,16 @@ class Source:
         self.keywords = Keywords(camera.keywords)
         self.redactor = Redactor(camera.redact) if camera.redact else None
         """What takes out of its texts what nobody may find later."""
+        self.silences: Silences | None = None
+        """What is not to be heard in its clips, where they are redacted as well."""
+        if self.redactor is not None and camera.redact_clips:
+            self.silences = Silences(math.inf if self.is_live else 0.0)
         self.most = max(BATCH_SEGMENTS, waiting // max(1, count))
         """Segments of it that may be in memory."""
         self.room = threading.Semaphore(self.most)
         """What a recording waits for."""
+        self.stopping = threading.Event()
+        """Set when its reader is to end."""
         self.recorder: Recorder | None = None
         """Of a live source, what keeps its last minute."""
         self.recordings: dict[str, Recording] = {}
@@ -68,6 +76,11 @@ class Source:
         """Of a recording: whether an earlier session has read all of it, or how much of it."""
         self._sounds: dict[str, list[float]] = {}
         self._classified: dict[tuple[str, str], list[ClassifiedSound]] = {}
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether its segments are decoded again with the turn that they are of."""
+        return self.is_live and self.recognizer.window_s > 0
 
     def take_up(self, known: Known) -> None:
         """What an earlier session has dealt with."""
