@@ -61,6 +61,7 @@ COMMANDS = {
     "mmtransfer serve --model site=runs/my_site --cameras cameras.yaml --journal journal": SERVE,
     "mmtransfer serve --model site=runs/my_site --host 0.0.0.0 --tls-certificate certificate.pem "
     "--tls-key key.pem": SERVE,
+    "mmtransfer serve --model site=runs/my_site --cameras cameras.yaml --home-assistant": OPTIONS,
     "mmtransfer token add desk --role operator": RUN,
     "mmtransfer token list": RUN,
     "mmtransfer token remove desk": RUN,

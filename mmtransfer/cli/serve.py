@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"where the page's search keeps its index: {INDEX_HELP}",
     )
     parser.add_argument(
+        "--home-assistant",
+        action="store_true",
+        help="announce the cameras to Home Assistant, at the broker of `mqtt` in their file",
+    )
+    parser.add_argument(
         "--wyoming",
         type=int,
         metavar="PORT",

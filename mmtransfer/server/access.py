@@ -33,6 +33,7 @@ from mmtransfer.server.uploads import drain
 
 audit_log = logging.getLogger("mmtransfer.audit")
 COOKIE = "mmtransfer_session"
+"""Over TLS with `__Host-` before it, which no other host and no page without TLS can set."""
 CSRF = "X-CSRF-Token"
 """Header with which a session's changes come."""
 _SESSION_S = 12 * 3600.0
@@ -54,6 +55,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
 }
 
 
@@ -100,6 +102,7 @@ class Access:
 
     def __init__(self, tokens: Tokens | None, *, audit: Path | None = None, is_tls: bool = False):
         self._tokens, self._is_tls = tokens, is_tls
+        self._cookie = f"__Host-{COOKIE}" if is_tls else COOKIE
         self._sessions: dict[str, _Session] = {}
         self._failing: Counter[str] = Counter()
         self._locks: dict[str, asyncio.Lock] = {}
@@ -164,6 +167,7 @@ class Access:
             return JSONResponse(_shown(request.state.who))
         host = request.client.host if request.client else ""
         token = await self._by_token(host, given if isinstance(given, str) else "")
+        self._sessions.pop(request.cookies.get(self._cookie, ""), None)  # a new one takes its place
         name, until = secrets.token_urlsafe(32), time.monotonic() + _SESSION_S
         session = self._sessions[name] = _Session(token, secrets.token_urlsafe(32), until)
         if len(self._sessions) > _SESSIONS:
@@ -172,7 +176,7 @@ class Access:
         self.audit(request, "log in")
         made = JSONResponse(_shown(session.who))
         made.set_cookie(
-            COOKIE,
+            self._cookie,
             name,
             max_age=int(_SESSION_S),
             httponly=True,
@@ -182,11 +186,11 @@ class Access:
         return made
 
     async def log_out(self, request: Request) -> Response:
-        """End a browser's session."""
-        self._sessions.pop(request.cookies.get(COOKIE, ""), None)
+        """End a browser's session, and have the browser forget what it showed."""
+        self._sessions.pop(request.cookies.get(self._cookie, ""), None)
         self.audit(request, "log out")
-        made = JSONResponse({})
-        made.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=self._is_tls)
+        made = JSONResponse({}, headers={"Clear-Site-Data": '"cache", "storage"'})
+        made.delete_cookie(self._cookie, httponly=True, samesite="strict", secure=self._is_tls)
         return made
 
     async def session(self, request: Request) -> Response:
@@ -223,7 +227,7 @@ class Access:
         )
 
     def _by_session(self, connection: HTTPConnection) -> Who | None:
-        found = self._sessions.get(connection.cookies.get(COOKIE, ""))
+        found = self._sessions.get(connection.cookies.get(self._cookie, ""))
         if self._tokens is None or found is None or found.until < time.monotonic():
             return None
         if found.token not in self._tokens.all():  # it was removed

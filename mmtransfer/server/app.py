@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,14 +22,16 @@ from starlette.websockets import WebSocket
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.session import Session
 from mmtransfer.monitoring.stats import MonitorStats
-from mmtransfer.server import classes, deepgram, openai_rest, page
+from mmtransfer.server import admin, classes, deepgram, openai_rest, page
 from mmtransfer.server.access import Access, Guard, require
 from mmtransfer.server.cameras import Watch, camera_options
 from mmtransfer.server.catching_up import UnreachableError
+from mmtransfer.server.home_assistant import HomeAssistant
 from mmtransfer.server.indexing import Indexer, is_address
 from mmtransfer.server.live import Live
 from mmtransfer.server.metrics import Measured, Metrics
 from mmtransfer.server.models import Models, open_models
+from mmtransfer.server.moments import Moment
 from mmtransfer.server.options import ServerOptions
 from mmtransfer.server.places import Places
 from mmtransfer.server.problems import Problem, answer
@@ -56,8 +59,12 @@ class Server:
     """What the cameras' monitor hands out: transcripts, provisional lines, alerts, events."""
     stats: MonitorStats | None = None
     """Of the cameras: who is connected, lag, drops; None without cameras."""
+    watch: Watch | None = None
+    """Of the cameras; None without any."""
     indexer: Indexer | None = None
     """Of the cameras' journal; None without one."""
+    moments: OrderedDict[int, Moment | None] = field(default_factory=OrderedDict)
+    """The last that were played, since a player asks for one several times."""
 
 
 def create_app(options: ServerOptions, failed: Callable[[], None] = lambda: None) -> Starlette:
@@ -86,10 +93,23 @@ def create_app(options: ServerOptions, failed: Callable[[], None] = lambda: None
         opened.callback(server.access.close)
         opened.callback(server.uploads.close)
         _add_gauges(server)
-        watch = None
+        watch = home = None
         if watched is not None:
-            session = opened.enter_context(Session(watched, open_speech=server.models.open_speech))
-            watch, server.stats = Watch(session, server.live), session.stats
+            open_speech = server.models.open_speech
+            session = opened.enter_context(
+                Session(watched, open_speech=open_speech, stays_open=True)
+            )
+            watch = server.watch = Watch(session, server.live, options)
+            server.stats = session.stats
+            if options.home_assistant:
+                if watched.mqtt is None:
+                    raise UserError(
+                        f"home_assistant: expected mqtt: mqtt://HOST/TOPIC in {options.cameras}, "
+                        "found none."
+                    )
+                home = HomeAssistant(watched.mqtt, watch)
+                server.live.add(home)
+                opened.callback(home.close)
             server.metrics.add_cameras(session.stats)
         if journal is not None or index is not None:
             server.indexer = Indexer(None if journal is None else Path(journal), index)
@@ -100,6 +120,8 @@ def create_app(options: ServerOptions, failed: Callable[[], None] = lambda: None
             with closing:
                 if watch is not None:
                     watch.start(failed)
+                if home is not None:
+                    home.start()
                 yield
                 if watch is not None:
                     await asyncio.to_thread(watch.stop)
@@ -152,6 +174,7 @@ def _routes(server: Server) -> list[BaseRoute]:
         *deepgram.routes(server),
         *classes.routes(server),
         *page.routes(server),
+        *admin.routes(server),
     ]
 
 

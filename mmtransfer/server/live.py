@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from mmtransfer.monitoring.events import Item
 
@@ -35,6 +36,14 @@ class Follower:
         self._items.put_nowait(item)
 
 
+class Takes(Protocol):
+    """Somebody who gets every item, and None at the end."""
+
+    def put(self, item: Item | None) -> None:
+        """Take an item, in the cameras' thread; returns at once."""
+        ...
+
+
 class Live:
     """Hands every item to all followers.
 
@@ -44,15 +53,19 @@ class Live:
     """
 
     def __init__(self) -> None:
-        self._followers: list[Follower] = []
+        self._followers: list[Takes] = []
         self._lock = threading.Lock()
+
+    def add(self, follower: Takes) -> None:
+        """Hand everything to somebody from now on."""
+        with self._lock:
+            self._followers.append(follower)
 
     @contextmanager
     def follow(self) -> Iterator[Follower]:
         """Follow from now on; inside a running event loop."""
         follower = Follower(asyncio.get_running_loop())
-        with self._lock:
-            self._followers.append(follower)
+        self.add(follower)
         try:
             yield follower
         finally:

@@ -35,6 +35,8 @@ class ServerOptions:
     """Address to listen at; others than loopback need tokens."""
     port: int = 8080
     """0 takes a free one."""
+    home_assistant: bool = False
+    """Announce the cameras to Home Assistant at the MQTT broker that their file names."""
     wyoming: int | None = None
     """Port of the Wyoming protocol, on loopback alone, since it has no tokens."""
     tokens: Path | None = None
@@ -72,6 +74,8 @@ class ServerOptions:
             raise UserError(f"port: expected 0 to 65535, found {self.port}.")
         if self.wyoming is not None and not 0 <= self.wyoming <= 65535:
             raise UserError(f"wyoming: expected a port of 0 to 65535, found {self.wyoming}.")
+        if self.home_assistant and self.cameras is None:
+            raise UserError("home_assistant: expected --cameras FILE.yaml beside it, found none.")
         if self.journal is not None and self.cameras is None and not self.journal.is_dir():
             raise UserError(f"{self.journal}: expected the folder of a journal, found none.")
         if self.requests < 1 or self.streams < 1:

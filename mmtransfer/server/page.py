@@ -7,7 +7,6 @@ import json
 import math
 import re
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from importlib.resources import files
@@ -46,10 +45,11 @@ _ASSETS = {
     "page.css": "text/css",
     "page.js": "text/javascript",
     "login.js": "text/javascript",
+    "microphone.js": "text/javascript",
 }
 _EVERY_S = 2.0  # the state of cameras
 _FOLLOWERS = 64
-_MOMENTS = 8  # kept, since a player asks for one several times
+_MOMENTS = 8  # kept
 _DETAILED = (Occurrence.GAP, Occurrence.SILENT, Occurrence.UNCLASSIFIED)
 """Events whose details name no file and no address."""
 
@@ -63,7 +63,6 @@ class _Page:
     def __init__(self, server: Server):
         self._server = server
         self._followers = 0
-        self._moments: OrderedDict[int, Moment | None] = OrderedDict()
 
     def routes(self) -> list[Route]:
         """All of it."""
@@ -134,19 +133,24 @@ class _Page:
             self._followers -= 1
 
     def _cameras(self) -> list[dict[str, Any]]:
-        stats = self._server.stats
+        stats, watch = self._server.stats, self._server.watch
+        gone: set[str] = set()
+        if stats is not None and watch is not None:
+            gone = set(stats.cameras) - {camera.name for camera in watch.session.cameras}
         return [
             {
                 "name": name,
                 "live": bool(one.events),
                 "connected": one.is_connected,
+                "off": watch is not None and name in watch.off,
                 "failure": bool(one.failure),
                 "lines": one.lines,
                 "waiting": one.waiting,
                 "dropped": one.dropped,
                 "delay": round(one.delay_s(0.5), 2),
             }
-            for name, one in (stats.cameras.items() if stats is not None else ())
+            for name, one in (list(stats.cameras.items()) if stats is not None else ())
+            if name not in gone
         ]
 
     # --- search -------------------------------------------------------------------------------
@@ -219,12 +223,13 @@ class _Page:
         hit = await run_in_threadpool(lambda: index.find(camera, identity, at))
         if hit is None:
             raise Problem(404, "there is no such line.")
-        if hit.key not in self._moments:
-            self._moments[hit.key] = await run_in_threadpool(lambda: moment(index, hit))
+        moments = self._server.moments
+        if hit.key not in moments:
+            moments[hit.key] = await run_in_threadpool(lambda: moment(index, hit))
             self._server.access.audit(request, "play", camera=camera, id=identity)
-            while len(self._moments) > _MOMENTS:
-                self._moments.popitem(last=False)
-        found = self._moments.get(hit.key)
+            while len(moments) > _MOMENTS:
+                moments.popitem(last=False)
+        found = moments.get(hit.key)
         if found is None:
             raise Problem(404, "no sound of this moment was kept.")
         return found

@@ -103,16 +103,32 @@ class Program(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals of the main thread alone; in another one `should_exit` stops it."""
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        actions = {signal.SIGINT: self._stop, signal.SIGTERM: self._stop}
+        if hasattr(signal, "SIGHUP"):
+            actions[signal.SIGHUP] = self._reload
         with suppress(ValueError, RuntimeError, NotImplementedError):
-            for number in numbers:
-                loop.add_signal_handler(number, self._stop, number)
+            for number, act in actions.items():
+                loop.add_signal_handler(number, act, number)
         try:
             yield
         finally:
             with suppress(ValueError, RuntimeError, NotImplementedError):
-                for number in numbers:
+                for number in actions:
                     loop.remove_signal_handler(number)
+
+    def _reload(self, number: int) -> None:
+        """Load the file of cameras again, beside everything else."""
+        app: Any = self.config.app
+        watch = app.state.server.watch
+
+        def load() -> None:
+            try:
+                if watch is not None:
+                    watch.reload()
+            except UserError as error:
+                logger.error("the cameras go on as they were: %s", error)
+
+        asyncio.get_running_loop().run_in_executor(None, load)
 
     def _stop(self, number: int) -> None:
         self.force_exit = bool(self.signal)
@@ -174,6 +190,11 @@ def serve(options: ServerOptions) -> int:
     scheme = "https" if options.tls_certificate else "http"
     shown = f"[{host}]" if ":" in host else host
     logger.info("serving at %s://%s:%d", scheme, shown, port)
+    if not options.is_loopback and options.tls_certificate is None:
+        logger.warning(
+            "tokens, text and audio cross the network in the clear: give --tls-certificate and "
+            "--tls-key, or put a proxy with TLS before a loopback address"
+        )
     with bound:
         asyncio.run(made.serve(sockets=[bound]))
     return 128 + made.signal if made.signal else 1

@@ -27,7 +27,7 @@ class Role(IntEnum):
     OPERATOR = 2
     """Have recordings, streams and texts processed."""
     ADMIN = 3
-    """Change what is kept; so far no end point asks for it."""
+    """Forget, and change which cameras are watched."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
 from conftest import ROOT, tone, write_media
 from support.journals import NOON, alert, sound, text, write
 from support.servers import running
+from support.sources import decode
 from support.web import wait_for
 
 from mmtransfer.monitoring import MonitorOptions, Partial, Session, SourceEvent, Transcript
@@ -20,6 +22,7 @@ from mmtransfer.monitoring.stats import MonitorStats
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
     "--autoplay-policy=no-user-gesture-required",
 ]
 SECRET = "Call <img src=x onerror=alert(1)> & <script>alert(2)</script> now."
@@ -174,14 +177,17 @@ def test_without_a_journal_the_search_says_so():
 
 
 @pytest.fixture(scope="module")
-def chromium():
+def chromium(tmp_path_factory):
+    """A browser, whose microphone gives a sentence with pauses again and again."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
         pytest.skip("needs Chromium and its driver (Debian: chromium, chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = program
-    for flag in FLAGS:
+    spoken = np.pad(decode(ROOT / "examples" / "site" / "source" / "source_000.ogg"), 32_000)
+    recording = write_media(tmp_path_factory.mktemp("microphone") / "spoken.wav", spoken)
+    for flag in (*FLAGS, f"--use-file-for-fake-audio-capture={recording}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     made = webdriver.Chrome(options, webdriver.ChromeService(driver))
@@ -309,3 +315,30 @@ def test_a_recording_is_transcribed_on_the_page(tmp_path, browser):
         find(browser, "#file").send_keys(str(path))
         wait_for(lambda: "transcribed" not in find(browser, "#file-status").text)
         assert str(tmp_path) not in find(browser, "body").text
+
+
+def test_the_microphone_is_transcribed_as_it_comes(browser):
+    with running() as server:
+        browser.get(f"{server.url}/#file")
+        wait_for(lambda: run(browser, "document.getElementById('model').value") == "site")
+        find(browser, "#listen").click()
+        wait_for(lambda: find(browser, "#file-text").text.startswith("some words here"))
+        find(browser, "#listen").click()
+        wait_for(lambda: find(browser, "#file-status").text == "Stopped.")
+        assert server.state.streams.taken == 0
+        assert errors(browser) == []
+
+
+def test_an_admin_forgets_on_the_page_after_a_count(place, browser):
+    with served(place) as server:
+        browser.get(f"{server.url}/#admin")
+        wait_for(lambda: find(browser, "#view-admin").is_displayed())
+        find(browser, "#forget [name=text]").send_keys("fire")
+        find(browser, "#forget button").click()
+        wait_for(lambda: "This would remove 1 lines" in find(browser, "#forget-status").text)
+        assert server.state.indexer.index.search("fire").hits
+        find(browser, "#forget-now").click()
+        wait_for(lambda: "Removed 1 lines" in find(browser, "#forget-status").text)
+        wait_for(lambda: not server.state.indexer.index.search("fire").hits)
+        assert not find(browser, "#forget-now").is_displayed()
+        assert errors(browser) == []

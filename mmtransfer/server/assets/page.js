@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const MOST_LIVE = 400; // lines that are kept on the page
 const PARTS = 48; // of a day
 let csrf = "";
+let isAdmin = false;
 
 function make(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -25,6 +26,14 @@ async function ask(path, options = {}) {
   return found;
 }
 
+function change(path, content) {
+  return ask(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", "X-CSRF-Token": csrf },
+    body: JSON.stringify(content),
+  });
+}
+
 const two = (number) => String(number).padStart(2, "0");
 
 function clock(at) {
@@ -41,7 +50,7 @@ const minutes = (at) => `${dayOf(at)}T${clock(at).slice(0, 5)}`;
 
 // --- views ---------------------------------------------------------------------------------------
 
-const views = ["live", "search", "day", "file"];
+const views = ["live", "search", "day", "file", "admin"];
 
 function show() {
   const [name] = location.hash.slice(1).split("?");
@@ -62,6 +71,8 @@ function show() {
     refreshNames();
   } else if (chosen === "file") {
     showModels();
+  } else if (chosen === "admin") {
+    refreshNames().catch(() => {}); // there may be no journal
   }
 }
 
@@ -121,12 +132,15 @@ function card(name) {
     const numbers = make("p", { className: "numbers" });
     const speaking = make("p", { className: "speaking" });
     const label = make("span", { className: "name", textContent: name });
-    cards.set(name, { state, numbers, speaking });
-    const row = make("li", {}, state, label, numbers, speaking);
+    const turn = make("button", { type: "button", className: "turn", hidden: !isAdmin });
+    turn.addEventListener("click", () => turnCamera(name, turn));
+    cards.set(name, { state, numbers, speaking, turn });
+    const row = make("li", {}, state, label, turn, numbers, speaking);
     const after = [...cards.keys()].sort().find((other) => other > name);
     $("cameras").insertBefore(row, after ? cards.get(after).row : null);
     cards.get(name).row = row;
-    for (const select of [$("live-camera"), $("search").elements.camera]) {
+    const lists = [$("live-camera"), $("search").elements.camera, $("forget").elements.camera];
+    for (const select of lists) {
       addOption(select, name);
     }
   }
@@ -139,11 +153,31 @@ function addOption(select, name) {
   }
 }
 
+async function turnCamera(name, button) {
+  button.disabled = true;
+  try {
+    await change("/api/turn", { camera: name, on: button.dataset.off === "true" });
+  } catch (error) {
+    $("connection").textContent = error.message;
+  }
+  button.disabled = false;
+}
+
 function showCameras(cameras) {
+  const names = new Set(cameras.map((camera) => camera.name));
+  for (const [name, { row }] of cards) {
+    if (cameras.length && !names.has(name)) {
+      row.remove();
+      cards.delete(name);
+    }
+  }
   for (const camera of cameras) {
-    const { state, numbers } = card(camera.name);
+    const { state, numbers, turn } = card(camera.name);
     const name = camera.failure ? "ended" : camera.connected ? "connected" : "not connected";
-    state.textContent = camera.live || camera.failure ? name : "recording";
+    state.textContent = camera.off ? "off" : camera.live || camera.failure ? name : "recording";
+    turn.dataset.off = String(camera.off);
+    turn.textContent = camera.off ? "Turn on" : "Turn off";
+    turn.setAttribute("aria-label", `${turn.textContent} ${camera.name}`);
     state.className = `state ${camera.live ? (camera.connected ? "on" : "off") : ""}`;
     const parts = [`${camera.lines} lines`];
     if (camera.live) {
@@ -351,6 +385,9 @@ async function refreshNames() {
   for (const kind of ["camera", "alert", "sentiment", "sound"]) {
     for (const name of names[kind]) {
       addOption(form[kind], name);
+      if (kind === "camera") {
+        addOption($("forget").elements.camera, name);
+      }
     }
   }
 }
@@ -693,6 +730,156 @@ document.addEventListener("drop", (event) => {
   }
 });
 
+// --- the microphone ------------------------------------------------------------------------------
+
+const PIECE_S = 0.1; // of audio that is sent at once
+let listening = null; // what ends it
+
+async function listen() {
+  await showModels();
+  const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+  const context = new AudioContext();
+  await context.audioWorklet.addModule("/static/microphone.js");
+  const source = new AudioWorkletNode(context, "microphone", { numberOfOutputs: 0 });
+  context.createMediaStreamSource(stream).connect(source);
+  const address = new URL("/v1/listen", location.href);
+  address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+  address.search = new URLSearchParams({
+    model: $("model").value,
+    encoding: "linear16",
+    sample_rate: String(context.sampleRate),
+    interim_results: "true",
+  });
+  const socket = new WebSocket(address);
+  const text = $("file-text");
+  const done = document.createTextNode("");
+  const speaking = make("em");
+  text.replaceChildren(done, speaking);
+  text.hidden = false;
+  let waiting = [];
+  let size = 0;
+  source.port.addEventListener("message", ({ data }) => {
+    waiting.push(data);
+    size += data.length;
+    if (size < PIECE_S * context.sampleRate || socket.readyState !== WebSocket.OPEN) {
+      return;
+    }
+    socket.send(samples(waiting, size));
+    waiting = [];
+    size = 0;
+  });
+  source.port.start();
+  socket.addEventListener("message", (message) => {
+    const found = JSON.parse(message.data);
+    if (found.type === "Results") {
+      const words = found.channel.alternatives[0].transcript;
+      if (found.is_final && words) {
+        done.data += `${done.data ? " " : ""}${words}`;
+      }
+      speaking.textContent = found.is_final ? "" : `${done.data ? " " : ""}${words}`;
+    }
+  });
+  const stop = () => {
+    stream.getTracks().forEach((track) => track.stop());
+    context.close();
+    if (socket.readyState === WebSocket.OPEN) {
+      socket.send(samples(waiting, size));
+      socket.send(JSON.stringify({ type: "CloseStream" }));
+    }
+    listening = null;
+    $("listen").textContent = "Use the microphone";
+  };
+  socket.addEventListener("close", (event) => {
+    const isOver = listening === null;
+    if (!isOver) {
+      stop();
+    }
+    speaking.textContent = "";
+    $("file-status").textContent = isOver ? "Stopped." : event.reason || "The server ended it.";
+  });
+  listening = stop;
+  $("listen").textContent = "Stop";
+  $("file-status").textContent = "Listening…";
+}
+
+function samples(parts, size) {
+  const made = new Int16Array(size);
+  let at = 0;
+  for (const part of parts) {
+    part.forEach((value, number) => {
+      made[at + number] = Math.max(-1, Math.min(1, value)) * 32767;
+    });
+    at += part.length;
+  }
+  return made;
+}
+
+$("listen").addEventListener("click", async () => {
+  if (listening) {
+    listening();
+    return;
+  }
+  try {
+    await listen();
+  } catch (error) {
+    $("file-status").textContent = `The microphone cannot be used: ${error.message}`;
+  }
+});
+$("listen").hidden = !navigator.mediaDevices; // browsers have it over HTTPS and on this machine
+
+// --- admins --------------------------------------------------------------------------------------
+
+function whatToForget() {
+  const form = $("forget").elements;
+  const asked = {};
+  if (form.text.value) {
+    asked.text = form.text.value;
+  }
+  if (form.camera.value) {
+    asked.camera = form.camera.value;
+  }
+  if (form.before.value) {
+    asked.before = new Date(form.before.value).getTime() / 1000;
+  }
+  return asked;
+}
+
+let counted = ""; // what the confirmation is about
+
+async function forget(isDry) {
+  const asked = whatToForget();
+  $("forget-now").hidden = true;
+  try {
+    const found = await change("/api/forget", { ...asked, dry_run: isDry });
+    const parts = `${found.lines} lines, ${found.events} alerts, sounds and other events, ${found.clips} clips`;
+    $("forget-status").textContent = isDry ? `This would remove ${parts}.` : `Removed ${parts}.`;
+    counted = JSON.stringify(asked);
+    $("forget-now").hidden = !isDry || !(found.lines + found.events + found.clips);
+  } catch (error) {
+    $("forget-status").textContent = error.message;
+  }
+}
+
+$("forget").addEventListener("submit", (event) => {
+  event.preventDefault();
+  forget(true);
+});
+$("forget").addEventListener("input", () => {
+  $("forget-now").hidden = true;
+});
+$("forget-now").addEventListener("click", () => {
+  if (counted === JSON.stringify(whatToForget())) {
+    forget(false);
+  }
+});
+$("reload").addEventListener("click", async () => {
+  try {
+    $("reload-status").textContent = (await change("/api/reload", {})).changes;
+  } catch (error) {
+    $("reload-status").textContent = error.message;
+  }
+});
+
 // --- begin ---------------------------------------------------------------------------------------
 
 $("log-out").addEventListener("click", async () => {
@@ -706,6 +893,8 @@ window.addEventListener("hashchange", show);
 async function start() {
   const session = await ask("/session");
   csrf = session.csrf;
+  isAdmin = session.role === "admin";
+  document.querySelector('nav a[href="#admin"]').hidden = !isAdmin;
   $("log-out").hidden = !csrf;
   show();
   await showLast().catch((error) => {
