@@ -317,8 +317,8 @@ def test_a_recording_is_transcribed_on_the_page(tmp_path, browser):
         assert str(tmp_path) not in find(browser, "body").text
 
 
-def test_the_microphone_is_transcribed_as_it_comes(browser):
-    with running() as server:
+def test_the_microphone_is_transcribed_as_it_comes(place, browser):
+    with served(place) as server:
         browser.get(f"{server.url}/#file")
         wait_for(lambda: run(browser, "document.getElementById('model').value") == "site")
         find(browser, "#listen").click()
