@@ -97,9 +97,9 @@ class Pipeline:
             if name not in named:  # it was taken out of the file of cameras meanwhile
                 times = (segment.start, segment.end)
                 why = "no such camera"
-                self._ledger.write(NoText(name, identity, *times, why, LineKind.DROPPED))
                 logger.warning("%s: dropped a segment of a camera that is no more", name)
-                self._ledger.forget(identity)
+                if self._ledger.write(NoText(name, identity, *times, why, LineKind.DROPPED)):
+                    self._ledger.forget(identity)
             elif identity in named[name].known:
                 self._ledger.forget(identity)
             else:
@@ -146,6 +146,9 @@ class Pipeline:
     def close(self) -> None:
         """Wait for the batches that are being decoded."""
         self._workers.close()
+        for source in self._sources:
+            if source.silences is not None:
+                source.silences.close()
         self._moments.close()
 
     @property

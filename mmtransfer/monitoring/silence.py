@@ -29,6 +29,7 @@ class Silences:
         self._clips: deque[tuple[Span, Callable[[list[Span]], None]]] = deque(maxlen=_CLIPS)
         self._changed = threading.Condition()
         self._writing = threading.Lock()
+        self._is_closed = False
 
     def begin(self, name: str, start: float, end: float = math.inf) -> None:
         """Speech that has no text yet; without an end it is being spoken."""
@@ -49,6 +50,12 @@ class Silences:
             self._known_s = math.inf
             self._changed.notify_all()
 
+    def close(self) -> None:
+        """No more text will come: nobody waits for it."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
     def hide(self, start: float, end: float) -> None:
         """Something was redacted; clips that hold it lose it as well."""
         span = (start - _AROUND_S, end + _AROUND_S)
@@ -64,7 +71,9 @@ class Silences:
     def wait(self, start: float, end: float, patience_s: float) -> None:
         """Until all that was spoken from `start` to `end` has its text, or for so long."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._unknown(start, end), patience_s)
+            self._changed.wait_for(
+                lambda: self._is_closed or not self._unknown(start, end), patience_s
+            )
 
     def spans(self, start: float, end: float) -> list[Span]:
         """What is not to be heard from `start` to `end`."""
