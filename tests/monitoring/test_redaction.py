@@ -178,7 +178,7 @@ def test_redacted_words_are_silent_in_clips_and_others_are_not(tmp_path, monkeyp
         assert container.streams.audio[0].codec_context.name == "flac"
     samples = decode(alert.clip)
     begin = alert.end + AROUND_S - len(samples) / SAMPLE_RATE  # it ends so long behind the line
-    spans = [(w["start"], w["end"]) for x in lines for w in x.words if "[phone]" in w["text"]]
+    spans = [(w["start"], w["end"]) for x in lines for w in x.words or () if "[phone]" in w["text"]]
     (start, end), *_ = spans
     hidden = samples[round((start - begin) * SAMPLE_RATE) : round((end - begin) * SAMPLE_RATE)]
     assert len(hidden) > SAMPLE_RATE / 2
@@ -187,7 +187,7 @@ def test_redacted_words_are_silent_in_clips_and_others_are_not(tmp_path, monkeyp
 
 
 def test_what_has_no_text_is_silent_and_what_is_found_late_is_silenced_again():
-    silences, again = Silences(), []
+    silences, again = Silences(), list[list[tuple[float, float]]]()
     silences.begin("a", 10.0, 12.0)
     silences.begin("", 14.0)
     assert silences.spans(0.0, 20.0) == [(10.0, 12.0), (14.0, math.inf)]

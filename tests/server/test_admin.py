@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from typing import Any
 
 import httpx
 import pytest
@@ -145,6 +146,7 @@ def test_an_admin_forgets_a_phrase_while_cameras_are_watched(cameras, fake_recog
         assert post(server, "/api/forget", {"text": "Hexburn"}).json()["lines"] == 1
         wait_for(lambda: not index.search("hexburn").hits)
         assert len(index.search("", after=NOON, before=NOON + 60).hits) == 1
+        wrong: Any
         for wrong in ({}, {"before": "soon"}, {"text": "..."}, {"what": 1}, {"camera": 1}, []):
             assert post(server, "/api/forget", wrong).status_code == 400
         wait_for(lambda: texts(journal, "gate"))  # it goes on
