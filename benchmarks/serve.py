@@ -312,7 +312,7 @@ def overload(arguments: argparse.Namespace, samples: np.ndarray) -> None:
     """Far more clients than there is room for."""
     clip = wav(samples[: round(CLIP_S * SAMPLE_RATE)])
     with Served(arguments.model, arguments.more) as server:
-        before = Clients(server.url, "site", [clip], 32, 10.0)
+        before = Clients(server.url, "site", [clip], 8, 1.0)
         before.join()
         memory = [server.memory_mib]
         clients = Clients(
