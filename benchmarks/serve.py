@@ -355,8 +355,8 @@ def kill(arguments: argparse.Namespace, samples: np.ndarray) -> None:
         cameras, journal = Path(folder, "cameras.yaml"), Path(folder, "journal")
         cameras.write_text(json.dumps({"model": arguments.model, "words": True, "cameras": listed}))
         expected = Path(folder, "expected")
-        command = [sys.executable, "-m", "mmtransfer.cli", "monitor", "--cameras", str(cameras)]
-        command += ["--journal", str(expected), "--quiet", *arguments.more]
+        command = [sys.executable, "-m", "mmtransfer.cli", "monitor", arguments.model]
+        command += ["--cameras", str(cameras), "--journal", str(expected), "--quiet"]
         subprocess.run(command, check=True, capture_output=True)
         wanted = Counter(places(expected))
         more = ["--cameras", str(cameras), "--journal", str(journal), *arguments.more]
