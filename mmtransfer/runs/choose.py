@@ -2,11 +2,12 @@
 
     mmtransfer train CONFIG.yaml --structure auto
 
-Candidates are trained for a small share of their length, the best of them for a larger share, as
-far as the budget goes (successive halving, Jamieson & Talwalkar 2016). Of candidates that differ
-from the best by no more than a standard error (Breiman et al. 1984) the one that leaves most of the
-source as it is becomes the run. Every short run leaves its result in the run folder, so a choice
-that was killed goes on where it was.
+The size of the data says what is usual: from some tens of labels on the whole backbone is tuned
+(`end_to_end`), with fewer a head is trained on the frozen one (`feature`). What else could be is
+trained beside it for a small share of its length, the best for a larger share, as far as the budget
+goes (successive halving, Jamieson & Talwalkar 2016). It becomes the run only where a paired test
+says that it is really better. Every short run leaves its result in the run folder, so a choice that
+was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,18 @@ from mmtransfer.transfer.stages import Stage, resolve_stages, stage_configs, wit
 from mmtransfer.transfer.trainer import NotFiniteError, train_stages
 
 logger = logging.getLogger(__name__)
-_SHARES = (1 / 16, 1 / 4)  # of a candidate's length, rung by rung
+_SHARES = (1 / 16, 1 / 4)  # of a candidate's length at least, rung by rung
+_STEPS = 10  # of a short run at least; after fewer a tuned backbone is hardly better than chance
 _KEPT = 3  # one in so many goes on to the next rung
-_RATES = (1.0, 3.0)  # times the configured ones
-_LORA_RATES = (3.0, 10.0)  # adapters need about ten times the rate (Biderman et al. 2024)
+# Times the configured ones; lower rates are for those that a large backbone does not bear.
+_RATES = {"feature": (3.0, 10.0, 1.0), "lora": (10.0, 3.0)}  # of LoRA Biderman et al. 2024
+_TUNED_RATES = (1.0, 3.0, 0.3)
+_FEW = 64  # labels, below which a frozen backbone is usual
+_USUAL = ("feature x3", "end_to_end")
+_LORA_COST = 0.7  # of a step of end to end, about
 _HELD = (64, 400)  # fewest and most examples to choose on that are held out of the training data
 _FEWEST = 8  # examples that a choice needs
-_STANDARD_ERRORS = 2 * 1.96  # in a 95 % interval
+_ONCE = {"evaluate_every": 10**9, "patience": 0}  # scored at the end of each stage alone
 _TRIALS, _PLAN = "trials", "choice.json"
 PRESETS = ("feature", "lora", "combined", "end_to_end")
 """What running all of them costs is the measure of the budget."""
@@ -97,6 +103,12 @@ class Facts:
 
     examples: int
     """Target examples that training and choice share, without named validation data."""
+    validation: int
+    """Validation examples of the run."""
+    labels: int
+    """Labelled texts, clips, or frames of characters that layers were judged by."""
+    epoch_steps: int
+    """Optimiser steps of an epoch, about."""
     depth: int
     best_layer: int
     has_free_head: bool
@@ -112,17 +124,23 @@ def choose(config: Config, *, resume: bool = False) -> dict[str, Any]:
     `choice` beside the rest.
 
     Raises:
-        UserError: settings that leave nothing to choose, too few examples, a budget that does not
-            hold one rung, a run folder that holds another run, or several processes.
+        UserError: settings that leave nothing to choose, too few examples, a budget that holds no
+            training, a run folder that holds another run, or several processes.
         training.Interrupted: SIGINT or SIGTERM; `resume` continues.
     """
     _check(config)
     choice = _Choice(config)
     facts = choice.facts(resume)
-    last = choice.rungs(candidates(config, facts))
-    chosen, found = choice.decide(last, facts)
+    chosen, found = choice.decide(choice.contest(candidates(config, facts), facts), facts)
     logger.info("%s", " ".join(found["reasons"]))
-    final = with_stages(config, chosen.stages, config.run_dir, head=chosen.head)
+    train = dict[str, Any]()
+    # The best of several scores on a few examples is luck; the end of the schedule is not. A clip
+    # of speech has many labels.
+    if facts.validation < _HELD[0] and config.task != "speech":
+        usual = config.train
+        often = usual.checkpoint_every or usual.evaluate_every or facts.epoch_steps
+        train = _ONCE | {"checkpoint_every": often}
+    final = with_stages(config, chosen.stages, config.run_dir, head=chosen.head, train=train)
     return train_watched(final, resume=True, choice=found)
 
 
@@ -148,31 +166,44 @@ def _check(config: Config) -> None:
         )
 
 
-def candidates(config: Config, facts: Facts) -> list[Candidate]:
-    """What is tried, ordered by how much of the source stays as it is.
+def candidates(config: Config, facts: Facts) -> list[list[Candidate]]:
+    """What is tried: heads on the frozen backbone, and ways to tune it, in the order of what is
+    usual for so many labels. The second list is for a budget that holds no training of the first.
 
-    Backbones are frozen whole, with the head on the last layer or on that which says most of the
-    labels; not at all; or up to that layer (half of the layers, where it is the first or the last).
+    Short runs of the two kinds are no contest: a head learns in a few steps what it will, a
+    backbone hardly begins. Heads stand on the last layer or on that which says most of the labels;
+    what is tuned lies above that layer (half of the layers, where it is the first or the last), or
+    is everything, by adapters, at once or after the head.
     """
     best, depth = facts.best_layer, facts.depth
     kept = best if 0 < best < depth else depth // 2
-    feature, found = _stages_of(config, "feature"), list[Candidate]()
-    structures = {
-        "feature": feature,
-        "lora": _stages_of(config, "lora"),
-        **({f"frozen_{kept}": [StageConfig(frozen=kept)]} if kept else {}),
-        "combined": _stages_of(config, "combined"),
-        "end_to_end": _stages_of(config, "end_to_end"),
-    }
+    frozen = {"feature": _stages_of(config, "feature")}
     if facts.has_free_head and best < depth:
-        structures = {f"feature_{best}": feature} | structures
+        frozen[f"feature_{best}"] = frozen["feature"]
+    tuned = {
+        "end_to_end": _stages_of(config, "end_to_end"),
+        **({f"frozen_{kept}": [StageConfig(frozen=kept)]} if kept else {}),
+        "lora": _stages_of(config, "lora"),
+        "combined": _stages_of(config, "combined"),
+    }
+    kinds = [_at_rates(config, frozen, best), _at_rates(config, tuned, best)]
+    return kinds if facts.labels < _FEW else kinds[::-1]
+
+
+def _at_rates(
+    config: Config, structures: dict[str, list[StageConfig]], best: int
+) -> list[Candidate]:
+    """Every structure at its first rate, then at its second, ..."""
+    found = list[tuple[int, Candidate]]()
     for name, stages in structures.items():
         whole = resolve_stages(with_stages(config, stages, config.run_dir))
+        is_frozen = [stage.frozen for stage in whole] == ["all"]
         head = {"layers": [best]} if name == f"feature_{best}" else {}
-        for rate in _LORA_RATES if name == "lora" else _RATES:
-            filled = [_filled(stage, rate, is_frozen=stages is feature) for stage in whole]
-            found.append(Candidate(name, rate, filled, head))
-    return found
+        rates = _RATES.get("feature" if is_frozen else name, _TUNED_RATES)
+        for turn, rate in enumerate(rates):
+            filled = [_filled(stage, rate, is_frozen=is_frozen) for stage in whole]
+            found.append((turn, Candidate(name, rate, filled, head)))
+    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
 
 def _stages_of(config: Config, preset: str) -> list[StageConfig]:
@@ -214,7 +245,6 @@ class _Choice:
         self._fraction: float | None = None
         """Of the training data that is held out for the choice."""
         self._spent = 0.0
-        self._presets_seconds = 0.0
 
     def facts(self, resume: bool) -> Facts:
         """Size of the data, depth of the backbone, and how much its layers say of the labels; kept
@@ -260,9 +290,12 @@ class _Choice:
         with use_runtime(plain.runtime):
             task = set_up(plain, choose_device(plain.runtime))
         examples, depth, model = len(task.splits.train), task.layout.depth, task.model
+        validation = len(task.splits.validation)
+        batch = task.batch_budget * plain.train.gradient_accumulation
+        epoch_steps = math.ceil(sum(task.lengths) / batch)
         is_headed = isinstance(model, Network) and model.head is not None
         if plain.data.validation is None:
-            examples += len(task.splits.validation)
+            examples += validation
         del task, model
         if examples < _FEWEST:
             raise UserError(
@@ -275,6 +308,9 @@ class _Choice:
         seconds = time.perf_counter() - started
         return Facts(
             examples=examples,
+            validation=validation,
+            labels=found.rows,
+            epoch_steps=epoch_steps,
             depth=depth,
             best_layer=best.layer,
             has_free_head=is_headed and plain.head.layers == "last",
@@ -286,66 +322,66 @@ class _Choice:
 
     # --- short runs ---------------------------------------------------------------------------
 
-    def rungs(self, tried: Sequence[Candidate]) -> list[Tried]:
-        """The candidates of the last rung that the budget held, with their trials.
+    def contest(self, kinds: Sequence[Sequence[Candidate]], facts: Facts) -> list[Tried]:
+        """The candidates of the last rung with their trials, the usual one first.
 
         Raises:
-            UserError: a budget in seconds that does not hold the first rung and a training.
+            UserError: a budget in seconds that holds no training, or no short run has a score.
         """
-        alive, last = list(tried), list[Tried]()
-        for rung, share in enumerate(_SHARES):
-            if rung:
-                first = self._picked(last)[0]  # may score less, and is as good
-                ranked = sorted(last, key=lambda pair: (pair is not first, _rank(pair[1])))
-                going_on = self._affordable(ranked[: math.ceil(len(ranked) / _KEPT)], share)
-                if len(going_on) < 2:
-                    break
-                alive = [candidate for candidate in alive if candidate in going_on]
-            last = []
-            for candidate in alive:
-                last.append((candidate, self._trial(candidate, share)))
-                self._spend(last[-1][1], len(tried))
-            if not rung:
-                self._presets_seconds = _presets_seconds(last)
         limit = self.config.auto.budget_seconds
-        if limit is None:
-            return last
-        fitting = [pair for pair in last if self._spent + pair[1].full_seconds() <= limit]
-        if not fitting:
-            least = min(trial.full_seconds() for _, trial in last)
+        for candidates in kinds:
+            last = [pair for pair in self._rungs(candidates, facts) if pair[1].score is not None]
+            if limit is not None:
+                last = [pair for pair in last if self._spent + pair[1].full_seconds() <= limit]
+            if last:
+                return last
+        if all(trial.score is None for trial in self.tried):
             raise UserError(
-                f"auto.budget_seconds: {limit:g} s hold the short runs ({self._spent:.0f} s), but "
-                f"no training, the shortest of which takes {least:.0f} s. Raise it, and --resume."
+                "transfer.preset: auto: no short run has a score. Lower train.learning_rate, or "
+                "look at the data."
             )
-        return fitting
+        least = min(trial.full_seconds() for trial in self.tried)
+        raise UserError(
+            f"auto.budget_seconds: {limit:g} s hold no training after the short runs "
+            f"({self._spent:.0f} s), the shortest of which takes {least:.0f} s. Raise it, and "
+            "--resume."
+        )
 
-    def _spend(self, trial: Trial, count: int) -> None:
-        self.tried.append(trial)
-        self._spent += trial.seconds
-        limit = self.config.auto.budget_seconds
-        if limit is not None and self._spent > limit and len(self.tried) <= count:
-            raise UserError(
-                f"auto.budget_seconds: {limit:g} s do not hold one rung of {count} short runs, of "
-                f"which {len(self.tried)} took {self._spent:.0f} s. Raise it, and --resume."
-            )
+    def _rungs(self, candidates: Sequence[Candidate], facts: Facts) -> list[Tried]:
+        last = list[Tried]()
+        alive = list(candidates)
+        for least in _SHARES:
+            found = list[Tried]()
+            for candidate in alive:
+                share = _share(candidate, least, facts)
+                if found and not self._holds([*last, *found], share):
+                    break
+                found.append((candidate, self._trial(candidate, share)))
+                self.tried.append(found[-1][1])
+                self._spent += found[-1][1].seconds
+            last = found
+            usual, *others = last
+            share = _share(usual[0], _SHARES[-1], facts)
+            others = sorted(others, key=lambda pair: _rank(pair[1]))[: len(last) // _KEPT]
+            alive = [candidate for candidate, _ in (usual, *others)]
+            if len(alive) < 2 or share == usual[1].share or not self._holds(last, 2 * share):
+                break
+        return last
 
     @property
     def _budget(self) -> float:
-        """Seconds for the choice and the training; known after the first rung."""
+        """Seconds for the choice and the training."""
         auto = self.config.auto
-        return auto.budget_seconds or auto.budget_share * self._presets_seconds
+        presets = presets_seconds(self.tried)
+        if auto.budget_seconds is None and presets is None:  # heads alone, which cost little
+            return math.inf
+        return auto.budget_seconds or auto.budget_share * (presets or 0)
 
-    def _affordable(self, ranked: Sequence[Tried], share: float) -> list[Candidate]:
-        """The best of the candidates, as many as can be tried for that share and leave time to
-        train any of them.
-        """
-        for count in range(len(ranked), 1, -1):
-            first = [trial for _, trial in ranked[:count]]
-            needed = sum(trial.full_seconds(share) for trial in first)
-            needed += max(trial.full_seconds() for trial in first)
-            if self._spent + needed <= self._budget:
-                return [candidate for candidate, _ in ranked[:count]]
-        return []
+    def _holds(self, tried: Sequence[Tried], share: float) -> bool:
+        """Whether the budget holds that share of a training more and then any of the trainings."""
+        trials = [trial for _, trial in tried]
+        needed = max(trial.full_seconds() for trial in trials)
+        return self._spent + trials[0].full_seconds(share) + needed <= self._budget
 
     def _trial(self, candidate: Candidate, share: float) -> Trial:
         """The result of a short run, which is trained unless it is there."""
@@ -360,14 +396,8 @@ class _Choice:
     def _run(self, candidate: Candidate, share: float, folder: Path) -> Trial:
         started = time.perf_counter()
         data = {} if self._fraction is None else {"validation_fraction": self._fraction}
-        # Scored once, at the end of each stage.
-        train: dict[str, Any] = {
-            "epochs": None,
-            "steps": None,
-            "evaluate_every": 10**9,
-            "patience": 0,
-        }
-        train |= {"checkpoint_every": 0, "keep_checkpoints": 0, "report_to": "none"}
+        train: dict[str, Any] = _ONCE | {"epochs": None, "steps": None, "checkpoint_every": 0}
+        train |= {"keep_checkpoints": 0, "report_to": "none"}
         stages = shortened(candidate.stages, share)
         config = with_stages(
             self._target, stages, str(folder), data=data, train=train, head=candidate.head
@@ -404,16 +434,18 @@ class _Choice:
     def decide(self, last: Sequence[Tried], facts: Facts) -> tuple[Candidate, dict[str, Any]]:
         """The candidate to train, and the report's section on it.
 
-        Raises:
-            UserError: no short run has a score.
+        The first is the usual one, and remains so unless the best of the others is really better.
         """
-        if all(trial.score is None for _, trial in last):
-            raise UserError(
-                "transfer.preset: auto: no short run has a score. Lower train.learning_rate, or "
-                "look at the data."
-            )
-        (chosen, trial), (best, _), behind = self._picked(last)
-        reasons = [_why(chosen, trial, best, behind), self._grounds(facts)]
+        (usual, trial), *others = last
+        chosen, found = usual, None
+        if others:
+            best, other = min(others, key=lambda pair: _rank(pair[1]))
+            seed = self.config.runtime.seed
+            found = paired_difference(trial.outcomes, other.outcomes, trial.metric, seed=seed)
+            if found is not None:  # the best of so many
+                found = replace(found, p=min(1.0, found.p * len(others)))
+                chosen = best if found.is_real and found.value > 0 else usual
+        reasons = [_why(chosen, last, found, facts), self._grounds(facts)]
         relatedness = {key: value for key, value in asdict(facts).items() if key != "seconds"}
         return chosen, {
             "chosen": chosen.name,
@@ -426,38 +458,19 @@ class _Choice:
                 for one in self.tried
             ],
             "seconds": round(self._spent, 2),
-            "presets_seconds": round(self._presets_seconds, 2),
+            "presets_seconds": presets_seconds(self.tried),
         }
-
-    def _picked(self, trials: Sequence[Tried]) -> tuple[Tried, Tried, Difference | None]:
-        """Of candidates in order of what they leave of the source the first that is as good as the
-        best; the best; and how far behind it is.
-        """
-        best = min(trials, key=lambda pair: _rank(pair[1]))
-        for one in trials:
-            if one is best:
-                break
-            if one[1].score is None:
-                continue
-            found = paired_difference(
-                one[1].outcomes,
-                best[1].outcomes,
-                best[1].metric,
-                seed=self.config.runtime.seed,
-            )
-            if found is not None and found.value <= _standard_error(found):
-                return one, best, found
-        return best, best, None
 
     def _grounds(self, facts: Facts) -> str:
         """What the choice stands on, in a sentence."""
-        share = self._spent / max(self._presets_seconds, 1e-9)
+        presets = presets_seconds(self.tried)
+        share = "" if presets is None else f", {self._spent / presets:.0%} of training every preset"
         return (
             f"A linear classifier on the frozen backbone's last layer gets {facts.last_probe:.0%} "
             f"of the labels right, on layer {facts.best_layer} of {facts.depth} "
             f"{facts.probe:.0%}, always the most frequent label {facts.chance:.0%}; "
-            f"{len(self.tried)} short runs on {facts.examples} examples took {share:.0%} of the "
-            "time of training every preset."
+            f"{len(self.tried)} short runs on {facts.examples} examples took {self._spent:.0f} s"
+            f"{share}."
         )
 
 
@@ -468,31 +481,49 @@ def _rank(trial: Trial) -> float:
     return -trial.score if is_higher_better(trial.metric) else trial.score
 
 
-def _standard_error(found: Difference) -> float:
-    return (found.high - found.low) / _STANDARD_ERRORS
-
-
-def _presets_seconds(trials: Sequence[Tried]) -> float:
-    """What training every preset would take, each at the lowest rate that was tried."""
-    first: dict[str, float] = {}
-    for candidate, trial in trials:
-        if candidate.structure in PRESETS:
-            first.setdefault(candidate.structure, trial.full_seconds())
-    return sum(first.values())
-
-
-def _why(chosen: Candidate, trial: Trial, best: Candidate, behind: Difference | None) -> str:
-    """Why this candidate, in a sentence."""
-    name = metric_name(trial.metric)
-    text = (
-        f"{chosen.name} was chosen: after {trial.share:.0%} of its training it has {name} "
-        f"{trial.score:.4f} on {trial.examples} examples held out for the choice, "
+def _share(candidate: Candidate, least: float, facts: Facts) -> float:
+    """Of a candidate's length, for a short run that says something."""
+    steps = min(
+        stage.steps or (stage.epochs or 1) * facts.epoch_steps for stage in candidate.stages
     )
-    if chosen is best or behind is None:
-        return f"{text}the best of what was tried."
+    return min(0.5, max(least, _STEPS / steps))
+
+
+def presets_seconds(trials: Sequence[Trial]) -> float | None:
+    """What training every preset would take, about; None before `end_to_end` was tried.
+
+    What was not tried is derived from it: LoRA's steps spare some of the backward pass, and
+    `combined` is both of the others.
+    """
+    known = {trial.candidate: trial.full_seconds() for trial in reversed(trials)}
+    if "end_to_end" not in known:
+        return None
+    whole, head = known["end_to_end"], known.get("feature", 0.0)
+    lora = known.get(f"lora x{_RATES['lora'][0]:g}", _LORA_COST * whole)
+    return whole + head + lora + known.get("combined", whole + head)
+
+
+def _why(chosen: Candidate, last: Sequence[Tried], found: Difference | None, facts: Facts) -> str:
+    """Why this candidate, in a sentence."""
+    usual, trial = last[0]
+    if chosen is not usual and found is not None:
+        return (
+            f"{chosen.name} was chosen: after {trial.share:.0%} of its training it is really "
+            f"better than {usual.name}, by {found.value:.4f} {metric_name(trial.metric)} "
+            f"(p = {found.p:.3f}) on {trial.examples} examples held out for the choice."
+        )
+    if usual.name not in _USUAL:
+        return (
+            f"{usual.name} was chosen: what is usual takes longer than auto.budget_seconds, or did "
+            "not learn."
+        )
+    size = f"with {'fewer' if facts.labels < _FEW else 'no fewer'} than {_FEW} labels"
+    if len(last) == 1:
+        return f"{usual.name} was chosen: it is usual {size}, and the budget held no other."
     return (
-        f"{text}and {best.name}, the best, is {behind.value:.4f} better, no more than a standard "
-        f"error ({_standard_error(behind):.4f}), and changes more of the source."
+        f"{usual.name} was chosen: it is usual {size}, and none of {len(last) - 1} others was "
+        f"really better after {trial.share:.0%} of its training, on {trial.examples} examples held "
+        "out for the choice."
     )
 
 
