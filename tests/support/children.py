@@ -213,7 +213,7 @@ def run_command(*arguments: object, given: Any = None, **options: Any) -> tuple[
 
 def run_module(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
     """In the place of `subprocess.run`, for `python -m MODULE ARGUMENTS` of a module of ours."""
-    _, _, module, *arguments = command
+    module, arguments = command[2], command[3:]
     program = f"import sys\nfrom {module} import main\nsys.exit(main(sys.argv[1:]))"
     code, out, error = run_command(*arguments, program=program, text=False)
     return subprocess.CompletedProcess(command, code, out, error)
