@@ -332,7 +332,13 @@ def test_results_do_not_depend_on_the_batch(text_backbone):
 # --- interruption --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stages", sorted(PRESETS))
+@pytest.mark.parametrize(
+    "stages",
+    [
+        *("feature", "few_shot", "gradual", "lora"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("combined", "end_to_end")),
+    ],
+)
 def test_every_structure_resumes_to_the_same_losses_and_weights(
     texts, text_backbone, tmp_path, stages
 ):
