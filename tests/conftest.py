@@ -104,6 +104,15 @@ def random_whisper(whisper_tiny: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of a Whisper end without measuring in which contexts it keeps its accuracy, which takes
+    longer than a few steps."""
+    from mmtransfer.speech.whisper_task import SpeechTask
+
+    monkeypatch.setattr(SpeechTask, "finish", lambda *_: None)
+
+
 TEXT_ARCHITECTURES = [
     "bert",
     "roberta",

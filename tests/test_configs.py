@@ -18,6 +18,7 @@ from conftest import (
 from mmtransfer import load, runs
 from mmtransfer.config import build_config, merge, read_yaml
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
 CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
 STRUCTURES = {"end_to_end", "feature", "combined", "lora"}
 
@@ -46,7 +47,9 @@ def data(tmp_path_factory):
     return folder
 
 
-SLOW = {"short_context"}  # bounded by its teacher, the bundled model
+# Bounded by its teacher, the bundled model; and what has the stages of others.
+SLOW = {"video_monitoring-short_context", "video_monitoring-combined"}
+SLOW |= {"video_monitoring-example_site"}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,7 @@ SLOW = {"short_context"}  # bounded by its teacher, the bundled model
         pytest.param(
             path,
             id=f"{path.parent.name}-{path.stem}",
-            marks=[pytest.mark.slow] if path.stem in SLOW else [],
+            marks=[pytest.mark.slow] if f"{path.parent.name}-{path.stem}" in SLOW else [],
         )
         for path in CONFIGS
     ],
@@ -67,7 +70,7 @@ def test_a_configuration_runs_a_few_steps(path: Path, data, random_whisper, tmp_
     overrides: dict[str, Any] = {
         "run_dir": str(tmp_path / "run"),
         "runtime": {"threads": 1, "device": "cpu"},
-        "train": {**short, "evaluate_every": 2, "full_context": 0.0},
+        "train": {**short, "evaluate_every": 3, "full_context": 0.0},
     }
     if values["task"] == "sound":
         overrides["source_model"] = str(random_whisper)

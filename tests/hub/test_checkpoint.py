@@ -71,6 +71,7 @@ def wave(tmp_path_factory):
         ("wave", {"preset": "feature"}),
     ],
 )
+@pytest.mark.usefixtures("unmeasured")
 def test_every_verb_resolves_each_model_once(
     kind, transfer, resolved, text_backbone, random_whisper, wave, tmp_path
 ):

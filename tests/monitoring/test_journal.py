@@ -10,6 +10,7 @@ import pytest
 from conftest import EXAMPLE
 from support.children import Command
 from support.engines import fake_monitor
+from support.sources import QUICK_DECODING
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
@@ -213,7 +214,7 @@ def test_a_killed_monitor_goes_on_where_it_stopped(whisper_tiny, short_video, tm
     """With a real process and a real model."""
     folder, output = tmp_path / "journal", tmp_path / "out.txt"
     arguments = ["monitor", str(whisper_tiny), str(short_video), "--journal", str(folder)]
-    arguments += ["--output", str(output)]
+    arguments += [*QUICK_DECODING, "--output", str(output)]
     with Command(*arguments) as process:
         for _ in range(3):
             process.stdout.readline()
@@ -227,7 +228,7 @@ def test_a_killed_monitor_goes_on_where_it_stopped(whisper_tiny, short_video, tm
     assert after[: len(before)] == before
     assert len({name for name, _ in after}) == len(after)
     alone = tmp_path / "alone"
-    assert main([*arguments[:4], str(alone), "--quiet"]) == 0
+    assert main([*arguments[:4], str(alone), "--quiet", *QUICK_DECODING]) == 0
     assert after == texts(read(alone))
     # The text file is whole as well.
     assert len(output.read_text(encoding="utf-8").splitlines()) == len(after)

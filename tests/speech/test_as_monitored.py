@@ -17,6 +17,8 @@ from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.recognizers import open_recognizer
 from mmtransfer.speech.scores import get_normalizer, score_clip, summarize_speech
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):

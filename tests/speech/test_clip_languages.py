@@ -38,7 +38,8 @@ def multilingual(tmp_path_factory):
     config = WhisperConfig.from_pretrained(base)
     sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2}
     sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    config.update(sizes | {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64})
+    sizes |= {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    config.update(sizes | {"max_target_positions": 32})
     model = WhisperForConditionalGeneration(config)
     model.generation_config = GenerationConfig.from_pretrained(base)
     model.generation_config.alignment_heads = [[1, 0], [1, 1]]

@@ -91,8 +91,17 @@ def test_the_alphabet_is_the_targets_with_blank_unknown_and_space(waves):
 # --- training ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", WAVE_ARCHITECTURES)
-@pytest.mark.parametrize("stages", ["end_to_end", "feature"])
+QUICK = {("wav2vec2", "feature"), ("hubert", "end_to_end"), ("wavlm-stable", "end_to_end")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "stages"),
+    [
+        pytest.param(kind, stages, marks=[] if (kind, stages) in QUICK else [pytest.mark.slow])
+        for kind in WAVE_ARCHITECTURES
+        for stages in ("end_to_end", "feature")
+    ],
+)
 def test_wave_encoders_train_save_and_load_to_the_same_outputs(data, waves, tmp_path, kind, stages):
     run = tmp_path / "run"
     report = runs.train(build_config(values(data, waves[kind], run, stages)))
@@ -303,6 +312,7 @@ def test_augmentation_over_a_cached_prefix_is_refused_or_done_in_views(
     runs.train(build_config(config | {"run_dir": str(tmp_path / "c")}))
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_decoder_fine_tuning_on_cached_encoder_output(data, random_whisper, tmp_path):
     config = values(data, random_whisper, tmp_path / "run")
     config |= {"head": {"type": "decoder"}, "train": config["train"] | {"full_context": 0.5}}
@@ -331,6 +341,7 @@ def test_cached_decoder_losses_equal_those_of_the_whole_whisper(data, random_whi
         np.testing.assert_allclose(found[0], other, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_whisper_adapter_alone_holds_the_change(data, random_whisper, tmp_path, capsys):
     config = values(data, random_whisper, tmp_path / "run")
     config |= {"head": {}, "transfer": {"preset": "lora", "merge_adapter": True}}

@@ -36,10 +36,10 @@ def clips():
 
 
 def recognizer(source, engine, **options):
-    return open_recognizer(str(source), engine=engine, threads=2, **options)
+    return open_recognizer(str(source), engine=engine, threads=1, **options)
 
 
-@pytest.mark.parametrize("source", ["plain", "bundled"])
+@pytest.mark.parametrize("source", [pytest.param("plain", marks=pytest.mark.slow), "bundled"])
 def test_engines_read_the_same(source, whisper_tiny, clips):
     """With 20-s contexts of the plain source, and with the shipped adapter's short ones."""
     name = whisper_tiny if source == "plain" else "bundled:whisper-tiny.en"
@@ -70,8 +70,15 @@ def test_results_do_not_depend_on_the_batch(engine, clips):
     assert [h.text for h in again] == [h.text for h in together]
 
 
-@pytest.mark.parametrize("prompt", [None, "the gate " * 60])
-@pytest.mark.parametrize("engine", ["transformers", "ctranslate2"])
+@pytest.mark.parametrize(
+    ("engine", "prompt"),
+    [
+        ("transformers", "the gate " * 60),
+        ("ctranslate2", None),
+        pytest.param("transformers", None, marks=pytest.mark.slow),
+        pytest.param("ctranslate2", "the gate " * 60, marks=pytest.mark.slow),
+    ],
+)
 def test_what_the_token_limit_cuts_off_is_unfinished(
     engine, prompt, whisper_tiny, clips, monkeypatch
 ):
@@ -86,7 +93,9 @@ def test_what_the_token_limit_cuts_off_is_unfinished(
     assert not cut.finished
 
 
-@pytest.mark.parametrize("engine", ["transformers", "ctranslate2"])
+@pytest.mark.parametrize(
+    "engine", [pytest.param("transformers", marks=pytest.mark.slow), "ctranslate2"]
+)
 def test_beams_words_and_prompts(engine, whisper_tiny, clips):
     options = DecodingOptions(beam_size=3, words_from_s=0.0, prompt="Mirrowick, Hexburn yard")
     greedy = recognizer(whisper_tiny, engine).transcribe(clips)
@@ -105,6 +114,7 @@ def test_beams_words_and_prompts(engine, whisper_tiny, clips):
     assert same >= len(clips) // 2
 
 
+@pytest.mark.slow
 def test_a_wide_beam_finds_nothing_less_probable(whisper_tiny, clips):
     greedy = recognizer(whisper_tiny, "transformers").transcribe(clips[:2])
     options = DecodingOptions(beam_size=4)
@@ -120,7 +130,7 @@ def test_silence_has_no_text(engine, whisper_tiny):
 
 
 def test_a_model_is_converted_once_and_then_starts_without_torch(
-    whisper_tiny, short_video, tmp_path
+    whisper_tiny, random_whisper, short_video, tmp_path
 ):
     folder = converted(resolve(str(whisper_tiny)))
     speech_bounds(
@@ -129,7 +139,7 @@ def test_a_model_is_converted_once_and_then_starts_without_torch(
     before = (folder / "full" / "model.bin").stat().st_mtime_ns
     program = (
         "import sys\nfrom mmtransfer.cli import main\n"
-        f"code = main(['monitor', {str(whisper_tiny)!r}, {str(short_video)!r}])\n"
+        f"code = main(['monitor', {str(whisper_tiny)!r}, {str(short_video)!r}, '--beam', '1'])\n"
         "heavy = {'torch', 'transformers', 'pydantic'} & set(sys.modules)\n"
         "assert not heavy, heavy\nsys.exit(code)"
     )
@@ -145,15 +155,15 @@ def test_a_model_is_converted_once_and_then_starts_without_torch(
     assert (folder / "full" / "model.bin").stat().st_mtime_ns == before
     # Other weights are another entry.
     other = tmp_path / "other"
-    speech = load_speech_model(str(whisper_tiny))
+    speech = load_speech_model(str(random_whisper))
     speech.model.model.encoder.layer_norm.bias.data += 0.01
     speech.save(other)
-    assert converted(resolve(str(other))) != folder
+    assert converted(resolve(str(other))) != converted(resolve(str(random_whisper)))
 
 
 def test_words_reach_the_output_with_times_of_the_recording(whisper_tiny, short_video, tmp_path):
     output = tmp_path / "o.jsonl"
-    command = ["monitor", str(whisper_tiny), str(short_video), "--quiet", "--words"]
+    command = ["monitor", str(whisper_tiny), str(short_video), "--quiet", "--words", "--beam", "1"]
     assert main([*command, "--output", str(output)]) == 0
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert len(rows) > 4

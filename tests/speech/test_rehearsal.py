@@ -30,6 +30,7 @@ from mmtransfer.transfer import trainer as training
 from mmtransfer.transfer.splits import choose_rehearsal
 from mmtransfer.transfer.task import plan_mixed
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
 CPU = torch.device("cpu")
 
 

@@ -12,6 +12,8 @@ from mmtransfer import runs
 from mmtransfer.cli import main
 from mmtransfer.config import build_config
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 
 def few(split, folder, count):
     """The first clips of the example site."""

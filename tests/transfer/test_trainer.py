@@ -478,6 +478,7 @@ def test_mixed_precision_trains_to_nearly_the_same_losses(data, random_whisper, 
     np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=0.02)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_tracker_gets_what_is_logged(data, random_whisper, tmp_path):
     config = build_config(values(data, random_whisper, tmp_path / "run", steps=3))
     train = config.train.model_copy(update={"report_to": "tensorboard"})
@@ -609,6 +610,7 @@ def test_the_task_script_runs_and_resumes_nothing_when_done(data, random_whisper
     assert error.strip() == "error: nothing.mp4: no such file."
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_full_disk_is_one_line(data, random_whisper, tmp_path, monkeypatch, capsys):
     """A write that fails for lack of space ends in one line, and the run can be resumed."""
     from mmtransfer.cli import main
