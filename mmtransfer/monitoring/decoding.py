@@ -85,7 +85,8 @@ class Decoder:
         found = self._recognizers[first.camera].decode(
             [job.segment.samples for job in batch],
             first.kind[1],
-            can_wait=first.is_draft or first.is_turn,
+            # A whole draft is the segment's text, unless somebody goes on.
+            can_wait=first.is_turn or (first.is_draft and not first.is_whole),
         )
         return self._results(found, batch)
 

@@ -15,6 +15,7 @@ from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS
 from mmtransfer.speech.engine import Engine, Hypothesis
 from mmtransfer.speech.recognition import Recognizer
 
+_DRAFTS = 4  # provisional texts in a batch, beside which what is final gets its share of the cores
 _VARIANTS = 16  # languages and prompts of requests that are kept ready
 
 
@@ -179,7 +180,8 @@ class SharedRecognizer:
         """A batch that begins with this call, with others that fit into it."""
         batch, room = [first], self._recognizer.batch_size(first.context_s) - len(first.clips)
         if first.door.urgency != Urgency.REQUEST:
-            room = min(room, BATCH_SEGMENTS - len(first.clips))
+            most = _DRAFTS if first.can_wait else BATCH_SEGMENTS
+            room = min(room, most - len(first.clips))
         for call in self._waiting:
             if call is not first and len(call.clips) <= room and call.fits(first):
                 batch.append(call)

@@ -1,5 +1,7 @@
 """What follows from a result: the text, a rejection, or what is decoded in its place."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support.engines import FakeEngine
@@ -112,6 +114,28 @@ def test_a_doubted_turn_is_decoded_in_a_longer_context_until_there_is_none(decod
     assert longer.kind[1] > turn.kind[1]
     assert longer.segment is turn.segment
     assert decoder.longer_turn(turn, result(LOOP, 30.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "can_wait"),
+    [
+        ({}, False),
+        ({"is_draft": True}, True),
+        ({"is_draft": True, "is_whole": True}, False),  # the text, unless somebody goes on
+        ({"is_turn": True}, True),
+    ],
+)
+def test_what_can_wait_is_provisional_or_decoded_before(kind, can_wait):
+    asked = []
+
+    class Noting(Recognizer):
+        def decode(self, clips, context_s, *, can_wait=False):
+            asked.append(can_wait)
+            return super().decode(clips, context_s)
+
+    decoder = Decoder([Noting(FakeEngine())], LineSettings())
+    decoder.recognize([replace(job_of(decoder, segment(2.0)), **kind)])
+    assert asked == [can_wait]
 
 
 def test_halves_are_joined_with_the_one_that_gave_none():

@@ -87,6 +87,15 @@ def test_calls_of_one_kind_are_one_batch_and_others_are_not():
     assert shared.recognizer.waiting == 0
 
 
+def test_few_provisional_texts_are_one_batch():
+    shared = Shared(workers=1)
+    doors = [shared.recognizer.open(Urgency.STREAM) for _ in range(7)]
+    futures = [shared.call("running", doors[0], can_wait=True)]
+    futures += [shared.call(str(n), door, can_wait=True) for n, door in enumerate(doors[1:])]
+    shared.finish(futures)
+    assert [count for count, _ in shared.engine.calls] == [1, 4, 2]
+
+
 def test_who_leaves_waits_for_nothing():
     shared = Shared(workers=1)
     door, other = (shared.recognizer.open(Urgency.REQUEST) for _ in range(2))
