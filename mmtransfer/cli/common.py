@@ -48,6 +48,24 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_ray(parser: argparse.ArgumentParser) -> None:
+    """Add where work in bulk is done."""
+    parser.add_argument(
+        "--ray",
+        metavar="local|auto|HOST:PORT",
+        help="work on a Ray cluster: of this machine, the one that it belongs to, or another",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="copies of the model on Ray (default: as many as there is room for)",
+    )
+    parser.add_argument(
+        "--gpus-per-worker", type=float, metavar="G", help="GPUs, or share of one, for each"
+    )
+
+
 def at_revision(model: str, revision: str | None) -> str:
     """The name of a model at a revision, as `hub.checkpoint.resolve` takes it."""
     return model if revision is None else f"{model}@{revision}"

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from mmtransfer.cli.common import add_model, at_revision, quiet_libraries
+from mmtransfer.cli.common import add_model, add_ray, at_revision, quiet_libraries
 from mmtransfer.cli.monitor import add_recognition
 from mmtransfer.errors import UserError
 
@@ -54,20 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PERCENT",
         help="stop when more of the files cannot be used (default 5)",
     )
-    parser.add_argument(
-        "--ray",
-        metavar="local|auto|HOST:PORT",
-        help="transcribe on a Ray cluster: of this machine, the one that it belongs to, or another",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="recognisers on Ray (default: as many as there is room for)",
-    )
-    parser.add_argument(
-        "--gpus-per-worker", type=float, metavar="G", help="GPUs, or share of one, for each"
-    )
+    add_ray(parser)
     parser.add_argument(
         "--price",
         type=float,

@@ -10,69 +10,28 @@ would know less, are off.
 from __future__ import annotations
 
 import logging
-import os
-import platform
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mmtransfer
-from mmtransfer.errors import UserError
 from mmtransfer.monitoring.loading import resolve_models
 from mmtransfer.monitoring.options import RecognitionOptions
 from mmtransfer.monitoring.sound_events import SoundClasses
-from mmtransfer.runtime import cores
+from mmtransfer.scale.cluster import Workers, connected, got, other_weights, ray_module
 from mmtransfer.scale.pieces import FileEnd, Piece, cut
 from mmtransfer.scale.recognising import Line, open_sounds, open_transcriber, settings_of
 from mmtransfer.scale.sources import BulkFile, Group
 from mmtransfer.scale.transcribe import BulkOptions, BulkRun
 
 logger = logging.getLogger(__name__)
-_CONNECT_S = 10.0
 _LOOK_S = 1.0
 _ATTEMPTS = 5  # at a group whose worker or node died under it
-_STARTS = 3  # of a worker, one after the other, without success
 _WORKERS_PER_CUTTER = 4  # decoding and voice activity take a tenth of what recognition takes
 _AHEAD = 4  # objects of a cutter that wait: two pieces, and what says what they are
-_PIECE_BYTES = 32 << 20
-
-
-def check_ray(address: str) -> None:
-    """Make sure that Ray is there, and that something answers at an address.
-
-    Raises:
-        UserError: not installed, no address, or no answer in a few seconds.
-    """
-    _ray()
-    if address in ("local", "auto"):
-        return
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdecimal():
-        raise UserError(
-            f"--ray {address}: expected local, auto or HOST:PORT of a cluster. A ray:// address is "
-            "of its client: run this command on a node of the cluster instead."
-        )
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(
-            f"--ray {address}: no answer in {_CONNECT_S:g} s ({why}). Start a cluster: "
-            "ray start --head."
-        ) from None
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise UserError("--ray needs Ray. Install it: pip install 'mmtransfer[ray]'.") from None
-    return ray
 
 
 class Worker:
@@ -127,37 +86,16 @@ def transcribe_on_ray(run: BulkRun, options: BulkOptions, settings: Mapping[str,
     Raises:
         UserError: no such cluster, another version or other weights there, or no room for a worker.
     """
-    with _cluster(options) as (workers, recognition):
-        run.summary.workers = workers
-        _Driver(run, options, recognition, settings, workers).work()
-
-
-@contextmanager
-def _cluster(options: BulkOptions) -> Iterator[tuple[int, RecognitionOptions]]:
-    """Connected; how many workers there are, and their options."""
-    ray = _ray()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     recognition = _by_whole_paths(options.recognition)
-    if options.ray == "local":
-        wanted = options.workers or cores()
-        recognition = replace(recognition, threads=recognition.threads or max(1, cores() // wanted))
-        room = _PIECE_BYTES * (4 * wanted + 8)
-        ray.init(
-            num_cpus=max(cores(), wanted * recognition.threads),
-            object_store_memory=max(room, 256 << 20),
-            include_dashboard=False,
-            **quiet,
-        )
-    else:
-        recognition = replace(recognition, threads=recognition.threads or 1)
-        _connect(ray, str(options.ray), quiet)
-    try:
-        if options.ray != "local":
-            _compare_versions(ray)
-        yield _room(ray, options, recognition.threads), recognition
-    finally:
-        ray.shutdown()
+    with connected(
+        str(options.ray),
+        workers=options.workers,
+        gpus_per_worker=options.gpus_per_worker,
+        threads=recognition.threads,
+    ) as (workers, threads):
+        run.summary.workers = workers
+        recognition = replace(recognition, threads=threads)
+        _Driver(run, options, recognition, settings, workers).work()
 
 
 def _by_whole_paths(options: RecognitionOptions) -> RecognitionOptions:
@@ -167,64 +105,6 @@ def _by_whole_paths(options: RecognitionOptions) -> RecognitionOptions:
         name: str(Path(at).resolve()) for name, at in names.items() if at and Path(at).exists()
     }
     return replace(options, **folders)
-
-
-def _connect(ray: Any, address: str, quiet: Mapping[str, Any]) -> None:
-    try:
-        ray.init(address=address, **quiet)
-    except ConnectionError:
-        raise UserError(
-            f"--ray {address}: found no running cluster. Start one: ray start --head; or take "
-            "--ray local."
-        ) from None
-    except RuntimeError as error:  # other versions of Ray and Python
-        raise UserError(f"--ray {address}: {' '.join(str(error).split())[:300]}") from None
-
-
-def _compare_versions(ray: Any) -> None:
-    def found() -> tuple[str | None, str]:
-        # By value: it runs also where the package is not there.
-        import platform
-
-        try:
-            import mmtransfer
-        except ImportError:
-            return None, platform.python_version()
-        return mmtransfer.__version__, platform.python_version()
-
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    own = (mmtransfer.__version__, platform.python_version())
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    tasks = {
-        ray.remote(found)
-        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        .remote(): name
-        for node, name in nodes.items()
-    }
-    for task, name in tasks.items():
-        there = ray.get(task)
-        if there != own:
-            version = "none" if there[0] is None else there[0]
-            raise UserError(
-                f"node {name}: expected mmtransfer {own[0]} on Python {own[1]}, found {version} on "
-                f"Python {there[1]}. Install the same on every node: "
-                f"pip install 'mmtransfer[ray]=={own[0]}'."
-            )
-
-
-def _room(ray: Any, options: BulkOptions, threads: int) -> int:
-    """How many workers there are: as many as were asked for, or as there is room for."""
-    there, gpus = ray.cluster_resources(), options.gpus_per_worker
-    by_cpu = int(there.get("CPU", 0) // threads)
-    by_gpu = int(there.get("GPU", 0) // gpus) if gpus else by_cpu
-    most = min(by_cpu, by_gpu)
-    if most < 1 or most < (options.workers or 1):
-        raise UserError(
-            f"workers: expected room for {options.workers or 1} with {threads} CPUs and {gpus:g} "
-            f"GPUs each, found {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs."
-        )
-    return options.workers or most
 
 
 class _Driver:
@@ -238,13 +118,14 @@ class _Driver:
         settings: Mapping[str, Any],
         workers: int,
     ):
-        self._ray = ray = _ray()
-        self._run, self._settings, self._count = run, settings, workers
-        self._actor = ray.remote(Worker).options(
+        self._ray = ray = ray_module()
+        self._run, self._settings = run, settings
+        actor = ray.remote(Worker).options(
             num_cpus=recognition.threads,
             num_gpus=options.gpus_per_worker,
             max_concurrency=recognition.threads + 1,
         )
+        self._workers = Workers(lambda: actor.remote(recognition), workers, self._opened)
         self._cut = ray.remote(cut_ahead).options(
             num_cpus=0,
             max_retries=0,
@@ -255,86 +136,53 @@ class _Driver:
         self._recognition = recognition
         self._cutters = -(-workers // _WORKERS_PER_CUTTER)
         self._window_s: float | None = None  # known with the first worker
-        self._slots = 2  # calls at one worker; one of them waits there
-        self._starting: dict[Any, Any] = {}  # what its opening gives -> worker
-        self._busy: dict[Any, int] = {}  # worker -> its calls
-        self._failed_starts = 0
         self._groups = deque(run.todo)
         # Generator -> group, pieces that it leaves out, pieces so far.
         self._cutting: dict[Any, tuple[Group, set[int], int]] = {}
         self._waiting: deque[tuple[Group, int, Any]] = deque()  # pieces
-        self._calls: dict[Any, tuple[Any, Group, int, Any]] = {}
+        self._calls: dict[Any, tuple[Group, int, Any]] = {}
         self._attempts: Counter[str] = Counter()
 
     def work(self) -> None:
         """Until all groups are finished."""
-        ray = self._ray
-        for _ in range(self._count):
-            self._start()
         while self._groups or self._cutting or self._waiting or self._calls:
             self._hand_out()
             # Not taken out, what is cut waits in its generator, and that waits in turn.
-            has_room = len(self._waiting) < max(1, len(self._busy))
-            awaited = [*self._starting, *self._calls, *(self._cutting if has_room else ())]
-            for ready in ray.wait(awaited, timeout=_LOOK_S)[0]:
-                if ready in self._starting:
-                    self._opened(ready)
-                elif ready in self._calls:
-                    self._transcribed(ready)
-                else:
+            has_room = len(self._waiting) < max(1, len(self._workers))
+            awaited = [*self._workers.awaited, *(self._cutting if has_room else ())]
+            for ready in self._ray.wait(awaited, timeout=_LOOK_S)[0]:
+                if ready in self._cutting:
                     self._take(ready)
-        for used in [worker.cpu_s.remote() for worker in self._busy]:
-            with suppress(ray.exceptions.RayError):  # one that dies now has done its work
-                self._run.summary.cpu_s += ray.get(used)
+                elif not self._workers.settle_start(ready):
+                    self._transcribed(ready)
+        self._run.summary.cpu_s += self._workers.cpu_s()
 
-    def _start(self) -> None:
-        worker = self._actor.remote(self._recognition)
-        self._starting[worker.open.remote()] = worker
-
-    def _opened(self, ready: Any) -> None:
-        worker = self._starting.pop(ready)
-        try:
-            settings, self._window_s, at_once = self._got(ready)
-        except self._ray.exceptions.RayError as error:
-            self._failed_starts += 1
-            if self._failed_starts >= _STARTS * self._count:
-                why = " ".join(str(error).split())[:300]
-                raise UserError(f"workers die before they begin: {why}") from None
-            self._start()
-            return
+    def _opened(self, found: tuple[dict[str, Any], float, int]) -> int:
+        settings, self._window_s, at_once = found
         if settings != dict(self._settings):
-            raise UserError(
-                f"{self._recognition.model}: a worker has other weights by this name than this "
-                "machine. Name a model that is the same on all nodes (a Hub id with @REVISION)."
-            )
-        self._failed_starts = 0
-        self._slots = at_once + 1
-        self._busy[worker] = 0
+            raise other_weights(self._recognition.model)
+        return at_once + 1  # one of them waits there
 
     def _hand_out(self) -> None:
         while self._groups and self._window_s is not None and len(self._cutting) < self._cutters:
             group = self._groups.popleft()
-            called = {n for _, own, n, _ in self._calls.values() if own == group}
+            called = {n for own, n, _ in self._calls.values() if own == group}
             known = self._run.begin(group) | called
             self._cutting[self._cut.remote(group, self._window_s, known, self._recognition)] = (
                 group,
                 known,
                 0,
             )
-        while self._waiting and self._busy:
-            worker = min(self._busy, key=lambda worker: self._busy[worker])
-            if self._busy[worker] >= self._slots:
-                return
+        while self._waiting and self._workers.has_room:
             group, number, piece = self._waiting.popleft()
-            self._busy[worker] += 1
-            call = worker.transcribe.remote(piece, group.files)
-            self._calls[call] = (worker, group, number, piece)
+            call = self._workers.call("transcribe", piece, group.files)
+            self._calls[call] = (group, number, piece)
 
     def _take(self, generator: Any) -> None:
         """Take what a cutter gives next."""
         group, known, count = self._cutting[generator]
         try:
-            found = self._got(next(generator))
+            found = got(next(generator))
             if isinstance(found, FileEnd):
                 self._run.ended(group, found)
             elif isinstance(found, int):
@@ -350,16 +198,14 @@ class _Driver:
 
     def _transcribed(self, call: Any) -> None:
         ray = self._ray
-        worker, group, number, piece = self._calls.pop(call)
-        if worker in self._busy:
-            self._busy[worker] -= 1
+        if call not in self._calls:  # of a group that was given up
+            with suppress(ray.exceptions.RayError):
+                self._workers.result(call)
+            return
+        group, number, piece = self._calls.pop(call)
         try:
-            self._run.add(group, number, self._got(call))
+            self._run.add(group, number, self._workers.result(call))
         except ray.exceptions.RayActorError as error:
-            if self._busy.pop(worker, None) is not None:  # once for all its calls
-                logger.warning("a worker died; another one takes its place")
-                ray.kill(worker)
-                self._start()
             self._attempts[group.id] += 1
             if self._attempts[group.id] < _ATTEMPTS:
                 self._waiting.appendleft((group, number, piece))
@@ -377,18 +223,6 @@ class _Driver:
             logger.warning("a cutter or its node died; its files are decoded again")
             self._groups.appendleft(group)
             return
-        self._calls = {call: one for call, one in self._calls.items() if one[1] != group}
+        self._calls = {call: one for call, one in self._calls.items() if one[0] != group}
         why = " ".join(str(error).split())[:200]
         self._run.give_up(group, f"whoever transcribed it died {_ATTEMPTS} times: {why}")
-
-    def _got(self, ref: Any) -> Any:
-        """What a task gave.
-
-        Raises:
-            UserError: it said that something cannot be used.
-            RayError: who worked on it died, or what it worked with is lost.
-        """
-        try:
-            return self._ray.get(ref)
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.cause or error from None

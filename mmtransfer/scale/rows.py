@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from io import BytesIO
 from typing import Any
@@ -12,15 +11,13 @@ from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from mmtransfer.data.printing import json_line, whole_text
-from mmtransfer.errors import UserError
 from mmtransfer.monitoring.events import ClassifiedSound, NoText, Transcript
 from mmtransfer.monitoring.outputs.sinks import VTT_HEADER, cue
+from mmtransfer.scale.folder import RunFolder
 from mmtransfer.scale.pieces import FileEnd
 from mmtransfer.scale.sources import Group, group_of
-from mmtransfer.scale.storage import Storage
 
 FORMATS = ("srt", "vtt", "jsonl")
 Line = Transcript | NoText
@@ -78,11 +75,11 @@ FILES = pa.schema(
 )
 """A finished file; without an error, an empty text."""
 
-_PLAN, _SETTINGS, _PIECES = "_run/plan.jsonl", "_run/settings.json", "_run/pieces"
+_PLAN, _PIECES = "_run/plan.jsonl", "_run/pieces"
 _ERRORS = "errors.parquet"
 
 
-class Output:
+class Output(RunFolder):
     """What a run has written, and where it goes on. `settings` are what the texts depend on.
 
     Raises:
@@ -97,30 +94,11 @@ class Output:
         partition: str,
         formats: Sequence[str] = (),
     ):
-        self.storage = Storage(address)
+        own = {**settings, "partition": partition, "formats": sorted(formats)}
+        super().__init__(address, own)
         self._settings, self._partition, self._formats = dict(settings), partition, formats
-        self._check()
         self.done = {name.removesuffix(".parquet") for name in self.storage.names("files")}
         """Groups that are finished."""
-
-    def _check(self) -> None:
-        own = {**self._settings, "partition": self._partition, "formats": sorted(self._formats)}
-        found = self.storage.read(_SETTINGS)
-        if found is None:
-            if self.storage.names(""):
-                raise UserError(
-                    f"{self.storage.name}: expected an empty folder or one of an earlier run, "
-                    "found other files. Choose another --output."
-                )
-            self.storage.write(_SETTINGS, json.dumps(own, indent=1).encode())
-            return
-        before = json.loads(found)
-        for name, value in own.items():
-            if before.get(name) != value:
-                raise UserError(
-                    f"{self.storage.name}: was made with {name} {_shown(before.get(name))}, and "
-                    f"{_shown(value)} was asked for. Choose another --output."
-                )
 
     def plan(self) -> list[Group]:
         """The groups that earlier runs planned."""
@@ -183,10 +161,10 @@ class Output:
         own = quote(group.partition, safe="", errors="backslashreplace")
         part = f"{self._partition}={own}/{group.id}.parquet"
         if rows:
-            self._write_table(f"lines/{part}", rows, LINES)
+            self._write_rows(f"lines/{part}", rows, LINES)
         if sounds:
-            self._write_table(f"sounds/{part}", sounds, SOUNDS)
-        self._write_table(f"files/{group.id}.parquet", files, FILES)
+            self._write_rows(f"sounds/{part}", sounds, SOUNDS)
+        self._write_rows(f"files/{group.id}.parquet", files, FILES)
         self.storage.remove(f"{_PIECES}/{group.id}")
         self.done.add(group.id)
         return files
@@ -196,7 +174,7 @@ class Output:
         bad = [dict(file) for file in files if file["error"]]
         if bad:
             known = {(row["file"], row["version"]): row for row in [*self.errors(), *bad]}
-            self._write_table(_ERRORS, [known[key] for key in sorted(known)], FILES)
+            self._write_rows(_ERRORS, [known[key] for key in sorted(known)], FILES)
 
     def _line_row(self, shown: str, line: Transcript) -> dict[str, Any]:
         row = asdict(line)
@@ -219,35 +197,8 @@ class Output:
                 text = (VTT_HEADER if is_vtt else "") + "".join(cues)
             self.storage.write(f"texts/{name}.{kind}", text.encode("utf-8", "backslashreplace"))
 
-    def _write_table(self, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
-        buffer = BytesIO()
-        pq.write_table(pa.Table.from_pylist(list(rows), schema), buffer, compression="zstd")
-        self.storage.write(name, buffer.getvalue())
-
-    # --- all groups -------------------------------------------------------------------------------
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the folder: no other run writes into it meanwhile, where a lock can tell.
-
-        Raises:
-            UserError: another run does.
-        """
-        if self.storage.is_remote:
-            yield
-            return
-        lock = FileLock(self.storage.path("_run/lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"{self.storage.name}: another run writes into it. Wait for it, or choose another "
-                "--output."
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def _write_rows(self, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+        self.write_table(name, pa.Table.from_pylist(list(rows), schema))
 
     def errors(self) -> list[dict[str, Any]]:
         """The rows of `errors.parquet`."""
@@ -257,7 +208,3 @@ class Output:
 
 def _piece(group: Group, number: int) -> str:
     return f"{_PIECES}/{group.id}/{number:06d}.json"
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value)[:100]

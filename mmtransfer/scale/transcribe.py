@@ -20,6 +20,7 @@ from mmtransfer.monitoring.loading import resolve_models
 from mmtransfer.monitoring.memory import give_back
 from mmtransfer.monitoring.options import RecognitionOptions
 from mmtransfer.monitoring.sound_events import SoundClasses
+from mmtransfer.scale.cluster import check_ray, check_workers
 from mmtransfer.scale.pieces import FileEnd, cut
 from mmtransfer.scale.progress import BulkProgress
 from mmtransfer.scale.recognising import (
@@ -71,10 +72,7 @@ class BulkOptions:
             raise UserError(f"formats: expected {', '.join(FORMATS)}, found {unknown[0]!r}.")
         if not 0 <= self.max_errors <= 100:
             raise UserError(f"max_errors: expected a percentage, found {self.max_errors:g}.")
-        if self.ray is None and (self.workers is not None or self.gpus_per_worker):
-            raise UserError("workers and gpus_per_worker: expected with ray, found without.")
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"workers: expected 1 or more, found {self.workers}.")
+        check_workers(self.ray, self.workers, self.gpus_per_worker)
 
 
 @dataclass
@@ -247,8 +245,6 @@ def transcribe(options: BulkOptions) -> BulkSummary:
         transcribe(BulkOptions(RecognitionOptions("runs/site"), ["archive"], "rows"))
     """
     if options.ray is not None:
-        from mmtransfer.scale.on_ray import check_ray
-
         check_ray(options.ray)
     models = resolve_models(options.recognition)
     settings = settings_of(options.recognition, models)

@@ -284,6 +284,16 @@ class TextModel:
         if not len(texts):
             return []
         encoded = self.encode(list(texts), list(targets) if targets else [None] * len(texts))
+        return self.predict_encoded(encoded, device=device, batch_tokens=batch_tokens)
+
+    def predict_encoded(
+        self,
+        encoded: Sequence[Encoded],
+        *,
+        device: torch.device | str | None = None,
+        batch_tokens: int = 8192,
+    ) -> list[Prediction]:
+        """Classes of texts that `encode` has tokenised."""
         where = device or next(self.network.parameters()).device
         logits = self.encoded_logits(encoded, device=where, batch_tokens=batch_tokens)
         return [

@@ -6,7 +6,7 @@ import csv
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -21,7 +21,13 @@ from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import Checkpoint, other_kind, resolve
 from mmtransfer.progress import track
 from mmtransfer.runtime import choose_device, use_runtime
-from mmtransfer.text.classifier import Prediction, TextModel, cut_note, load_text_model
+from mmtransfer.text.classifier import (
+    Prediction,
+    TextModel,
+    TextSettings,
+    cut_note,
+    load_text_model,
+)
 from mmtransfer.text.ensemble import is_ensemble, load_ensemble
 
 logger = logging.getLogger(__name__)
@@ -45,7 +51,7 @@ def predict(
     """
     runtime = runtime or RuntimeConfig()
     with use_runtime(runtime):
-        found = _classifier(model, runtime)
+        found = open_classifier(model, runtime)
         return found.predict(texts, targets)
 
 
@@ -55,7 +61,7 @@ def predict_texts(
     """Rows `text`, `label`, `probabilities` of a few texts about one target."""
     targets = [target] * len(texts) if target else None
     with use_runtime(runtime):
-        classifier = _classifier(model, runtime)
+        classifier = open_classifier(model, runtime)
         found = classifier.predict(texts, targets)
     note = cut_note(sum(one.is_cut for one in found), len(found), classifier.settings)
     if note is not None:
@@ -68,7 +74,12 @@ def predict_texts(
     ]
 
 
-def _classifier(model: str | Checkpoint | TextModel, runtime: RuntimeConfig) -> TextModel:
+def open_classifier(model: str | Checkpoint | TextModel, runtime: RuntimeConfig) -> TextModel:
+    """A text classifier on its device.
+
+    Raises:
+        UserError: a model that classifies no texts, or a device that is not there.
+    """
     if not isinstance(model, TextModel):
         checkpoint = resolve(model) if isinstance(model, str) else model
         if checkpoint.kind != "sentiment":
@@ -102,24 +113,24 @@ def predict_file(
     target = None if output is None else Path(output)
     kind = ".jsonl" if target is None else target.suffix.lower()
     if kind not in (".csv", ".jsonl"):
-        raise UserError(f"{output}: expected a .csv or .jsonl file to write, found '{kind}'.")
+        raise UserError(
+            f"{output}: expected a .csv or .jsonl file to write, or a folder, found '{kind}'."
+        )
     part = None if target is None else target.with_name(target.name + ".part")
     if part is not None and part.exists() and not resume:
         raise UserError(f"{part}: an interrupted output. Continue it with --resume, or remove it.")
     columns = text_columns(config, labelled=False)
-    rows = _checked(data, columns)
-    first = next(rows, None)
-    if first is None:
-        raise UserError(f"{data}: expected rows of texts, found none.")
+    rows = given_rows(data, columns)
+    first = next(rows)
     with use_runtime(runtime):
-        text_model = _classifier(model, runtime)
+        text_model = open_classifier(model, runtime)
         done = written(part, kind) if part is not None and resume else 0
         counts: Counter[str] = Counter()
         with opened(part, done) as file:
             writer = RowWriter(file, kind, list(first.row), text_model.labels, header=not done)
             everything = islice(chain([first], rows), done, None)
             cut = empty = total = with_target = 0
-            for chunk in _chunks(track(everything, "classifying")):
+            for chunk in chunked(track(everything, "classifying"), _ROWS):
                 targets = [given.target or None for given in chunk]
                 found = text_model.predict([given.text for given in chunk], targets)
                 for given, one in zip(chunk, found, strict=True):
@@ -131,14 +142,10 @@ def predict_file(
                 empty += sum(not given.text for given in chunk)
                 with_target += sum(target is not None for target in targets)
     for note in (
-        cut_note(cut, total, text_model.settings),
+        *notes(total, cut, empty, with_target, columns, text_model.settings),
         f"{writer.formulas} cells that begin as formulas do got a ' before them, so that no "
         "spreadsheet runs them."
         if writer.formulas
-        else None,
-        f"{empty} of {total} rows have no text; their class means nothing." if empty else None,
-        f"column '{columns['target_column']}' is not used; the model was trained without targets."
-        if with_target and text_model.settings.targets is False
         else None,
     ):
         if note is not None:
@@ -148,40 +155,75 @@ def predict_file(
     return dict(counts)
 
 
+def notes(
+    total: int,
+    cut: int,
+    empty: int,
+    with_target: int,
+    columns: Mapping[str, str | None],
+    settings: TextSettings,
+) -> list[str | None]:
+    """Lines about rows that were classified: so many, cut, without text, with a target."""
+    return [
+        cut_note(cut, total, settings),
+        f"{empty} of {total} rows have no text; their class means nothing." if empty else None,
+        f"column '{columns['target_column']}' is not used; the model was trained without targets."
+        if with_target and settings.targets is False
+        else None,
+    ]
+
+
 @dataclass(frozen=True)
-class _Given:
+class Given:
     """A row of a file, and what of it is classified."""
 
+    number: int
+    """Line on which it begins, or its number."""
     row: dict[str, Any]
     text: str
     target: str
 
 
-def _checked(data: str, columns: dict[str, str | None]) -> Iterator[_Given]:
+def given_rows(data: str, columns: dict[str, str | None]) -> Iterator[Given]:
+    """The rows of data as `numbered_rows` takes it.
+
+    Raises:
+        UserError: there are none; a column that is not there, a cell that is no text or number.
+    """
     text, target = columns["text_column"], columns["target_column"]
     assert text is not None  # only the others may be left out
     rows = with_columns(data, numbered_rows(data), columns, {"text_column"}, option="--{}")
     for number, row in rows:
         where = f"{data}:{number}"
         about = row.get(target) if target is not None else None
-        yield _Given(
+        yield Given(
+            number,
             row if text in row else {**row, text: ""},
             plain(row.get(text), where, text),
             plain(about, where, str(target)),
         )
 
 
-def _chunks(rows: Iterator[_Given]) -> Iterator[list[_Given]]:
-    chunk: list[_Given] = []
+def chunked(rows: Iterator[Given], most: int) -> Iterator[list[Given]]:
+    """Rows in lists of at most so many, fewer if they are long; by the rows alone."""
+    chunk: list[Given] = []
     characters = 0
     for given in rows:
         chunk.append(given)
         characters += row_characters(given.row)
-        if len(chunk) == _ROWS or characters > _CHARACTERS:
+        if len(chunk) == most or characters > _CHARACTERS:
             yield chunk
             chunk, characters = [], 0
     if chunk:
         yield chunk
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """The name of a column that a row came with, beside those that are taken; takes it."""
+    while name in taken:
+        name = _GIVEN + name
+    taken.add(name)
+    return name
 
 
 @contextmanager
@@ -246,11 +288,7 @@ class RowWriter:
 
     def _own_name(self, name: str) -> str:
         if name not in self._own:
-            free = name
-            while free in self._taken:
-                free = _GIVEN + free
-            self._taken.add(free)
-            self._own[name] = free
+            self._own[name] = free_name(name, self._taken)
         return self._own[name]
 
     def _write_cells(self, cells: Sequence[Any]) -> None:

@@ -1,27 +1,20 @@
 """On Ray: the same rows as in process, whatever dies."""
 
-import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import EXAMPLE, child_environment, write_media
+from support.clusters import kill_one, tree, when_gone
 
 from mmtransfer.cli import main
 from mmtransfer.monitoring import RecognitionOptions
 from mmtransfer.scale.transcribe import BulkOptions, transcribe
 
 MODEL = "bundled:whisper-tiny.en"
-
-
-def tree(folder):
-    found = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
-    return {str(n): p.read_bytes() for n, p in found.items() if n.name != "summary.json"}
 
 
 def test_without_ray_the_line_that_installs_it_is_printed(tmp_path, monkeypatch, capsys):
@@ -154,49 +147,3 @@ def test_a_lost_node_leaves_no_trace(archive, undisturbed, tmp_path):
     finally:
         cluster.shutdown()
     assert tree(out) == undisturbed
-
-
-def kill_one(title):
-    """Kill a process below this one by the beginning of its title; whether there was one."""
-    for number in below(os.getpid()):
-        try:
-            found = Path(f"/proc/{number}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if found.startswith(title.encode()):
-            os.kill(number, signal.SIGKILL)
-            return True
-    return False
-
-
-def below(parent):
-    """The processes that this one, or one of its own, has started."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, owner, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if state != "Z":  # nobody has taken note yet that it ended
-            children.setdefault(int(owner), []).append(int(folder.name))
-    found = [*children.get(parent, ())]
-    for number in found:
-        found += children.get(number, ())
-    return found
-
-
-def when_gone(session):
-    """Wait until the processes of a session have ended, or end them: its cluster is of no use."""
-    deadline = time.monotonic() + 20
-    while members := [n for n in below(1) if in_session(n, session)]:
-        if time.monotonic() > deadline:
-            for number in members:
-                os.kill(number, signal.SIGKILL)
-        time.sleep(0.2)
-
-
-def in_session(number, session):
-    try:
-        return os.getsid(number) == session
-    except OSError:
-        return False

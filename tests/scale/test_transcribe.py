@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from conftest import EXAMPLE, write_media
+from support.clusters import tree
 from support.engines import FakeEngine, LoudIsSpeech, utterances
 
 from mmtransfer.cli import main
@@ -36,12 +37,6 @@ def rows(folder, kind="lines"):
 
 def times(words):
     return [(word["text"], word["start"], word["end"]) for word in words]
-
-
-def tree(folder):
-    """What a run has written, but for what tells how long it took."""
-    found = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
-    return {str(n): p.read_bytes() for n, p in found.items() if n.name != "summary.json"}
 
 
 @pytest.fixture
