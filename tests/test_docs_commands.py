@@ -133,6 +133,11 @@ COMMANDS = {
     'mmtransfer predict runs/news --text "The mayor opened the harbour." --target "mayor"': RUN,
     "mmtransfer predict runs/news --data archive.jsonl --output classified.jsonl": RUN,
     "mmtransfer predict ... --output FILE --resume": OPTIONS,
+    "mmtransfer predict runs/news --data archive.jsonl --output classes": RUN,
+    # tests/scale/test_texts.py runs these
+    "mmtransfer predict runs/news --data archive.jsonl --ray local --workers 2 --output classes": OPTIONS,
+    "mmtransfer predict runs/news --data USER/SET:train --ray 10.0.0.5:6379 --gpus-per-worker 0.5 "
+    "--output s3://rows/classes": OPTIONS,
     "mmtransfer predict runs/sounds --audio alarm.wav": RUN,
     "mmtransfer monitor runs/my_site gate.mp4 --sounds runs/sounds --sound-thresholds default=0.9 "
     "dog=0.6 --output gate.jsonl gate.html": RUN,

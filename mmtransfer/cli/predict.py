@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
-from mmtransfer.cli.common import add_model, count, data_config, quiet_libraries
+from mmtransfer.cli.common import (
+    add_model,
+    add_ray,
+    at_revision,
+    count,
+    data_config,
+    quiet_libraries,
+)
 from mmtransfer.data.printing import json_line, printable, whole_text
+from mmtransfer.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="entity or aspect of the sentiment of --text; without it the whole text is classified",
     )
     parser.add_argument(
-        "--output", metavar="FILE", help="CSV or JSONL file to write; by default JSON lines"
+        "--output",
+        metavar="FILE|DIR",
+        help="CSV or JSONL file to write, or of --data a folder of Parquet files, which the same "
+        "command goes on with; by default JSON lines",
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted --output")
     parser.add_argument("--text-column", help="column with the text (default text)")
@@ -37,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target-column", help="column with that entity or aspect (default target); none for none"
     )
     parser.add_argument("--threads", type=count, default=0, help="CPU threads; 0 uses every core")
+    add_ray(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,11 +57,17 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     from mmtransfer.config import RuntimeConfig
     from mmtransfer.hub.checkpoint import resolve
+    from mmtransfer.scale.cluster import check_workers
 
+    check_workers(arguments.ray, arguments.workers, arguments.gpus_per_worker or 0.0)
     runtime = RuntimeConfig(threads=arguments.threads)
     checkpoint = resolve(arguments.model, arguments.revision)
+    if arguments.ray is not None and checkpoint.kind == "sound":
+        raise UserError("--ray: expected a model of texts, found one of sounds.")
     if arguments.audio or (arguments.data and checkpoint.kind == "sound"):
         return _run_sounds(arguments, checkpoint, runtime)
+    if _is_bulk(arguments):
+        return _run_bulk(arguments, runtime)
     from mmtransfer.text.prediction import predict_file, predict_texts
 
     if arguments.text:
@@ -67,6 +86,34 @@ def run(arguments: argparse.Namespace) -> int:
         runtime=runtime,
     )
     _print_counts(counts)
+    return 0
+
+
+def _is_bulk(arguments: argparse.Namespace) -> bool:
+    """Whether rows go into a folder."""
+    output = arguments.output
+    to_folder = output is not None and (
+        "://" in output or Path(output).suffix == "" or Path(output).is_dir()
+    )
+    if arguments.ray is not None and not (arguments.data and to_folder):
+        raise UserError("--ray: expected --data with texts and a folder as --output.")
+    return bool(arguments.data and to_folder)
+
+
+def _run_bulk(arguments: argparse.Namespace, runtime: Any) -> int:
+    from mmtransfer.scale.texts import TextOptions, classify
+
+    options = TextOptions(
+        at_revision(arguments.model, arguments.revision),
+        arguments.data,
+        arguments.output,
+        columns=data_config(arguments, "text_column", "target_column").data,
+        runtime=runtime,
+        ray=arguments.ray,
+        workers=arguments.workers,
+        gpus_per_worker=arguments.gpus_per_worker or 0.0,
+    )
+    print(printable(classify(options).line()), file=sys.stderr)
     return 0
 
 
