@@ -165,6 +165,7 @@ COMMANDS = {
     "--augment.noise_snr_db '[0, 30]' --augment.narrow_band_probability 0.4 --transfer.stages "
     """'[{"frozen": "none", "adapter": {"type": "lora", "r": 16, "lora_alpha": 32, """
     """"target_modules": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]}}]'""": OPTIONS,
+    "python benchmarks/auto.py choose --data data --cases sst2_16": OPTIONS,
     "python benchmarks/auto.py seeds --data data": OPTIONS,
     "python benchmarks/end_of_turn.py bundled:whisper-tiny.en RECORDING...": OPTIONS,
     "python benchmarks/few_shot.py --train sst2/train.csv --validation sst2/validation.csv --shots "
