@@ -19,7 +19,7 @@ from pathlib import Path
 import mmtransfer.runs.publishing as publishing
 from mmtransfer.hub.publish import Destination, upload
 
-def publish(folder, repo_id, *, private, revision, tag, message, pr, exports, dry_run):
+def publish(folder, repo_id, *, private, revision, tag, message, pr, exports, sign, dry_run):
     paths = {p.name: p for p in Path(folder).iterdir()}
     message = {} if message is None else {"message": message}
     return upload(paths, Destination(repo_id, private, revision, tag, pr=pr, **message))

@@ -198,7 +198,7 @@ def test_what_cannot_be_served_is_one_line(tmp_path, certificate, one_server, mo
     ):
         with pytest.raises(UserError, match=message):
             program(ServerOptions(model, **({"port": 0} | given)))
-    with pytest.raises(UserError, match="expected --model NAME=MODEL or --cameras"):
+    with pytest.raises(UserError, match="expected --model NAME=MODEL"):
         ServerOptions({})
     with pytest.raises(UserError, match="nothing here"):
         program(ServerOptions({"site": "nothing here"}, port=0))
