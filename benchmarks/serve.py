@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import multiprocessing
 import os
 import subprocess
@@ -52,6 +53,7 @@ from mmtransfer.speech.segments import Segmenter
 CLIP_S = 60.0
 CAMERAS = 4
 CHUNK_S = 0.1
+TOGETHER_S = 0.05
 
 
 def wav(samples: np.ndarray) -> bytes:
@@ -253,7 +255,13 @@ def streams(url: str, pid: int, arguments: argparse.Namespace, samples: np.ndarr
         lost.append(
             sum(not any(a < s.end and s.start < b for a, b, _ in finals) for s in spans[:-1])
         )
-        delays.extend(delay for _, end, delay in finals if end < len(own) / SAMPLE_RATE - 1)
+        # The lines of a segment come together; somebody waits from the end of the last.
+        arrived = [end + delay for _, end, delay in finals] + [math.inf]
+        delays.extend(
+            delay
+            for (_, end, delay), at, after in zip(finals, arrived, arrived[1:], strict=False)
+            if after - at > TOGETHER_S and end < len(own) / SAMPLE_RATE - 1
+        )
 
     before = cpu_s(pid)
     threads = [threading.Thread(target=talk, args=(n,)) for n in range(arguments.count)]

@@ -67,8 +67,8 @@ class SharedRecognizer:
 
     As many batches run at once as the engine has workers, and one more, as in a monitor. Text of
     live speech comes first. While anything live is open, what can wait (provisional texts, turns
-    decoded again, requests) leaves one place free for it, and a request takes one less than there
-    are workers: a batch that runs is not interrupted.
+    decoded again) begins only while fewer batches run than all workers but one, and so do requests
+    beside other requests: a batch that runs is not interrupted.
     """
 
     def __init__(self, recognizer: Recognizer):
@@ -169,10 +169,9 @@ class SharedRecognizer:
             return None
         requests = sum(not call.can_wait for call in others)
         for call in self._waiting:
-            running, most = (
-                (len(others) - requests, places - 2) if call.can_wait else (requests, workers - 1)
-            )
-            if running < max(1, most):
+            # Provisional texts would take their share of the cores from what is final.
+            running = len(self._running) if call.can_wait else requests
+            if running < max(1, workers - 1):
                 return call
         return None
 

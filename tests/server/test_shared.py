@@ -87,6 +87,17 @@ def test_calls_of_one_kind_are_one_batch_and_others_are_not():
     assert shared.recognizer.waiting == 0
 
 
+def test_provisional_texts_take_no_core_from_final_ones():
+    shared = Shared(workers=2)
+    door, other = (shared.recognizer.open(Urgency.STREAM) for _ in range(2))
+    futures = [shared.call("final", door), shared.call("draft", other, can_wait=True)]
+    assert shared.engine.calls == [(1, 5.0)]
+    shared.step.release()
+    wait_for(lambda: len(shared.engine.calls) == 2)
+    assert shared.order == ["final"]
+    shared.finish(futures[1:])
+
+
 def test_few_provisional_texts_are_one_batch():
     shared = Shared(workers=1)
     doors = [shared.recognizer.open(Urgency.STREAM) for _ in range(7)]
