@@ -1,4 +1,4 @@
-"""What is not to be heard in the clips of a source: words that were redacted, and speech whose text
+"""What is silent in the clips of a source: words that were redacted, and speech whose text
 is not known when a clip is written.
 """
 
@@ -76,7 +76,7 @@ class Silences:
             )
 
     def spans(self, start: float, end: float) -> list[Span]:
-        """What is not to be heard from `start` to `end`."""
+        """What is silent from `start` to `end`."""
         with self._changed:
             hidden = [span for span in self._hidden if _meet(span, (start, end))]
             return [*hidden, *self._unknown(start, end)]

@@ -225,7 +225,7 @@ class Workers:
         """What a call gave.
 
         Raises:
-            UserError: it said that something cannot be used.
+            UserError: it found something that cannot be used.
             RayError: who worked on it died, or what it worked with is lost.
         """
         worker = self._calls.pop(call)
@@ -257,7 +257,7 @@ def got(ref: Any) -> Any:
     """What a task gave.
 
     Raises:
-        UserError: it said that something cannot be used.
+        UserError: it found something that cannot be used.
         RayError: who worked on it died, or what it worked with is lost.
     """
     ray = ray_module()
@@ -268,7 +268,7 @@ def got(ref: Any) -> Any:
 
 
 def other_weights(model: str) -> UserError:
-    """What is said when a worker has another model by the same name."""
+    """The error when a worker has another model by the same name."""
     return UserError(
         f"{model}: a worker has other weights by this name than this machine. Name a model that is "
         "the same on all nodes (a Hub id with @REVISION)."

@@ -32,7 +32,7 @@ _COMMANDS = 100  # that wait; more than that is nobody's wish
 
 
 class HomeAssistant:
-    """Announces live cameras at a broker, below the topic in its address, and does what it is told
+    """Announces live cameras at a broker, below the topic in its address, and follows the commands
     there.
 
     What is on and connected is retained by the broker, spoken text is not: nobody could have it
@@ -69,9 +69,9 @@ class HomeAssistant:
         if self._thread.is_alive():
             self._thread.join()
             if self._client.is_connected():
-                said = self._client.publish(self._status, "offline", qos=1, retain=True)
+                sent = self._client.publish(self._status, "offline", qos=1, retain=True)
                 with suppress(ValueError, RuntimeError):
-                    said.wait_for_publish(1.0)
+                    sent.wait_for_publish(1.0)
             with suppress(OSError):
                 self._client.disconnect()
             self._client.loop_stop()

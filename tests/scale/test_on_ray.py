@@ -39,9 +39,9 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path, capsys, address, mess
     source = str(EXAMPLE / "monitor.mp4")
     out = tmp_path / "out"
     assert main(["transcribe", MODEL, source, "--output", str(out), "--ray", address]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert len(said.strip().splitlines()) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
     assert not out.exists()
 
 

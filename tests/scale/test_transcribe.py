@@ -275,10 +275,10 @@ def test_what_cannot_be_used_is_one_line(tmp_path, capsys, monkeypatch, options,
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     assert main(["transcribe", MODEL, *options, "--output", "out"]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert "secret" not in said
-    assert len(said.strip().splitlines()) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "secret" not in error
+    assert len(error.strip().splitlines()) == 1
 
 
 def test_memory_and_rows_of_many_files_are_bounded(engine, tmp_path, monkeypatch):

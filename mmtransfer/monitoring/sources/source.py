@@ -55,7 +55,7 @@ class Source:
         self.redactor = Redactor(camera.redact) if camera.redact else None
         """What takes out of its texts what nobody may find later."""
         self.silences: Silences | None = None
-        """What is not to be heard in its clips, where they are redacted as well."""
+        """What is silent in its clips, where they are redacted as well."""
         if self.redactor is not None and camera.redact_clips:
             self.silences = Silences(math.inf if self.is_live else 0.0)
         self.most = max(BATCH_SEGMENTS, waiting // max(1, count))
