@@ -167,6 +167,8 @@ COMMANDS = {
     """"target_modules": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]}}]'""": OPTIONS,
     "python benchmarks/auto.py choose --data data --cases sst2_16": OPTIONS,
     "python benchmarks/auto.py seeds --data data": OPTIONS,
+    "python benchmarks/serve.py bundled:whisper-tiny.en --video desk_10min.mp4 streams --count 16 "
+    "--seconds 60": OPTIONS,
     "python benchmarks/end_of_turn.py bundled:whisper-tiny.en RECORDING...": OPTIONS,
     "python benchmarks/few_shot.py --train sst2/train.csv --validation sst2/validation.csv --shots "
     "N": OPTIONS,
