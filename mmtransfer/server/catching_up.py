@@ -19,7 +19,7 @@ from mmtransfer.data.printing import whole_text
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.journal.files import journal_files
 from mmtransfer.server.entries import Block, Plain, parsed_blocks
-from mmtransfer.server.hits import Hit, Name, Page
+from mmtransfer.server.hits import MOST_HITS, Filters, Hit, Name, Page, keys_between
 from mmtransfer.server.rows import RECORDING, Batch, Row, first_key
 from mmtransfer.server.words import spaced
 
@@ -252,7 +252,6 @@ class JournalIndex(ABC):
 
     # --- searching ----------------------------------------------------------------------------
 
-    @abstractmethod
     def search(
         self,
         query: str = "",
@@ -286,6 +285,13 @@ class JournalIndex(ABC):
         Raises:
             UserError: a cursor that none of these pages gave.
         """
+        low, high = keys_between(after, before, cursor)
+        limit = max(1, min(limit, MOST_HITS))
+        return self._page(query, Filters(camera, alert, sentiment, sound), low, high, limit)
+
+    @abstractmethod
+    def _page(self, query: str, filters: Filters, low: int, high: int, limit: int) -> Page:
+        """Lines with keys from `low` up to `high`, newest first."""
 
     @abstractmethod
     def get(self, key: int) -> Hit | None:

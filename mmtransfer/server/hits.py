@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -73,6 +74,30 @@ def hit_of(row: Row) -> Hit:
         clip=row.clip,
         source=row.source or "",
     )
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What lines must be besides having words; see `JournalIndex.search`."""
+
+    camera: str | Sequence[str] | None
+    alert: str | bool
+    sentiment: str | None
+    sound: str | None
+
+    def names(self, *, with_sound: bool) -> list[list[tuple[Name, str]]]:
+        """Lists of names, of each of which a line has one; `with_sound` if it is a sound itself."""
+        cameras = [self.camera] if isinstance(self.camera, str) else self.camera
+        found: list[list[tuple[Name, str]]] = []
+        if cameras is not None:
+            found.append([("camera", name) for name in cameras])
+        if self.alert is not False:
+            found.append([("alert", "" if self.alert is True else self.alert)])
+        if self.sentiment is not None:
+            found.append([("sentiment", self.sentiment)])
+        if self.sound is not None and with_sound:
+            found.append([("sound", self.sound)])
+        return found
 
 
 def keys_between(after: float | None, before: float | None, cursor: str | None) -> tuple[int, int]:

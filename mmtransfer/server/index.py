@@ -23,7 +23,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.monitoring.events import recording_of
 from mmtransfer.server.catching_up import JournalIndex
 from mmtransfer.server.entries import Plain
-from mmtransfer.server.hits import MOST_HITS, NEAR, Hit, Name, Page, hit_of, keys_between
+from mmtransfer.server.hits import NEAR, Filters, Hit, Name, Page, hit_of
 from mmtransfer.server.months import month_begin, month_end, month_of
 from mmtransfer.server.rows import SLOTS, SOUND, Row, first_key, key_of
 from mmtransfer.server.words import phrases, spaced
@@ -304,24 +304,11 @@ class Index(JournalIndex):
 
     # --- searching ----------------------------------------------------------------------------
 
-    def search(
-        self,
-        query: str = "",
-        *,
-        camera: str | Sequence[str] | None = None,
-        after: float | None = None,
-        before: float | None = None,
-        alert: str | bool = False,
-        sentiment: str | None = None,
-        sound: str | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> Page:
-        low, high = keys_between(after, before, cursor)
-        limit = max(1, min(limit, MOST_HITS))
+    def _page(self, query: str, filters: Filters, low: int, high: int, limit: int) -> Page:
         with self._reading, self._snapshot():
             words = _match(query)
-            tags = self._tags(camera, alert, sentiment, sound if words == "" else None)
+            sound = filters.sound
+            tags = self._tags(filters.names(with_sound=words == ""))
             near = self._known("sound", sound) if sound is not None and words else None
             if words is None or tags is None or (sound is not None and words and near is None):
                 return Page([], None)
@@ -423,21 +410,8 @@ class Index(JournalIndex):
         finally:
             self._reader.execute("COMMIT")
 
-    def _tags(
-        self,
-        camera: str | Sequence[str] | None,
-        alert: str | bool,
-        sentiment: str | None,
-        sound: str | None,
-    ) -> list[str] | None:
+    def _tags(self, wanted: Sequence[Sequence[tuple[Name, str]]]) -> list[str] | None:
         """What FTS5 is asked for beside words; None where there is nothing of a name."""
-        cameras = [camera] if isinstance(camera, str) else list(camera or ())
-        wanted = [
-            *([[("camera", name) for name in cameras]] if camera is not None else []),
-            *([[("alert", "" if alert is True else alert)]] if alert is not False else []),
-            *([[("sentiment", sentiment)]] if sentiment is not None else []),
-            *([[("sound", sound)]] if sound is not None else []),
-        ]
         found = []
         for names in wanted:
             numbers = [self._known(kind, name) for kind, name in names]

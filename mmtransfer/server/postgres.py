@@ -22,7 +22,7 @@ from mmtransfer.monitoring.events import recording_of
 from mmtransfer.monitoring.journal.files import journal_id
 from mmtransfer.server.catching_up import JournalIndex, UnreachableError
 from mmtransfer.server.entries import Plain
-from mmtransfer.server.hits import MOST_HITS, NEAR, Hit, Name, Page, hit_of, keys_between
+from mmtransfer.server.hits import NEAR, Filters, Hit, Name, Page, hit_of
 from mmtransfer.server.months import month_begin, month_end, month_of
 from mmtransfer.server.rows import SLOTS, SOUND, Row, first_key, key_of
 from mmtransfer.server.words import folded_words, phrases
@@ -270,33 +270,13 @@ class PostgresIndex(JournalIndex):
 
     # --- searching ----------------------------------------------------------------------------
 
-    def search(
-        self,
-        query: str = "",
-        *,
-        camera: str | Sequence[str] | None = None,
-        after: float | None = None,
-        before: float | None = None,
-        alert: str | bool = False,
-        sentiment: str | None = None,
-        sound: str | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> Page:
-        low, high = keys_between(after, before, cursor)
-        limit = max(1, min(limit, MOST_HITS))
+    def _page(self, query: str, filters: Filters, low: int, high: int, limit: int) -> Page:
         found = phrases(query)
         words = None if found is None else _words(found)
         if words is None:
             return Page([], None)
-        cameras = [camera] if isinstance(camera, str) else camera
-        near = sound if words else None
-        wanted = [
-            *([[("camera", name) for name in cameras]] if cameras is not None else []),
-            *([[("alert", "" if alert is True else alert)]] if alert is not False else []),
-            *([[("sentiment", sentiment)]] if sentiment is not None else []),
-            *([[("sound", sound)]] if sound is not None and near is None else []),
-        ]
+        near = filters.sound if words else None
+        wanted = filters.names(with_sound=near is None)
         if any(not names for names in wanted):
             return Page([], None)
         tags = [" | ".join(_quoted(_tag(*name)) for name in names) for names in wanted]
