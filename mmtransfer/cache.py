@@ -163,13 +163,17 @@ def put(path: Path, write: Callable[[Path], object]) -> Path:
     at the path that it gets. Returns where it lies: elsewhere, for as long as the process lives,
     where the cache's disk is full.
     """
+    root, is_full = _root(), False
     try:
         with atomic_path(path) as part:
-            write(part)
+            try:
+                write(part)
+            except Exception as error:  # libraries wrap it: SafetensorError, RuntimeError
+                is_full = _is_full(error, path.parent)  # while the part takes the room
+                raise
         return path
-    except Exception as error:  # libraries wrap it: SafetensorError, RuntimeError
-        root = _root()
-        if not path.is_relative_to(root) or not _is_full(error, path.parent):
+    except Exception:
+        if not is_full or not path.is_relative_to(root):
             raise
         _stand_in(root, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         path = _stand_ins[root] / path.relative_to(root)
@@ -181,6 +185,8 @@ def put(path: Path, write: Callable[[Path], object]) -> Path:
 
 def _is_full(error: Exception, folder: Path) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if os.strerror(errno.ENOSPC) in str(error):  # all of it was asked for at once, and refused
         return True
     return shutil.disk_usage(folder).free < _FULL_BYTES
 

@@ -155,12 +155,27 @@ def test_another_error_while_a_thing_is_made_is_not_taken_for_a_full_disk(root):
 
 
 def test_a_full_disk_is_known_by_its_room_where_a_library_hides_the_reason(root, monkeypatch):
-    monkeypatch.setattr("mmtransfer.cache.shutil.disk_usage", lambda folder: Usage(9, 9, 0))
+    def usage(folder):  # what is written in part takes the room until it is removed
+        return Usage(9, 9, 0) if list(root.rglob("*.part")) else Usage(9, 0, 9 << 20)
+
+    monkeypatch.setattr("mmtransfer.cache.shutil.disk_usage", usage)
     left = [ValueError("12 requested and 4 written")]
+
+    def write(path):
+        path.write_text("part")
+        if left:
+            raise left.pop()
+        path.write_text("whole")
+
+    assert cache.put(cache_path("x"), write).read_text() == "whole"
+
+
+def test_a_full_disk_is_known_by_a_librarys_words_where_all_the_room_was_asked_for_at_once(root):
+    left = [RuntimeError("I/O error: No space left on device (os error 28)")]
 
     def write(path):
         if left:
             raise left.pop()
         path.write_text("whole")
 
-    assert cache.put(cache_path("x"), write).read_text() == "whole"
+    assert not cache.put(cache_path("x"), write).is_relative_to(root)
