@@ -406,6 +406,8 @@ class EvaluationConfig(_Section):
     """Beam size, as for `monitor`; needs `engine`."""
     guards: bool = True
     """Whether flagged texts are decoded again and rejected, as `monitor` does; needs `engine`."""
+    prompt: str = ""
+    """Names and words to expect, as for `monitor`; needs `engine`."""
 
 
 class RuntimeConfig(_Section):

@@ -128,6 +128,8 @@ COMMANDS = {
     "mmtransfer evaluate runs/my_site --data talk.mp3 --reference talk.srt": RUN,
     "mmtransfer evaluate bundled:whisper-tiny.en --data my_site/validation --no-guards": RUN,
     "mmtransfer evaluate --no-guards": OPTIONS,
+    "mmtransfer evaluate bundled:whisper-tiny.en --data examples/site/monitor.mp4 --reference "
+    "examples/site/monitor.json": OPTIONS,
     "mmtransfer evaluate runs/news --data more_news.csv": RUN,
     "mmtransfer evaluate runs/sounds --data sounds": RUN,
     'mmtransfer predict runs/news --text "The mayor opened the harbour." --target "mayor"': RUN,

@@ -14,7 +14,7 @@ from mmtransfer.cli.common import (
     data_config,
     quiet_libraries,
 )
-from mmtransfer.data.printing import printable
+from mmtransfer.data.printing import printable, whole_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=BEAM_HELP,
     )
     parser.add_argument(
+        "--prompt",
+        type=whole_text,
+        default="",
+        metavar="TEXT",
+        help="names and words to expect, as prompt of the decoder",
+    )
+    parser.add_argument(
         "--guards",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -90,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             engine=arguments.engine,
             compute_type=arguments.compute,
             beam_size=arguments.beam,
+            prompt=arguments.prompt,
             device=arguments.device,
         )
         print(json.dumps(score.as_dict(found)) if arguments.json else score.table(found))
@@ -108,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
             "compute_type": arguments.compute,
             "beam_size": arguments.beam,
             "guards": arguments.guards,
+            "prompt": arguments.prompt,
         },
         runtime={"device": arguments.device},
     )

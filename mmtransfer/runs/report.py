@@ -304,7 +304,8 @@ def decoding_note(decoding: Mapping[str, Any]) -> str:
     """What clips were decoded by, in words."""
     beams = "greedy" if decoding["beams"] == 1 else f"{decoding['beams']} beams"
     guards = "guards" if decoding["guards"] else "no guards"
-    return f"{decoding['engine']} in {decoding['precision']}, {beams}, {guards}"
+    prompt = ", with a prompt" if decoding.get("prompt") else ""
+    return f"{decoding['engine']} in {decoding['precision']}, {beams}, {guards}{prompt}"
 
 
 def shown(value: float | None, form: str = ".4f") -> str:

@@ -140,14 +140,14 @@ def as_monitored(
     checkpoint: Checkpoint, speech: SpeechModel | CtcModel, config: Config, device: torch.device
 ) -> tuple[Opener, dict[str, Any]]:
     """What `monitor` would decode clips of a language by, with the settings of `evaluation`, and
-    what that is: engine, precision, beams, guards.
+    what that is: engine, precision, beams, guards, prompt.
     """
     wanted = config.evaluation
     engine = engine_for(checkpoint, wanted.engine or "auto", device.type)
-    options = DecodingOptions(wanted.beam_size)
+    options = DecodingOptions(wanted.beam_size, prompt=wanted.prompt)
     known: dict[str | None, Recognizer] = {}
     used = {"engine": engine, "precision": "float32", "beams": wanted.beam_size or 1}
-    used["guards"] = wanted.guards
+    used |= {"guards": wanted.guards, "prompt": wanted.prompt}
 
     def opened(language: str | None) -> Recognizer:
         if language not in known and engine == "transformers":

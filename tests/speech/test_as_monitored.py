@@ -17,6 +17,11 @@ from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.recognizers import open_recognizer
 from mmtransfer.speech.scores import get_normalizer, score_clip, summarize_speech
 
+SITE_NAMES = (
+    *("Falkyn", "Orrivane", "Zephrine", "Brannoch", "Skelvoe", "Tarrowmoss", "Okonkwo-Reyes"),
+    *("Vasterling", "Thibodrin", "Ejlersund", "Mirrowick", "Hexburn", "gantrel"),
+)
+
 pytestmark = pytest.mark.usefixtures("unmeasured")
 
 
@@ -42,6 +47,7 @@ def test_evaluate_scores_what_monitor_runs(whisper_tiny, site, capsys):
     folder, clips = site
     found = evaluated(whisper_tiny, folder, capsys)
     expected = {"engine": "ctranslate2", "precision": "int8", "beams": 5, "guards": True}
+    expected["prompt"] = ""
     assert found["decoding"] == expected
     rate = found["wer"]
     waves = [decode_clip(path).astype(np.float16).astype(np.float32) for path, _ in clips]
@@ -54,12 +60,30 @@ def test_evaluate_scores_what_monitor_runs(whisper_tiny, site, capsys):
     assert rate == pytest.approx(score.wer)
 
 
+def test_names_to_expect_are_recognised_more_often(whisper_tiny, site, capsys):
+    folder, clips = site
+    names = ", ".join(word for word in SITE_NAMES if any(word in text for _, text in clips))
+    assert names
+    without = evaluated(whisper_tiny, folder, capsys)
+    found = evaluated(whisper_tiny, folder, capsys, "--prompt", names)
+    assert found["decoding"]["prompt"] == names
+    assert found["wer"] < without["wer"]
+    recording = [str(clips[0][0]), "--reference", str(folder / "spoken.txt")]
+    (folder / "spoken.txt").write_text(clips[0][1])
+    rates = [
+        evaluated(whisper_tiny, *recording[:1], capsys, *recording[1:], "--prompt", prompt)["wer"]
+        for prompt in ("", names)
+    ]
+    assert rates[1] < rates[0]
+
+
 @pytest.mark.slow
 def test_evaluate_scores_what_training_scores_if_asked_to(whisper_tiny, site, capsys):
     folder, _ = site
     options = ["--engine", "transformers", "--beam", "1", "--no-guards"]
     found = evaluated(whisper_tiny, folder, capsys, *options)
     expected = {"engine": "transformers", "precision": "float32", "beams": 1, "guards": False}
+    expected["prompt"] = ""
     assert found["decoding"] == expected
     plain = runs.evaluate(str(whisper_tiny), str(folder))
     assert {name: found[name] for name in ("wer", "cer", "ci_low")} == {
