@@ -415,15 +415,20 @@ class CTranslate2Whisper:
         seconds: Sequence[float],
         chosen: Sequence[int],
     ) -> dict[int, tuple[Word, ...]]:
-        """Words with times of the chosen clips; clips of one prompt are aligned together."""
+        """Words with times of the chosen clips; on a GPU those of one prompt together."""
         from ctranslate2 import StorageView
 
         states, words = np.asarray(encoded), {}
-        for prompt in {tuple(prompts[index]): None for index in chosen}:
-            own = [index for index in chosen if tuple(prompts[index]) == prompt]
+        groups: dict[Any, list[int]] = {}
+        for index in chosen:
+            # On CPU one by one: the probabilities of all tokens of several are much memory, and no
+            # faster.
+            group = tuple(prompts[index]) if self.device == "cuda" else index
+            groups.setdefault(group, []).append(index)
+        for own in groups.values():
             aligned = model.align(
                 StorageView.from_array(states[own]),
-                list(prompt),
+                prompts[own[0]],
                 [results[index].sequences_ids[0] for index in own],
                 [max(2, round(seconds[index] * MEL_FRAMES_PER_SECOND)) for index in own],
             )
