@@ -4,8 +4,10 @@
     python benchmarks/auto.py seeds --data shared/data
 
 choose: for each case every preset and `auto` train on the same data with the same seeds; each is
-scored on a test set that none of them saw (validation data is held out of the training data). Time
-is CPU time of everything, from loading the data to the report; the presets share one feature cache,
+scored on a test set that none of them saw (validation data is held out of the training data). How
+far `auto` is behind the best preset has its 95 % interval over the test examples (and seeds, where
+there are several); the best of four scores is partly luck, so that a distance of 0 is rare. Time is
+CPU time of everything, from loading the data to the report; the presets share one feature cache,
 `auto` begins with an empty one. One thread, since waiting threads count as CPU time too. A run that
 is finished is used again.
 
@@ -31,10 +33,12 @@ from typing import Any
 
 from mmtransfer import train
 from mmtransfer.config import Config, DataConfig, build_config, merge
-from mmtransfer.runs import evaluate, set_up
+from mmtransfer.hub.checkpoint import resolve
+from mmtransfer.runs import set_up
 from mmtransfer.runs.choose import PRESETS
+from mmtransfer.runs.models import task_of
 from mmtransfer.runs.significance import is_higher_better, paired_difference, seed_difference
-from mmtransfer.runtime import make_accelerator, use_runtime
+from mmtransfer.runtime import choose_device, make_accelerator, use_runtime
 from mmtransfer.text.examples import hold_out_texts, read_texts
 from mmtransfer.transfer.trainer import train_stages
 
@@ -140,10 +144,14 @@ def run(case: Case, name: str, seed: int, data: tuple[str, str], folder: Path) -
     started = time.process_time()
     report = train(config, resume=True)
     seconds = time.process_time() - started
-    scores = evaluate(config.run_dir, data[1], config=config)
+    with use_runtime(config.runtime):
+        model = resolve(config.run_dir)
+        device = choose_device(config.runtime)
+        scores = task_of(model).evaluate(model, data[1], config, device)
     found = {
         "score": scores[report["metric"]],
         "metric": report["metric"],
+        "outcomes": scores["outcomes"],
         "seconds": seconds,
         "choice": report.get("choice"),
     }
@@ -153,7 +161,7 @@ def run(case: Case, name: str, seed: int, data: tuple[str, str], folder: Path) -
 
 def choose(options: argparse.Namespace) -> None:
     """Print the table."""
-    print(f"{'case':12}{'best preset':>24}{'auto':>10}{'behind':>10}{'time':>8}  chosen")
+    print(f"{'case':12}{'best preset':>24}{'auto':>10}{'behind':>28}{'time':>6}  chosen")
     near, count = 0, 0
     for name in options.cases or CASES:
         case, folder = CASES[name], options.work / name
@@ -168,18 +176,28 @@ def choose(options: argparse.Namespace) -> None:
         means = {each: mean(one["score"] for one in rows) for each, rows in found.items()}
         best = max(PRESETS, key=lambda each: sign * means[each])
         behind = sign * (means[best] - means["auto"])
+        interval = difference(found["auto"], found[best])
         everything = sum(one["seconds"] for each in PRESETS for one in found[each])
         share = sum(one["seconds"] for one in found["auto"]) / everything
         chosen = ", ".join(one["choice"]["chosen"] for one in found["auto"])
         print(
-            f"{name:12}{best:>15} {means[best]:8.4f}{means['auto']:10.4f}{behind:10.4f}"
-            f"{share:8.0%}  {chosen}   ("
+            f"{name:12}{best:>15} {means[best]:8.4f}{means['auto']:10.4f}"
+            f"{behind:10.4f} {interval:17}{share:6.0%}  {chosen}   ("
             + ", ".join(f"{each} {means[each]:.4f}" for each in PRESETS)
             + ")",
             flush=True,
         )
         near, count = near + (behind <= WITHIN), count + 1
     print(f"within {WITHIN} of the best preset: {near} of {count}")
+
+
+def difference(auto: list[dict[str, Any]], best: list[dict[str, Any]]) -> str:
+    """The 95 % interval of how far the first is behind the second."""
+    metric = auto[0]["metric"]
+    old, new = ([one["outcomes"] for one in rows] for rows in (auto, best))
+    several = seed_difference(old, new, metric)
+    found = several or paired_difference(old[0], new[0], metric)
+    return "" if found is None else f"[{found.low:.3f}, {found.high:.3f}]"
 
 
 def outcomes(config: Config) -> tuple[str, dict[str, Any]]:

@@ -167,7 +167,8 @@ COMMANDS = {
     "--augment.noise_snr_db '[0, 30]' --augment.narrow_band_probability 0.4 --transfer.stages "
     """'[{"frozen": "none", "adapter": {"type": "lora", "r": 16, "lora_alpha": 32, """
     """"target_modules": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]}}]'""": OPTIONS,
-    "python benchmarks/auto.py choose --data data --cases sst2_16": OPTIONS,
+    "python benchmarks/auto.py choose --data data --cases dvd --most 400": OPTIONS,
+    "python benchmarks/relatedness.py domains --reviews product_reviews --sst2 sst2": OPTIONS,
     "python benchmarks/auto.py seeds --data data": OPTIONS,
     "python benchmarks/serve.py bundled:whisper-tiny.en --video desk_10min.mp4 streams --count 16 "
     "--seconds 60": OPTIONS,

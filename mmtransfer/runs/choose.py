@@ -2,8 +2,9 @@
 
     mmtransfer train CONFIG.yaml --structure auto
 
-The size of the data says what is usual: from some tens of labels on the whole backbone is tuned
-(`end_to_end`), with fewer a head is trained on the frozen one (`feature`). What else could be is
+The size of the data says what is usual: from some tens of labels on the whole backbone is tuned,
+after its new head where it has one (`combined`, Kumar et al. 2022), else at once (`end_to_end`);
+with fewer a head is trained on the frozen backbone (`feature`). What else could be is
 trained beside it for a small share of its length, the best for a larger share, as far as the budget
 goes (successive halving, Jamieson & Talwalkar 2016). It becomes the run only where a paired test
 says that it is really better. Every short run leaves its result in the run folder, so a choice that
@@ -42,7 +43,7 @@ _KEPT = 3  # one in so many goes on to the next rung
 _RATES = {"feature": (3.0, 10.0, 1.0), "lora": (10.0, 3.0)}  # of LoRA Biderman et al. 2024
 _TUNED_RATES = (1.0, 3.0, 0.3)
 _FEW = 64  # labels, below which a frozen backbone is usual
-_USUAL = ("feature x3", "end_to_end")
+_USUAL = ("feature x3", "combined", "end_to_end")
 _LORA_COST = 0.7  # of a step of end to end, about
 _HELD = (64, 400)  # fewest and most examples to choose on that are held out of the training data
 _FEWEST = 8  # examples that a choice needs
@@ -111,8 +112,10 @@ class Facts:
     """Optimiser steps of an epoch, about."""
     depth: int
     best_layer: int
+    has_new_head: bool
+    """Whether a head stands on the backbone, whose weights are random."""
     has_free_head: bool
-    """Whether a head stands on the backbone that may as well stand on another layer."""
+    """Whether it may as well stand on another layer."""
     probe: float
     last_probe: float
     chance: float
@@ -173,18 +176,19 @@ def candidates(config: Config, facts: Facts) -> list[list[Candidate]]:
     Short runs of the two kinds are no contest: a head learns in a few steps what it will, a
     backbone hardly begins. Heads stand on the last layer or on that which says most of the labels;
     what is tuned lies above that layer (half of the layers, where it is the first or the last), or
-    is everything, by adapters, at once or after the head.
+    is everything, by adapters, at once or after the head. Gradients of a head that knows nothing
+    yet distort the backbone (Kumar et al. 2022), so that a new one is trained before it.
     """
     best, depth = facts.best_layer, facts.depth
     kept = best if 0 < best < depth else depth // 2
     frozen = {"feature": _stages_of(config, "feature")}
     if facts.has_free_head and best < depth:
         frozen[f"feature_{best}"] = frozen["feature"]
+    whole = ("combined", "end_to_end") if facts.has_new_head else ("end_to_end", "combined")
     tuned = {
-        "end_to_end": _stages_of(config, "end_to_end"),
+        **{name: _stages_of(config, name) for name in whole},
         **({f"frozen_{kept}": [StageConfig(frozen=kept)]} if kept else {}),
         "lora": _stages_of(config, "lora"),
-        "combined": _stages_of(config, "combined"),
     }
     kinds = [_at_rates(config, frozen, best), _at_rates(config, tuned, best)]
     return kinds if facts.labels < _FEW else kinds[::-1]
@@ -293,7 +297,7 @@ class _Choice:
         validation = len(task.splits.validation)
         batch = task.batch_budget * plain.train.gradient_accumulation
         epoch_steps = math.ceil(sum(task.lengths) / batch)
-        is_headed = isinstance(model, Network) and model.head is not None
+        has_new_head = isinstance(model, Network) and model.head is not None
         if plain.data.validation is None:
             examples += validation
         del task, model
@@ -313,7 +317,8 @@ class _Choice:
             epoch_steps=epoch_steps,
             depth=depth,
             best_layer=best.layer,
-            has_free_head=is_headed and plain.head.layers == "last",
+            has_new_head=has_new_head,
+            has_free_head=has_new_head and plain.head.layers == "last",
             probe=best.probe,
             last_probe=last.probe,
             chance=found.chance,
@@ -490,15 +495,15 @@ def _share(candidate: Candidate, least: float, facts: Facts) -> float:
 
 
 def presets_seconds(trials: Sequence[Trial]) -> float | None:
-    """What training every preset would take, about; None before `end_to_end` was tried.
+    """What training every preset would take, about; None before the backbone was tuned.
 
-    What was not tried is derived from it: LoRA's steps spare some of the backward pass, and
-    `combined` is both of the others.
+    What was not tried is derived from that: LoRA's steps spare some of the backward pass, and
+    `combined` is `end_to_end` and a head, which costs little.
     """
     known = {trial.candidate: trial.full_seconds() for trial in reversed(trials)}
-    if "end_to_end" not in known:
+    whole, head = known.get("end_to_end", known.get("combined")), known.get("feature", 0.0)
+    if whole is None:
         return None
-    whole, head = known["end_to_end"], known.get("feature", 0.0)
     lora = known.get(f"lora x{_RATES['lora'][0]:g}", _LORA_COST * whole)
     return whole + head + lora + known.get("combined", whole + head)
 

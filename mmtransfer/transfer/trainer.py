@@ -144,7 +144,8 @@ def train_stages(
     """Train the stages of a transfer one after the other; leaves the best weights in the model.
 
     A stage starts from the best weights of the one before and, if it trains the task's own loss,
-    does not end below them on the validation data. What `watch` raises ends the run.
+    does not end below them on the validation data by more than chance. What `watch` raises ends the
+    run.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; a checkpoint is written.
@@ -223,6 +224,14 @@ def go_back(
             return share
     path.go(1.0)
     return 1.0
+
+
+def standard_error(score: float, examples: int) -> float:
+    """About that of a score from 0 to 1, as if each example were right or wrong; not 0 where all or
+    none are (Agresti & Coull 1998).
+    """
+    share = (min(max(score, 0.0), 1.0) * examples + 2) / (examples + 4)
+    return math.sqrt(share * (1 - share) / (examples + 4))
 
 
 class Trainer:
@@ -420,9 +429,8 @@ class Trainer:
         metrics = self.evaluate()
         value = comparable(metrics, self.task.metric)
         tie = comparable(metrics, self.task.tie_metric)
-        state, sign = self.state, 1 if self.task.higher_is_better else -1
-        # On a small validation set many weights score the same.
-        if state.best is None or (sign * value, -tie) > (sign * state.best, -state.best_tie):
+        state = self.state
+        if self._is_better(value, tie):
             state.best, state.best_tie = value, tie
             state.best_step = state.offset + state.step
             state.evaluations_since_best = 0
@@ -430,6 +438,20 @@ class Trainer:
         else:
             state.evaluations_since_best += 1
         return metrics
+
+    def _is_better(self, value: float, tie: float) -> bool:
+        """Whether a score, and that which decides between equal ones, beats the best."""
+        state, sign = self.state, 1 if self.task.higher_is_better else -1
+        if state.best is None:
+            return True
+        if state.best_step <= state.offset:
+            # Of the stage before: the best of its many evaluations is partly luck, so that it holds
+            # only against what is worse by a standard error (Breiman et al. 1984).
+            return sign * (value - state.best) > -standard_error(
+                state.best, self.task.validation_size
+            )
+        # On a small validation set many weights score the same.
+        return (sign * value, -tie) > (sign * state.best, -state.best_tie)
 
     def _keep_best(self) -> None:
         if self.accelerator.is_main_process:

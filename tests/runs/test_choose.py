@@ -65,7 +65,7 @@ def test_the_chosen_candidate_is_the_run_and_the_report_says_why(values, whole):
     tried = [(one["candidate"], one["share"]) for one in choice["tried"]]
     # Ten steps at least, which is more than a quarter, so that there is one rung.
     assert tried == [(one.name, 10 / 32) for one in tuned]
-    assert [one["steps"] for one in choice["tried"][:2]] == [10, 10]
+    assert [one["steps"] for one in choice["tried"][:2]] == [20, 10]  # two stages, and one
     assert dict(tried).keys() >= {"end_to_end", "combined", "lora x10", "end_to_end x0.3"}
     assert all(one["examples"] == 64 for one in choice["tried"])  # half of the texts are held out
     assert len(choice["reasons"]) == 2
@@ -107,7 +107,7 @@ def test_the_command_prints_what_was_tried(values, tmp_path, capsys):
 def test_a_killed_choice_goes_on_where_it_was(values, whole, tmp_path, monkeypatch):
     """The result is the same, and nothing is tried twice but what was killed."""
     config = merge(values, {"run_dir": str(tmp_path / "run")})
-    process = start_training(config, tmp_path, stop=(35, signal.SIGKILL))  # in the fourth trial
+    process = start_training(config, tmp_path, stop=(45, signal.SIGKILL))  # in the fourth trial
     assert process.wait() == -signal.SIGKILL
     done = sorted(path.parent.name for path in (tmp_path / "run").glob("trials/*/trial.json"))
     first = candidates(build_config(config), facts_of(whole[0]["choice"]))[0][:4]
@@ -155,7 +155,7 @@ def trial(name, right, *, share=0.25, seconds=1.0, train_seconds=0.5):
     return Trial(name, share, 8, "accuracy", score, 100, seconds, train_seconds, outcomes)
 
 
-FACTS = choosing.Facts(128, 13, 128, 8, 6, 4, True, 0.8, 0.7, 0.5, 1.0)
+FACTS = choosing.Facts(128, 13, 128, 8, 6, 4, True, True, 0.8, 0.7, 0.5, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,8 @@ def test_a_budget_leaves_time_for_the_training(values):
     assert choosing.presets_seconds([]) is None
     choice.tried = [one for _, one in tried]
     assert choosing.presets_seconds(choice.tried) == pytest.approx(2 * 7 + 5.5)
+    combined = replace(choice.tried[0], candidate="combined")
+    assert choosing.presets_seconds([combined]) == pytest.approx(2.7 * 7)
     assert choice._holds(tried, 1 / 4)  # 2.2 s, then 7 s
     choice._spent = 1.0
     assert not choice._holds(tried, 1 / 4)
@@ -198,7 +200,7 @@ def test_a_budget_leaves_time_for_the_training(values):
 
 def test_a_third_goes_on_beside_the_usual_one(values, monkeypatch):
     """As far as the budget holds; the second rung decides."""
-    right = {"end_to_end": 60, "frozen_4": 70, "lora x10": 80, "combined": 90, "frozen_4 x3": 85}
+    right = {"combined": 60, "frozen_4": 70, "lora x10": 80, "end_to_end": 90, "frozen_4 x3": 85}
     tried = []
 
     def canned(choice, candidate, share):
@@ -214,10 +216,10 @@ def test_a_third_goes_on_beside_the_usual_one(values, monkeypatch):
     choice = choosing._Choice(build_config(values))
     last = choice.contest(kinds, many)
     assert tried[:11] == [(one.name, 1 / 16) for one in kinds[0]]
-    assert tried[11:] == [(n, 1 / 4) for n in ("end_to_end", "combined", "frozen_4 x3", "lora x10")]
-    assert choice.decide(last, many)[0].name == "combined"
+    assert tried[11:] == [(n, 1 / 4) for n in ("combined", "end_to_end", "frozen_4 x3", "lora x10")]
+    assert choice.decide(last, many)[0].name == "end_to_end"
     # A short budget: what is usual and two others. Hardly any: heads on the frozen backbone.
-    for seconds, names in ((17.0, ["end_to_end", "frozen_4", "lora x10"]), (9.0, ["feature x3"])):
+    for seconds, names in ((17.0, ["combined", "end_to_end", "frozen_4"]), (9.0, ["feature x3"])):
         auto = {"auto": {"budget_seconds": seconds}}
         choice = choosing._Choice(build_config(merge(values, auto)))
         choice._spent = 5.0
@@ -229,9 +231,9 @@ def test_what_is_tried_depends_on_the_labels(values):
     config = build_config(values)
     tuned, heads = candidates(config, FACTS)
     assert [one.name for one in tuned] == [
-        *("end_to_end", "frozen_4", "lora x10", "combined"),
-        *("end_to_end x3", "frozen_4 x3", "lora x3", "combined x3"),
-        *("end_to_end x0.3", "frozen_4 x0.3", "combined x0.3"),
+        *("combined", "end_to_end", "frozen_4", "lora x10"),
+        *("combined x3", "end_to_end x3", "frozen_4 x3", "lora x3"),
+        *("combined x0.3", "end_to_end x0.3", "frozen_4 x0.3"),
     ]
     assert [one.name for one in heads] == [
         *("feature x3", "feature_4 x3", "feature x10", "feature_4 x10", "feature", "feature_4"),
@@ -255,6 +257,8 @@ def test_what_is_tried_depends_on_the_labels(values):
     assert not any("frozen" in name for name in names[1])
     bound = candidates(config, replace(FACTS, has_free_head=False))
     assert not any("feature_" in one.name for kind in bound for one in kind)
+    # Without a new head there is none to train first.
+    assert candidates(config, replace(FACTS, has_new_head=False))[0][0].name == "end_to_end"
     short = choosing.shortened(found["combined"].stages, 1 / 16)
     assert [stage.steps for stage in short] == [2, 2]
 
@@ -290,6 +294,8 @@ def test_it_chooses_for_speech_and_sounds(kind, values, random_whisper, tmp_path
     report = runs.train(build_config(own))
     tried = report["choice"]["tried"]
     assert tried[0]["metric"] == ("macro_f1" if kind == "sound" else "cer")
+    usual = {"whisper": "end_to_end", "ctc": "combined", "sound": "feature x3"}
+    assert tried[0]["candidate"] == usual[kind]
     found = {one["candidate"].split(" ")[0] for one in tried}
     heads, tuned = {"feature"}, {"end_to_end", "lora", "combined"}  # 20 sounds are few
     assert found >= (heads if kind == "sound" else tuned)

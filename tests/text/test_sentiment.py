@@ -26,6 +26,7 @@ from mmtransfer.text.classifier import TextModel, average_windows, length_batche
 from mmtransfer.text.classifier_task import SentimentTask
 from mmtransfer.text.examples import read_texts
 from mmtransfer.text.splits import load_text_splits
+from mmtransfer.transfer.trainer import Trainer
 
 CPU = {"device": "cpu", "threads": 1}
 PRESETS: dict[str, list[Any]] = {
@@ -132,6 +133,24 @@ def test_a_later_stage_does_not_end_below_the_one_before(texts, text_backbone, t
     first, second = report["stages"]
     assert second["best"] >= first["best"]
     assert report["target"]["after"]["macro_f1"] == pytest.approx(second["best"])
+
+
+@pytest.mark.parametrize(("score", "step"), [(0.75, 4), (0.6, 2)])
+def test_a_later_stage_holds_within_a_standard_error_of_the_one_before(
+    texts, text_backbone, tmp_path, monkeypatch, score, step
+):
+    """The best of many evaluations on 24 texts is partly luck."""
+    scores = iter([0.7, 0.8, 0.7, score, score - 0.05, score - 0.1])
+    measured = Trainer.evaluate
+    monkeypatch.setattr(
+        Trainer, "evaluate", lambda own: {**measured(own), "macro_f1": next(scores)}
+    )
+    config = values(texts, text_backbone, tmp_path / "run", "combined", evaluate_every=1)
+    for stage in config["transfer"]["stages"]:
+        stage["steps"] = 3
+    report = runs.train(build_config(config))
+    assert [stage["best"] for stage in report["stages"]] == [0.8, score if step > 3 else 0.8]
+    assert report["cost"]["best_step"] == step
 
 
 def test_pairs_of_text_and_target_are_told_apart(text_backbone, tmp_path):
