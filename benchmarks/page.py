@@ -102,8 +102,8 @@ def journal_of_today(folder: Path, names: list[str]) -> None:
         name = rng.choice(names)
         spoken = line(name)
         feeling = rng.choice(("negative", "neutral", "positive"))
-        known = {"id": f"{name}@{at:.3f}", "start": at, "end": at + 2, "sentiment": feeling}
-        lines.append(asdict(replace(spoken, **known)))
+        known = replace(spoken, id=f"{name}@{at:.3f}", start=at, end=at + 2, sentiment=feeling)
+        lines.append(asdict(known))
         if "lorry" in spoken.text and rng.random() < 0.2:
             found = (name, "lorry", "lorry", 1.0, lines[-1]["id"], at, at + 2, spoken.text)
             lines.append(asdict(Alert(*found)))

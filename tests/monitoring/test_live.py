@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -220,7 +221,7 @@ def test_audio_that_was_probed_is_not_taken_for_later_speech_on_a_busy_machine(m
             clock[0] += 0.05
             return part, None
 
-    connection = object.__new__(live._Connection)
+    connection: Any = object.__new__(live._Connection)
     connection._found, connection._ended = Parts(), None
     monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     samples, _ = connection.with_what_is_there((part, None))
