@@ -1,11 +1,11 @@
 r"""The server's page in headless Chromium: first paint, and frames while lines come and it scrolls.
 
-    python benchmarks/page.py --cameras 32 --seconds 20 --screenshots screenshots
+    python benchmarks/page.py --cameras 32 --seconds 20 --screenshots screenshots --axe axe.min.js
 
 A server in this process hands out one made-up line a second of each camera, as its monitor would;
 the page's list of lines is scrolled all the time. Frames are counted by the page itself; a frame
-that takes longer than 50 ms is a dropped one. Also the page at 390 and 1440 pixels, light and dark,
-as pictures.
+that takes longer than 50 ms is a dropped one. Then every view at 390 and 1440 pixels, light and
+dark: as a picture, and what axe-core (`npm pack axe-core`) objects to in it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import shutil
 import tempfile
 import threading
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from selenium import webdriver
 
-from mmtransfer.monitoring import Transcript
+from mmtransfer.data.printing import json_line
+from mmtransfer.monitoring import Alert, ClassifiedSound, Transcript
 from mmtransfer.monitoring.stats import MonitorStats
 from mmtransfer.server.options import ServerOptions
 from mmtransfer.server.serve import program
@@ -90,9 +92,32 @@ def measure(browser: Any, url: str, seconds: float) -> None:
     )
 
 
-def pictures(browser: Any, url: str, folder: Path) -> None:
-    """The page on a phone and a desk, light and dark."""
-    folder.mkdir(parents=True, exist_ok=True)
+def journal_of_today(folder: Path, names: list[str]) -> None:
+    """Lines of this day until now, some with alerts and sentiments, and sounds between them."""
+    rng = random.Random(0)
+    now = time.time()
+    midnight = time.mktime(time.strptime(time.strftime("%Y-%m-%d"), "%Y-%m-%d"))
+    lines = []
+    for at in sorted(rng.uniform(midnight, now - 60) for _ in range(600)):
+        name = rng.choice(names)
+        spoken = line(name)
+        feeling = rng.choice(("negative", "neutral", "positive"))
+        known = replace(spoken, id=f"{name}@{at:.3f}", start=at, end=at + 2, sentiment=feeling)
+        lines.append(asdict(known))
+        if "lorry" in spoken.text and rng.random() < 0.2:
+            found = (name, "lorry", "lorry", 1.0, lines[-1]["id"], at, at + 2, spoken.text)
+            lines.append(asdict(Alert(*found)))
+        if rng.random() < 0.05:
+            place = (name, f"{name}@{at + 5:.3f}#alarm", "alarm", at + 5, at + 6, 0.9)
+            lines.append(asdict(ClassifiedSound(*place)))
+    path = folder / time.strftime("%Y-%m-%d.0000.jsonl")
+    path.write_text("".join(json_line(one) + "\n" for one in lines), encoding="utf-8")
+
+
+def views(browser: Any, url: str, folder: Path | None, axe: Path | None) -> None:
+    """Every view on a phone and a desk, light and dark."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     for width, height in ((390, 844), (1440, 900)):
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -103,7 +128,14 @@ def pictures(browser: Any, url: str, folder: Path) -> None:
                 browser.get(f"{url}/#{view}")
                 browser.refresh()
                 time.sleep(1.5)
-                browser.save_screenshot(str(folder / f"{view}-{width}-{scheme}.png"))
+                name = f"{view}-{width}-{scheme}"
+                if folder is not None:
+                    browser.save_screenshot(str(folder / f"{name}.png"))
+                if axe is not None:
+                    browser.execute_script(axe.read_text(encoding="utf-8"))
+                    found = browser.execute_async_script("axe.run().then(arguments[0])")
+                    kinds = [(one["impact"], one["id"]) for one in found["violations"]]
+                    print(f"{name}: {len(found['passes'])} rules pass, {kinds or 'none'} do not")
 
 
 def main() -> None:
@@ -112,6 +144,7 @@ def main() -> None:
     parser.add_argument("--cameras", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=20.0, help="for how long frames count")
     parser.add_argument("--screenshots", type=Path, help="folder for pictures")
+    parser.add_argument("--axe", type=Path, help="axe-core's axe.min.js")
     arguments = parser.parse_args()
     names = [f"camera {n:02d}" for n in range(1, arguments.cameras + 1)]
     options = webdriver.ChromeOptions()
@@ -120,6 +153,7 @@ def main() -> None:
         options.add_argument(flag)
     driver = webdriver.ChromeService(shutil.which("chromedriver"))
     with tempfile.TemporaryDirectory() as journal:
+        journal_of_today(Path(journal), names[:8])
         models = {"site": "bundled:whisper-tiny.en"}
         made, bound = program(ServerOptions(models, port=0, journal=Path(journal)))
         app: Any = made.config.app
@@ -137,8 +171,8 @@ def main() -> None:
         browser = webdriver.Chrome(options, driver)
         try:
             measure(browser, url, arguments.seconds)
-            if arguments.screenshots is not None:
-                pictures(browser, url, arguments.screenshots)
+            if arguments.screenshots is not None or arguments.axe is not None:
+                views(browser, url, arguments.screenshots, arguments.axe)
         finally:
             browser.quit()
             over.set()

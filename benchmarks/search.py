@@ -1,6 +1,7 @@
 """How fast a journal is indexed and searched, on a journal that is made here.
 
     python benchmarks/search.py --lines 1000000
+    python benchmarks/search.py --lines 1000000 --index postgresql://user:password@host/site
 
 The journal is that of a site's year: cameras that take turns, words as frequent as those of a
 language (Zipf), one line in forty in Chinese, one in two hundred with an alert.
@@ -18,7 +19,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmtransfer.server.index import FILE_NAME, Index
+from mmtransfer.server.catching_up import JournalIndex
+from mmtransfer.server.index import FILE_NAME
+from mmtransfer.server.indexing import open_index
 
 _YEAR_S = 365 * 86400
 _FIRST = 1735689600.0  # 2025
@@ -32,20 +35,24 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--cameras", type=int, default=20)
     parser.add_argument("--folder", type=Path, help="keep the journal here, or take that which is")
+    parser.add_argument("--index", help="address of a PostgreSQL; by default a file in the folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = arguments.folder or Path(made)
         vocabulary = words()
         if not list(folder.glob("*.jsonl")):
             write_journal(folder, arguments.lines, arguments.cameras, vocabulary)
-        with Index(folder / FILE_NAME) as index:
+        with open_index(arguments.index, folder) as index:
             started, cpu = time.perf_counter(), time.process_time()
             caught = index.rebuild(folder)
             seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-            size = (folder / FILE_NAME).stat().st_size
+            size = ""
+            if arguments.index is None:
+                each = (folder / FILE_NAME).stat().st_size / caught.lines
+                size = f", {each:.0f} bytes/line"
             print(
-                f"indexed {caught.lines} lines in {seconds:.1f} s ({cpu:.1f} s of CPU): "
-                f"{caught.lines / seconds:.0f} lines/s, {size / caught.lines:.0f} bytes/line"
+                f"indexed {caught.lines} lines in {seconds:.1f} s ({cpu:.1f} s of CPU here): "
+                f"{caught.lines / seconds:.0f} lines/s{size}"
             )
             search(index, vocabulary)
 
@@ -108,7 +115,7 @@ def sentences(rng: random.Random, vocabulary: list[str], shares: list[float]) ->
                 yield " ".join((word.capitalize(), *rest)) + "."
 
 
-def search(index: Index, vocabulary: list[str]) -> None:
+def search(index: JournalIndex, vocabulary: list[str]) -> None:
     """First pages of queries of every kind, each ten times; the slowest are what counts."""
     latest = index.search(limit=1).hits[0]
     frequent, rare = vocabulary[:5], vocabulary[-3:]

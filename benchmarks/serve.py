@@ -10,12 +10,14 @@ The server is `mmtransfer serve` in a process of its own on this machine; the cl
 here. `--url` measures another one that is open already and speaks OpenAI's transcriptions, in the
 process `--pid`.
 
-- rest: clients that each upload one minute of the recording after the other; audio seconds a
-  second, and a second of the server's CPU time, seconds of a request, and with `--reference` word
-  errors.
+- rest: clients that each upload one minute (`--clip`) of the recording after the other; audio
+  seconds a second, and a second of the server's CPU time, seconds of a request, and with
+  `--reference` word errors.
 - streams: clients that send audio as fast as it was spoken; from the moment when the last sample of
   a line's speech was sent until its final text came, and lines that never came.
-- beside: four cameras in the server, beside clients as in `rest`; delays by the journal.
+- beside: four cameras in the server, beside clients as in `rest`; from the moment when the last
+  sample of a segment's speech was sent until its line came to somebody who has the page open, and
+  segments that never came.
 - overload: clients that all upload at once, without pause, and then leave; answers by status,
   memory, and how long it takes from there until another client has its text.
 - kill: four recordings as cameras beside uploading clients; SIGKILL when some lines are written,
@@ -38,6 +40,7 @@ import threading
 import time
 import wave
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -180,28 +183,29 @@ class Clients:
         """Let them end soon."""
         self._until = 0.0
 
-    def print(self, wall_s: float) -> None:
-        """How many, how fast."""
+    def print(self, wall_s: float, clip_s: float = CLIP_S) -> None:
+        """How many, how fast; recordings have that length."""
         seconds = [took for status, took in self.answers if status == 200]
         print("answers:", dict(Counter(status for status, _ in self.answers)))
         if self.failures:
             print("connections that broke:", dict(Counter(self.failures)))
         if seconds:
             p50, p95 = np.quantile(seconds, [0.5, 0.95])
-            rate = CLIP_S * len(seconds) / wall_s
+            rate = clip_s * len(seconds) / wall_s
             print(f"{rate:.1f} s of audio a second; request p50 {p50:.2f} s, p95 {p95:.2f} s")
 
 
 def rest(url: str, pid: int, arguments: argparse.Namespace, samples: np.ndarray) -> None:
     """Throughput of whole recordings."""
-    step = round(CLIP_S * SAMPLE_RATE)
+    clip_s = arguments.clip
+    step = round(clip_s * SAMPLE_RATE)
     clips = [wav(samples[at : at + step]) for at in range(0, len(samples) - step + 1, step)]
     name = arguments.name or "site"
     Clients(url, name, clips[:1], 1, 0.1).join()  # loaded now
     before = cpu_s(pid)
     clients = Clients(url, name, clips, arguments.count, arguments.seconds)
-    clients.print(clients.join())
-    audio_s = CLIP_S * sum(status == 200 for status, _ in clients.answers)
+    clients.print(clients.join(), clip_s)
+    audio_s = clip_s * sum(status == 200 for status, _ in clients.answers)
     print(f"{audio_s / (cpu_s(pid) - before):.1f} s of audio a second of CPU time")
     if arguments.reference:
         normalize = get_normalizer(default_normalizer("en"))
@@ -209,7 +213,7 @@ def rest(url: str, pid: int, arguments: argparse.Namespace, samples: np.ndarray)
         errors = words = 0
         for at, text in clients.texts.items():
             own = [
-                x for x in items if at * CLIP_S <= (x["start"] + x["end"]) / 2 < (at + 1) * CLIP_S
+                x for x in items if at * clip_s <= (x["start"] + x["end"]) / 2 < (at + 1) * clip_s
             ]
             reference = normalize(" ".join(item["text"] for item in own))
             found = jiwer.process_words(reference, normalize(text))
@@ -275,6 +279,26 @@ def streams(url: str, pid: int, arguments: argparse.Namespace, samples: np.ndarr
     print(f"CPU time {(cpu_s(pid) - before) / arguments.seconds:.2f} s a second")
 
 
+def follow(url: str) -> dict[tuple[str, str], float]:
+    """When each line comes first to somebody who has the page open, by camera and id; it is filled
+    as long as the server runs.
+    """
+    came: dict[tuple[str, str], float] = {}
+
+    def take() -> None:
+        with (
+            suppress(httpx.TransportError),
+            httpx.stream("GET", f"{url}/api/live", timeout=None) as events,
+        ):
+            for event in events.iter_lines():
+                found = json.loads(event.removeprefix("data: ") or "{}")
+                if found.get("type") == "line":
+                    came.setdefault((found["camera"], found["id"]), time.time())
+
+    threading.Thread(target=take, daemon=True).start()
+    return came
+
+
 def beside(arguments: argparse.Namespace, samples: np.ndarray) -> None:
     """Delays of cameras while clients upload."""
     track = live.with_share_of_speech(samples, arguments.speech)
@@ -298,18 +322,21 @@ def beside(arguments: argparse.Namespace, samples: np.ndarray) -> None:
         cameras.write_text(json.dumps({"model": arguments.model, "cameras": listed}))
         more = ["--cameras", str(cameras), "--journal", str(journal), *arguments.more]
         with Served(arguments.model, more) as server:
+            came = follow(server.url)
             clients = Clients(server.url, "site", clips, arguments.count, arguments.seconds)
             wall_s = clients.join()
-            time.sleep(3)
+            time.sleep(max(3.0, began.value + arguments.seconds + 3 - time.time()))
         simulation.terminate()
         lines = [
             json.loads(line)
             for path in sorted(journal.glob("*.jsonl"))
             for line in path.read_text(encoding="utf-8").splitlines()
         ]
-    result = {"lines": lines, "printed": [], "began": began.value}
-    lost, doubled, _ = live.compare(arguments.model, result, tracks, arguments.seconds, 1.0)
-    delays = [line["delay_s"] for line in live.first_lines(lines)]
+    texts = live.first_lines(lines)
+    printed = [came.get((line["camera"], line["id"]), math.inf) for line in texts]
+    result = {"lines": lines, "printed": printed, "began": began.value}
+    found = live.compare(arguments.model, result, tracks, arguments.seconds, 1.0)
+    lost, doubled, delays = found
     p50, p95, most = np.quantile(delays, [0.5, 0.95, 1.0])
     print(f"{CAMERAS} cameras, {len(delays)} lines, {lost} segments lost, {doubled} doubled")
     print(f"end of speech to text: p50 {p50:.2f} s, p95 {p95:.2f} s, most {most:.2f} s")
@@ -346,7 +373,12 @@ def overload(arguments: argparse.Namespace, samples: np.ndarray) -> None:
         print(f"from there until another client has its text: {time.monotonic() - left:.2f} s")
         texts = {*before.texts.values(), *clients.texts.values(), *after.texts.values()}
         print(f"different texts of the same recording: {len(texts)}")
-        print(f"memory {memory[0]:.0f} MiB before, {max(memory[1:]):.0f} MiB at most")
+        quarter, late = len(memory) // 4, memory[len(memory) // 2 :]
+        print(
+            f"memory {memory[0]:.0f} MiB before, at most {max(memory[1:]):.0f} MiB; "
+            f"{memory[quarter]:.0f} MiB after a quarter of the time, {np.mean(late):.0f} MiB on "
+            f"average in its second half, {memory[-1]:.0f} MiB at its end"
+        )
 
 
 def kill(arguments: argparse.Namespace, samples: np.ndarray) -> None:
@@ -428,6 +460,7 @@ def main() -> None:
     parser.add_argument("--reference", help="for `rest`: JSON list of start, end, text")
     parser.add_argument("--count", type=int, default=16, help="clients")
     parser.add_argument("--seconds", type=float, default=60.0, help="for how long")
+    parser.add_argument("--clip", type=float, default=CLIP_S, help="seconds, for `rest`")
     parser.add_argument("--speech", type=float, default=0.35, help="share, of what is live")
     parser.add_argument("--url", help="of another server, for `rest`")
     parser.add_argument("--pid", type=int, help="its process")

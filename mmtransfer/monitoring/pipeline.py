@@ -232,7 +232,10 @@ class Pipeline:
         def is_ready(turn: Job) -> bool:
             return turn.after <= self._ordering.outputs[turn.camera].emitted
 
-        while (batch := self._scheduler.next(is_ready)) is not None:
+        def has_time(draft: Job) -> bool:
+            return self._sources[draft.camera].recognizer.has_time
+
+        while (batch := self._scheduler.next(is_ready, has_time)) is not None:
             for job in batch.jobs:
                 if job.is_turn:
                     job.known = self._ordering.outputs[job.camera].known_lines(job)

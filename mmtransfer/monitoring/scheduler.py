@@ -84,11 +84,13 @@ class Scheduler:
         drafts = (draft for batch in self._running if batch.is_draft for draft in batch.jobs)
         return next((draft for draft in drafts if draft.is_same(job)), None)
 
-    def next(self, is_ready: Callable[[Job], bool]) -> Batch | None:
+    def next(
+        self, is_ready: Callable[[Job], bool], has_time: Callable[[Job], bool]
+    ) -> Batch | None:
         """The next batch, which runs from now on; None if all that may run does. A turn runs once
-        it `is_ready`.
+        it `is_ready`, a draft that is not whole while its recogniser `has_time`.
         """
-        batch = self._next_segments() or self._next_turn(is_ready) or self._next_drafts()
+        batch = self._next_segments() or self._next_turn(is_ready) or self._next_drafts(has_time)
         if batch is not None:
             self._running.append(batch)
         return batch
@@ -117,12 +119,14 @@ class Scheduler:
         self._turns.remove(job)
         return Batch([job])
 
-    def _next_drafts(self) -> Batch | None:
+    def _next_drafts(self, has_time: Callable[[Job], bool]) -> Batch | None:
         if not self._drafts or self._waiting or not self._has_worker:
             return None
         if any(batch.is_draft for batch in self._running):
             return None
         jobs = sorted(self._drafts.values(), key=lambda job: (not job.is_whole, job.segment.end))
+        if not jobs[0].is_whole and not has_time(jobs[0]):
+            return None
         jobs = [job for job in jobs if job.kind == jobs[0].kind][: min(_DRAFTS, jobs[0].most)]
         for job in jobs:
             del self._drafts[job.camera]

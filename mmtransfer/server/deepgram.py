@@ -134,7 +134,7 @@ class _Stream:
     async def run(self) -> None:
         """Until the client closes the stream, or leaves."""
         await self._socket.accept(headers=[(b"dg-request-id", self._id.encode())])
-        receiving = asyncio.create_task(self._receive())
+        receiving = asyncio.create_task(self._follow())
         try:
             async with aclosing(self._work.items()) as items:
                 async for item in items:
@@ -158,8 +158,13 @@ class _Stream:
                     with suppress(asyncio.CancelledError):
                         await task
 
+    async def _follow(self) -> None:
+        """Take what the client sends until it has left; then nobody waits for the rest."""
+        with suppress(WebSocketDisconnect, RuntimeError):
+            await self._receive()
+        self._work.leave()
+
     async def _receive(self) -> None:
-        """Take messages until the client says that it is over, or has left."""
         while True:
             try:
                 message = await asyncio.wait_for(self._socket.receive(), _SILENT_S)
@@ -167,7 +172,6 @@ class _Stream:
                 self._close = 1011, f"NET-0001: no audio or KeepAlive for {_SILENT_S:g} s"
                 break
             if message["type"] == "websocket.disconnect":
-                self._work.leave()
                 return
             data, text = message.get("bytes"), message.get("text")
             if data is not None:
@@ -192,7 +196,6 @@ class _Stream:
         self._audio.end()
         while (await self._socket.receive())["type"] != "websocket.disconnect":
             pass  # what comes behind the end
-        self._work.leave()
 
     async def _finalize(self, before: asyncio.Task[None] | None) -> None:
         """Say when all that has been cut has its text, in the order in which it was asked for."""

@@ -86,6 +86,13 @@ class SharedRecognizer:
         return len(self._waiting)
 
     @property
+    def has_time(self) -> bool:
+        """Whether a provisional text would be decoded at once."""
+        with self._changed:
+            is_waited_for = any(call.is_final or call.can_wait for call in self._waiting)
+            return not is_waited_for and self._has_place and self._has_core(can_wait=True)
+
+    @property
     def languages(self) -> list[str]:
         """ISO codes of the languages that it has, as far as they are known."""
         return self._recognizer.engine.languages
@@ -156,24 +163,29 @@ class SharedRecognizer:
     def _next(self) -> _Call | None:
         """The call that is decoded next; None while there is no place for one."""
         workers = self._recognizer.engine.workers
-        places = workers + 1
-        if len(self._running) >= places:
-            return None
         finals = [call for call in self._waiting if call.is_final]
-        if finals:
+        if finals and len(self._running) <= workers:
             return min(finals, key=lambda call: call.door.urgency)  # of equals the first
-        others = [call for call in self._running if not call.is_final]
-        if not self._live:
-            return self._waiting[0] if self._waiting and len(others) < workers else None
-        if len(others) >= max(1, places - 1):
+        if finals or not self._has_place:
             return None
-        requests = sum(not call.can_wait for call in others)
-        for call in self._waiting:
-            # Provisional texts would take their share of the cores from what is final.
-            running = len(self._running) if call.can_wait else requests
-            if running < max(1, workers - 1):
-                return call
-        return None
+        if not self._live:
+            return self._waiting[0] if self._waiting else None
+        return next(
+            (call for call in self._waiting if self._has_core(can_wait=call.can_wait)), None
+        )
+
+    @property
+    def _has_place(self) -> bool:
+        """Whether a batch that is not final may begin; one place is left for those that are."""
+        workers = self._recognizer.engine.workers
+        others = sum(not call.is_final for call in self._running)
+        return others < workers and len(self._running) <= workers
+
+    def _has_core(self, *, can_wait: bool) -> bool:
+        """Whether a provisional text, or a request, takes no core from texts that are final."""
+        requests = sum(call.door.urgency == Urgency.REQUEST for call in self._running)
+        running = len(self._running) - requests if can_wait else requests
+        return running < max(1, self._recognizer.engine.workers - 1)
 
     def _take(self, first: _Call) -> list[_Call]:
         """A batch that begins with this call, with others that fit into it."""
@@ -214,6 +226,13 @@ class Door(Recognizer):
         take back what a whole turn would change.
         """
         return 0.0 if self.urgency == Urgency.STREAM else super().window_s
+
+    @property
+    def has_time(self) -> bool:
+        """As of every recogniser. Cameras share a monitor, of whose workers one that waits with a
+        provisional text would be missed; a stream has its own.
+        """
+        return self.urgency != Urgency.CAMERA or self._shared.has_time
 
     def decode(
         self, clips: list[np.ndarray], context_s: float, *, can_wait: bool = False

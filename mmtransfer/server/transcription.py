@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import sys
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 from mmtransfer.monitoring.events import Item, SourceEnd, Transcript
@@ -18,11 +20,12 @@ from mmtransfer.monitoring.monitor import Monitor
 from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.monitoring.sources.live import LiveSettings
 from mmtransfer.server.problems import Problem
-from mmtransfer.server.shared import Door, LeftError
+from mmtransfer.server.shared import Door, LeftError, Urgency
 from mmtransfer.server.streams import PushedAudio
 from mmtransfer.speech.audio import LongMediaError, MediaError, recording_length_s
 
 _NAME = "upload"
+_NICE = 10  # a tenth of the share of a core that others have
 
 
 class Transcription:
@@ -91,6 +94,8 @@ class Transcription:
         self._monitor.stop()
 
     def _run(self) -> None:
+        if self._door.urgency == Urgency.REQUEST:
+            _let_others_go_first()
         try:
             for item in self._monitor.watch([self._camera], audio=self._audio):
                 self._put(item)
@@ -104,6 +109,15 @@ class Transcription:
 
     def _put(self, item: Item | Exception | None) -> None:
         self._loop.call_soon_threadsafe(self._found.put_nowait, item)
+
+
+def _let_others_go_first() -> None:
+    """What this thread and those that it starts compute gives way to what is live: a recording is
+    cut into segments as fast as a core can. On Linux alone, where threads have priorities.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 class FileTranscription:

@@ -18,7 +18,7 @@ from typing import IO, Any, TypeVar
 
 from filelock import FileLock, Timeout
 from python_multipart import MultipartParser
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -82,12 +82,12 @@ class Uploads:
         form = Form()
         writer = _FormWriter(form, self._path())
         try:
-            parser = MultipartParser(boundary, writer.callbacks)
-            async for chunk in self.chunks(request):
-                try:
+            try:
+                parser = MultipartParser(boundary, writer.callbacks)
+                async for chunk in self.chunks(request):
                     parser.write(chunk)
-                except MultipartParseError:
-                    raise Problem(400, "expected a form, found something else.") from None
+            except FormParserError:
+                raise Problem(400, "expected a form, found something else.") from None
             if not writer.is_whole:
                 raise Problem(400, "the form is cut: its end is missing.")
         except BaseException as error:

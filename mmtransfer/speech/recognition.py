@@ -68,6 +68,11 @@ class Recognizer:
         """How much speech of a recording is decoded at a time; see `Engine.window_s`."""
         return self.engine.window_s
 
+    @property
+    def has_time(self) -> bool:
+        """Whether what can wait would be decoded at once; not always, where one is shared."""
+        return True
+
     def batch_size(self, context_s: float) -> int:
         """Clips of that context in a batch."""
         return max(1, int(self.batch_seconds / context_s))

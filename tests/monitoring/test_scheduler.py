@@ -19,10 +19,10 @@ def job(camera=0, start=0.0, *, context_s=4.0, samples=16, **options):
     return Job(camera, 0, f"{camera}@{start:.3f}", segment, (0, context_s), **options)
 
 
-def started(scheduler, is_ready=lambda turn: True):
+def started(scheduler, is_ready=lambda turn: True, has_time=lambda draft: True):
     """Everything that may run now."""
     batches = []
-    while (batch := scheduler.next(is_ready)) is not None:
+    while (batch := scheduler.next(is_ready, has_time)) is not None:
         batches.append(batch)
     return batches
 
@@ -58,6 +58,15 @@ def test_no_draft_while_every_worker_is_busy():
     (batch,) = started(scheduler)
     scheduler.done(batch)
     assert started(scheduler)[0].is_draft
+
+
+def test_only_a_whole_draft_begins_while_its_recogniser_has_no_time():
+    scheduler = Scheduler(2)
+    scheduler.add_draft(job(0, is_draft=True))
+    assert started(scheduler, has_time=lambda draft: False) == []
+    whole = job(1, is_draft=True, is_whole=True, context_s=8.0)
+    scheduler.add_draft(whole)
+    assert [b.jobs for b in started(scheduler, has_time=lambda draft: False)] == [[whole]]
 
 
 def test_the_last_draft_of_a_source_counts_and_none_once_it_is_over():

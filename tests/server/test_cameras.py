@@ -88,12 +88,23 @@ def test_a_signal_ends_it_with_everything_kept(number, whisper_tiny, speech, tmp
     command += ["--port", "0", "--threads", "1", "--beam", "1"]
     with Command(*command) as process:
         wait_for(lambda: len(journal_lines(tmp_path / "journal")) > 3)
+        if number == signal.SIGTERM:  # its file is loaded again first, then a broken one
+            content = yaml.safe_load(path.read_text())
+            content["cameras"].append({"name": "yard", "url": "tcp://127.0.0.1:9"})
+            path.write_text(yaml.safe_dump(content))
+            process.send_signal(signal.SIGHUP)
+            wait_for(lambda: "yard" in str(journal_lines(tmp_path / "journal")))
+            path.write_text("cameras: 5")
+            process.send_signal(signal.SIGHUP)
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 128 + number
     camera.close()
     assert "serving at http://127.0.0.1:" in errors
     assert "gate: connected" in errors
+    if number == signal.SIGTERM:
+        assert "cameras reloaded: new: yard" in errors
+        assert f"the cameras go on as they were: {path}: expected" in errors
     assert "Traceback" not in errors
     lines = [line for line in journal_lines(tmp_path / "journal") if "avg_logprob" in line]
     assert len({line["id"] for line in lines}) >= 2

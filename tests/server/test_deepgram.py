@@ -1,6 +1,8 @@
 """Deepgram's own client on a live stream of real speech: interim and final texts, its end."""
 
 import json
+import socket
+import struct
 import threading
 from contextlib import suppress
 from typing import Any
@@ -163,6 +165,13 @@ def test_streams_have_places_and_silent_clients_lose_theirs(fake_recognizer, mon
         with connect(url) as second:
             second.send(b"\0" * 3200)
             second.socket.close()  # no farewell
+        wait_for(lambda: server.state.streams.taken == 0)
+        with connect(url) as rude:
+            for _ in range(500):
+                rude.send("nonsense")
+            linger = struct.pack("ii", 1, 0)
+            rude.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            rude.socket.close()  # while it is told why
         wait_for(lambda: server.state.streams.taken == 0)
         with connect(url) as third:
             third.send('{"type": "CloseStream"}')

@@ -98,6 +98,19 @@ def test_provisional_texts_take_no_core_from_final_ones():
     shared.finish(futures[1:])
 
 
+def test_a_camera_asks_for_no_provisional_text_that_would_wait_for_other_live_speech():
+    shared = Shared(workers=2)
+    request, stream, camera = (shared.recognizer.open(u) for u in reversed(Urgency))
+    futures = [shared.call("request", request)]
+    assert camera.has_time
+    futures.append(shared.call("draft", camera, can_wait=True))
+    assert len(shared.engine.calls) == 2
+    assert not camera.has_time
+    assert stream.has_time  # its monitor has workers of its own
+    shared.finish(futures)
+    assert camera.has_time
+
+
 def test_few_provisional_texts_are_one_batch():
     shared = Shared(workers=1)
     doors = [shared.recognizer.open(Urgency.STREAM) for _ in range(7)]

@@ -68,7 +68,10 @@ function show() {
     showDay();
   } else if (chosen === "search") {
     $("query").focus({ preventScroll: true });
-    refreshNames();
+    refreshNames().catch(() => {});
+    if (asked === null) {
+      search(); // the latest lines
+    }
   } else if (chosen === "file") {
     showModels();
   } else if (chosen === "admin") {
@@ -99,8 +102,9 @@ function tag(kind, text) {
 }
 
 function lineRow(line, { query = "", withDay = false } = {}) {
-  const when = withDay ? `${dayOf(line.at)} ${clock(line.at)}` : clock(line.at);
-  const text = line.kind === "sound" ? `Sound: ${line.text}` : line.text;
+  const day = dayOf(line.at);
+  const isOfToday = !withDay && day === dayOf(Date.now() / 1000);
+  const when = isOfToday ? clock(line.at) : `${day} ${clock(line.at)}`;
   const button = make(
     "button",
     { type: "button" },
@@ -109,7 +113,7 @@ function lineRow(line, { query = "", withDay = false } = {}) {
       "span",
       { className: "what" },
       make("span", { className: "camera", textContent: line.camera }),
-      ...marked(text, query),
+      ...marked(line.text, query),
       line.sentiment ? tag("", line.sentiment) : null,
       ...(line.alerts || []).map((keyword) => tag("alert", `alert: ${keyword}`)),
       line.kind === "sound" ? tag("sound", "sound") : null,
@@ -135,7 +139,7 @@ function card(name) {
     const turn = make("button", { type: "button", className: "turn", hidden: !isAdmin });
     turn.addEventListener("click", () => turnCamera(name, turn));
     cards.set(name, { state, numbers, speaking, turn });
-    const row = make("li", {}, state, label, turn, numbers, speaking);
+    const row = make("li", {}, label, state, speaking, numbers, turn);
     const after = [...cards.keys()].sort().find((other) => other > name);
     $("cameras").insertBefore(row, after ? cards.get(after).row : null);
     cards.get(name).row = row;
@@ -180,14 +184,17 @@ function showCameras(cameras) {
     turn.setAttribute("aria-label", `${turn.textContent} ${camera.name}`);
     state.className = `state ${camera.live ? (camera.connected ? "on" : "off") : ""}`;
     const parts = [`${camera.lines} lines`];
-    if (camera.live) {
+    if (camera.live && camera.lines) {
       parts.push(`delay ${camera.delay.toFixed(1)} s`);
     }
     if (camera.waiting) {
       parts.push(`${camera.waiting} waiting`);
     }
-    parts.push(`${camera.dropped} dropped`);
+    if (camera.dropped) {
+      parts.push(`${camera.dropped} dropped`);
+    }
     numbers.textContent = parts.join(" · ");
+    numbers.classList.toggle("off", camera.dropped > 0);
   }
 }
 
