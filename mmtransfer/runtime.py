@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ if TYPE_CHECKING:  # neither is needed to watch a camera, and both take long to 
     from accelerate import Accelerator
 
     from mmtransfer.config import Config, RuntimeConfig, TrainConfig
+
+WAIT_S = 24 * 3600
+"""How long a process waits for others, which may fill the cache of their node meanwhile."""
 
 
 def cores() -> int:
@@ -85,6 +89,7 @@ def make_accelerator(
     """
     import torch
     from accelerate import Accelerator, DistributedType
+    from accelerate.utils import InitProcessGroupKwargs
 
     _check_device(runtime)
     tracker = None if train.report_to == "none" else train.report_to
@@ -102,6 +107,7 @@ def make_accelerator(
             cpu=runtime.device == "cpu",
             log_with=tracker,
             project_dir=run_dir,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=WAIT_S))],
         )
     except ValueError as error:
         reason = " ".join(str(error).split())
@@ -112,7 +118,9 @@ def make_accelerator(
     if accelerator.distributed_type not in supported:
         raise UserError(
             f"accelerate is configured for {accelerator.distributed_type.value}; this trainer runs "
-            "on one device or data-parallel (MULTI_GPU, MULTI_CPU)."
+            "on one device or data-parallel (MULTI_GPU, MULTI_CPU), each with the whole model: "
+            "scores, regularisers and checkpoints are not made of shards. For a model that does "
+            "not fit, freeze layers, use adapters or train.gradient_checkpointing."
         )
     return accelerator
 

@@ -23,13 +23,14 @@ from mmtransfer.config import build_config, field_names, merge
 from mmtransfer.server.tokens import Role, Tokens, tokens_path
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-PROGRAMS = r"(?:mmtransfer|python3?|pip|accelerate|mkdocs|just|hf|\.ci/\w+)"
+PROGRAMS = r"(?:mmtransfer|python3?|pip|accelerate|torchrun|mkdocs|just|hf|\.ci/\w+)"
 
 RUN, TRAIN, TRAIN_SLOWLY, SERVE = "run", "train", "train slowly", "serve"
-OPTIONS, INSTALL = "options", "install"
+LAUNCH, OPTIONS, INSTALL = "launch", "options", "install"
 # Of each command its check. run: as it stands, with stand-ins for models, data, addresses. train: a few
 # steps on tiny models (slowly: with -m slow; by default its configuration is built). options: every
-# flag is one of that program, for what needs data that is not here or a login. install: the
+# flag is one of that program, for what needs data that is not here or a login. launch: its
+# configuration is built, and every flag is one of the launcher. install: the
 # extras that it names exist; set-up commands are run by CI. serve: it begins to serve, and is stopped.
 COMMANDS = {
     # --- transcribe
@@ -101,6 +102,17 @@ COMMANDS = {
     "--runtime.device cuda --run-dir runs/my_site": TRAIN_SLOWLY,
     "accelerate launch -m mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train "
     "my_site/train --run-dir runs/my_site": TRAIN_SLOWLY,
+    "torchrun --nnodes 2 --nproc-per-node 4 --node-rank 0 --master-addr 10.0.0.5 --master-port 29500 "
+    "--max-restarts 3 -m mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train "
+    "my_site/train --resume --run-dir runs/my_site": LAUNCH,
+    "accelerate launch --num_machines 2 --machine_rank 0 --num_processes 8 --main_process_ip 10.0.0.5 "
+    "--main_process_port 29500 -m mmtransfer train configs/video_monitoring/end_to_end.yaml "
+    "--data.train my_site/train --resume --run-dir runs/my_site": LAUNCH,
+    "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train my_site/train --ray local "
+    "--workers 2 --run-dir runs/my_site": OPTIONS,  # tests/scale/test_train_on_ray.py
+    "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train my_site/train --ray "
+    "10.0.0.5:6379 --workers 8 --gpus-per-worker 1 --run-dir /shared/runs/my_site": OPTIONS,
+    "torchrun --max-restarts": INSTALL,
     "mmtransfer train configs/video_monitoring/lora.yaml --data.train my_site/train "
     """--data.source_domain '{"read_speech": "sets/read_speech"}' --run-dir runs/my_lora""": TRAIN_SLOWLY,
     "mmtransfer train configs/video_monitoring/short_context.yaml --data.train recordings --run-dir "
@@ -215,7 +227,6 @@ COMMANDS = {
     "pip install 'mmtransfer[search]'": INSTALL,
     "pip install '.[docs]' && mkdocs serve": INSTALL,
     "accelerate launch": INSTALL,  # tests/transfer/test_trainer.py launches two processes
-    "accelerate config": INSTALL,
     "hf auth login": INSTALL,
 }
 
@@ -388,7 +399,22 @@ def test_a_training_command_trains(command, place, short_training, tmp_path, mon
     assert json.loads((run_dir / "report.json").read_text())["cost"]["steps"] > 0
 
 
-@pytest.mark.parametrize("command", checked_by(TRAIN, TRAIN_SLOWLY))
+@pytest.mark.parametrize("command", checked_by(LAUNCH))
+def test_the_options_of_a_launcher_exist(command):
+    words = shlex.split(command)
+    if words[0] == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        found = get_args_parser().parse_args(words[1:])
+        assert found.training_script == "mmtransfer"
+    else:
+        from accelerate.commands.launch import launch_command_parser
+
+        found = launch_command_parser().parse_args(words[2:])
+        assert found.training_script == "mmtransfer"
+
+
+@pytest.mark.parametrize("command", checked_by(TRAIN, TRAIN_SLOWLY, LAUNCH))
 def test_a_training_command_describes_a_run(command, place, monkeypatch, capsys):
     configs = []
     monkeypatch.chdir(place)

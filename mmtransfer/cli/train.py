@@ -8,7 +8,7 @@ import re
 import sys
 from typing import Any
 
-from mmtransfer.cli.common import quiet_libraries
+from mmtransfer.cli.common import add_ray, quiet_libraries
 from mmtransfer.data.printing import printable
 from mmtransfer.errors import UserError
 
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--auto.budget_seconds)",
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    add_ray(parser)
     parser.set_defaults(overrides=add_fields(parser))
 
 
@@ -94,14 +95,28 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_libraries()
 
     from mmtransfer import runs
+    from mmtransfer.scale.cluster import check_workers
     from mmtransfer.transfer.trainer import Interrupted
 
+    gpus = arguments.gpus_per_worker or 0.0
+    check_workers(arguments.ray, arguments.workers, gpus)
     try:
-        report = runs.train(config, resume=arguments.resume)
+        if arguments.ray is None:
+            report = runs.train(config, resume=arguments.resume)
+        else:
+            from mmtransfer.scale.train_on_ray import train_on_ray
+
+            report = train_on_ray(
+                config,
+                arguments.ray,
+                workers=arguments.workers,
+                gpus_per_worker=gpus,
+                resume=arguments.resume,
+            )
     except Interrupted as stop:
         print(f"mmtransfer: {stop}", file=sys.stderr)
         return stop.exit_code
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         _print_report(config.run_dir, report)
     return 0
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator
 
+from mmtransfer import __version__
 from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config, build_config, merge, resolved
 from mmtransfer.errors import UserError
@@ -22,6 +23,13 @@ from mmtransfer.runs.models import TASKS, task_for, task_of
 from mmtransfer.runs.report import finite, make_report, without_outcomes, write_report
 from mmtransfer.runs.sample import write_sample
 from mmtransfer.runtime import choose_device, make_accelerator, tracked, use_runtime
+from mmtransfer.transfer.processes import (
+    check_run_folder,
+    check_same,
+    from_main,
+    in_turn,
+    lost_processes,
+)
 from mmtransfer.transfer.stages import SourcePath
 from mmtransfer.transfer.task import Task
 from mmtransfer.transfer.trainer import Watch, go_back, train_stages
@@ -77,12 +85,32 @@ def _train(
 ) -> dict[str, Any]:
     run_dir = Path(config.run_dir)
     accelerator = make_accelerator(config.train, config.runtime, run_dir)
-    if accelerator.is_main_process:
-        claim(run_dir, resume)
-    accelerator.wait_for_everyone()
-    with accelerator.main_process_first():  # the others then find decoded clips in the cache
-        task = set_up(config, accelerator.device)
+    with lost_processes(accelerator):
+        return _transfer(config, resume, watch, choice, run_dir, accelerator)
+
+
+def _transfer(
+    config: Config,
+    resume: bool,
+    watch: Watch | None,
+    choice: dict[str, Any] | None,
+    run_dir: Path,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    from_main(accelerator, lambda: claim(run_dir, resume))
+    check_run_folder(accelerator, run_dir)
+    # The others of a node find its first one's decoded clips in the cache.
+    task = in_turn(accelerator, lambda: set_up(config, accelerator.device))
     splits = task.splits
+    check_same(
+        accelerator,
+        {
+            "mmtransfer": __version__,
+            "source_model": task.source.digest,
+            "data.train": task.fingerprint,
+            "data.validation": splits.validation.size,
+        },
+    )
     logger.info("train %s, validation %s", splits.train.size, splits.validation.size)
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -93,9 +121,12 @@ def _train(
 
     task.model.to(accelerator.device)
     before: dict[str, Any] = dict.fromkeys(splits.evaluated)
-    if task.is_scored_before and accelerator.is_main_process:
-        before = _scores_before(task, run_dir, accelerator.device)
-    accelerator.wait_for_everyone()
+    if task.is_scored_before:
+        # Into the dictionary, since the others have no use for it.
+        from_main(
+            accelerator,
+            lambda: before.update(_scores_before(task, run_dir, accelerator.device)),
+        )
     if config.transfer.scratch:
         task.forget_source()
     path = source_path(config, task)
@@ -109,8 +140,7 @@ def _train(
         assert best is not None  # the last stage has the task's own loss
         share = go_back(task, path, wanted, best, accelerator)
 
-    report: dict[str, Any] = {}
-    if accelerator.is_main_process:
+    def finish() -> dict[str, Any]:
         device = accelerator.device
         task.finish(device)
         with atomic_path(run_dir / "model") as folder:
@@ -131,8 +161,9 @@ def _train(
         write_card(run_dir, config, report)
         write_report(run_dir, report)
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-    accelerator.wait_for_everyone()
-    return broadcast_object_list([report])[0]
+        return report
+
+    return from_main(accelerator, finish)
 
 
 def set_up(config: Config, device: torch.device) -> Task:

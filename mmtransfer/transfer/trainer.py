@@ -3,7 +3,7 @@
 One optimiser step takes one planned batch. Each process takes its share of it as micro-batches;
 the loss is summed over target units and divided by their number over all processes, so that the
 gradient does not depend on how the batch was cut or on how many processes there are. Gradients are
-summed in one collective after the last backward pass. Everything random is a function of seed,
+summed over processes while the last backward pass goes on. Everything random is a function of seed,
 epoch, step and example, so a run that resumes from a checkpoint repeats the uninterrupted one.
 """
 
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from mmtransfer.data.files import read_json
 from mmtransfer.errors import UserError
 from mmtransfer.progress import TrainingProgress
 from mmtransfer.runtime import is_out_of_memory
+from mmtransfer.transfer.gradients import GradientSums
+from mmtransfer.transfer.processes import agreed, from_main, in_turn, spread
 from mmtransfer.transfer.resume import (
     read_checkpoint,
     read_position,
@@ -156,14 +159,20 @@ def train_stages(
     finished = folder / "stages.json"
     results: list[TrainResult] = []
     state = TrainState()
-    saved = read_position(folder / "last") if resume else None
+    saved = from_main(accelerator, lambda: read_position(folder / "last")) if resume else None
     with whole_checkpoint(folder):
         first = int(saved["stage"]) if saved is not None else 0
     if first:
+
+        def read_stage() -> list[dict[str, Any]]:
+            with whole_checkpoint(folder):
+                read_weights(folder / f"stage-{first}.safetensors", task.model)
+                return list(read_json(finished)[:first])
+
+        rows = from_main(accelerator, read_stage)
+        spread(accelerator, task.model.state_dict().values())
         with whole_checkpoint(folder):
-            rows = read_json(finished)[:first]
             results = [TrainResult(**row) for row in rows]
-            read_weights(folder / f"stage-{first}.safetensors", task.model)
     for stage in stages[first:]:
         state = TrainState(
             stage=stage.number,
@@ -262,8 +271,8 @@ class Trainer:
             del self._fixed["train"][name]
         self._seed = (config.runtime.seed, stage.number)
         task.model.to(accelerator.device)
-        with accelerator.main_process_first():  # the others find its cached activations
-            task.begin(stage, accelerator.device)
+        # The others of a node find its first one's activations in the cache.
+        in_turn(accelerator, lambda: task.begin(stage, accelerator.device))
         self._budget = task.batch_budget * self.config.gradient_accumulation
         self._budget *= accelerator.num_processes
         self._plans: dict[int, list[list[int]]] = {}
@@ -273,6 +282,9 @@ class Trainer:
         fused = accelerator.device.type in ("cpu", "cuda")
         optimizer = torch.optim.AdamW(groups, fused=fused)
         self.optimizer: Any = accelerator.prepare(optimizer)
+        self._sums: GradientSums | None = None
+        if accelerator.num_processes > 1:
+            self._sums = GradientSums([p for p in task.model.parameters() if p.requires_grad])
 
     # --- plan ---------------------------------------------------------------------------------
 
@@ -349,21 +361,25 @@ class Trainer:
         weight = torch.tensor(own, device=device)
         total = float(self.accelerator.reduce(weight, "sum"))
         while True:
+            loss_sum, is_out = torch.zeros((), device=device), False
             try:
                 loss_sum = self._backward(step, micros, total)
-                break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                is_out = True
             # Outside the except block, so that the traceback no longer holds the tensors.
-            micros = self._halve(step, indices, micros)
-        loss = float(self.accelerator.reduce(loss_sum, "sum")) / max(total, 1.0)
+            loss, failed = self._summed(loss_sum, is_out)
+            if not failed:
+                break
+            again = partial(self._halve, step, indices) if is_out else list
+            micros = agreed(self.accelerator, partial(again, micros))
+        loss /= max(total, 1.0)
         if not math.isfinite(loss):
             raise NotFiniteError(
                 f"Loss is {loss} at step {step + 1} on the batch: {self.task.names(indices)}. "
                 "Lower train.learning_rate, or look at these examples."
             )
-        self._sum_gradients()
         for term in self.task.regularisers:
             term.add_gradient()
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
@@ -377,14 +393,19 @@ class Trainer:
         return loss, norm
 
     def _backward(self, step: int, micros: list[Any], total: float) -> torch.Tensor:
-        self.optimizer.zero_grad()
+        if self._sums is None:
+            self.optimizer.zero_grad()
+        else:
+            self._sums.begin()
         rank = self.accelerator.process_index
         # Dropout depends on seed, step and process only, so resuming needs no generator states.
         torch.manual_seed(hash((*self._seed, step, rank)) % 2**63)
         loss_sum = torch.zeros((), device=self.accelerator.device)
-        for micro in micros:
+        for number, micro in enumerate(micros, 1):
             with self.accelerator.autocast():
                 loss = self.task.loss(micro, self.accelerator.device)
+            if self._sums is not None and number == len(micros):
+                self._sums.last()
             self.accelerator.backward(loss / max(total, 1.0))
             loss_sum += loss.detach()
         return loss_sum
@@ -406,18 +427,14 @@ class Trainer:
         )
         return halves
 
-    def _sum_gradients(self) -> None:
-        """Add up gradients over processes, in one collective of one flat tensor."""
-        if self.accelerator.num_processes == 1:
-            return
-        for parameter in self.parameters:
-            if parameter.grad is None:  # this process had no example in the batch
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        parts = self.accelerator.reduce(flat, "sum").split([g.numel() for g in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+    def _summed(self, loss: torch.Tensor, is_out: bool) -> tuple[float, bool]:
+        """Sum of the loss over processes, and whether any of them ran out of memory; gradients are
+        summed then.
+        """
+        if self._sums is None:
+            return float(loss), is_out
+        total, failed = self._sums.finish(torch.stack([loss, torch.full_like(loss, is_out)]))
+        return float(total), bool(failed)
 
     # --- evaluation ---------------------------------------------------------------------------
 
@@ -426,6 +443,8 @@ class Trainer:
         return evaluate_task(self.task, self.accelerator)
 
     def _evaluate_and_keep_best(self) -> dict[str, float | None]:
+        # Running statistics are each process's own; those of the main process are kept.
+        spread(self.accelerator, (b for b in self.task.model.buffers() if b.is_floating_point()))
         metrics = self.evaluate()
         value = comparable(metrics, self.task.metric)
         tie = comparable(metrics, self.task.tie_metric)
@@ -503,11 +522,17 @@ class Trainer:
         Raises:
             UserError: the checkpoint belongs to other settings or other data.
         """
-        if not self.checkpoint.is_dir():
+
+        def read() -> tuple[dict[str, Any], dict[str, Any]] | None:
+            if not self.checkpoint.is_dir():
+                return None
+            return read_checkpoint(self.checkpoint, self.task.model, settings=self._settings())
+
+        found = from_main(self.accelerator, read)
+        if found is None:
             return False
-        optimizer, state = read_checkpoint(
-            self.checkpoint, self.task.model, settings=self._settings()
-        )
+        optimizer, state = found
+        spread(self.accelerator, self.task.model.state_dict().values())
         with whole_checkpoint(self.checkpoint):
             self.optimizer.optimizer.load_state_dict(optimizer["optimizer"])
             self.task.model.to(self.accelerator.device)
@@ -518,8 +543,13 @@ class Trainer:
 
     def load_best(self) -> None:
         """Put the weights of the best evaluation into the model."""
-        if self.best_weights.is_file():
-            read_weights(self.best_weights, self.task.model)
+
+        def read() -> None:
+            if self.best_weights.is_file():
+                read_weights(self.best_weights, self.task.model)
+
+        from_main(self.accelerator, read)
+        spread(self.accelerator, self.task.model.state_dict().values())
 
     # --- metrics ------------------------------------------------------------------------------
 
@@ -561,8 +591,12 @@ class Trainer:
             self._keep_best()  # the weights that the stage before ended with
         self._forget_metrics_after(self.state.offset + self.state.step)
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _stop_signals() as signals:
-            stopped_early = self._loop(signals)
+        try:
+            with torch.random.fork_rng(devices), _stop_signals() as signals:
+                stopped_early = self._loop(signals)
+        finally:
+            if self._sums is not None:
+                self._sums.close()
         self.load_best()
         state = self.state
         return TrainResult(

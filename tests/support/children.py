@@ -220,7 +220,7 @@ def run_module(command: list[str], **_: object) -> subprocess.CompletedProcess[b
 
 
 # The command line, whose process gets a signal when it is about to take a step.
-_STOPPED = """
+STOPPED = """
 import itertools, os
 from mmtransfer import cli
 from mmtransfer.transfer.trainer import Trainer
@@ -249,5 +249,5 @@ def start_training(
     """
     path = folder / name
     path.write_text(yaml.safe_dump(config))
-    program = _STOPPED.format(after=stop[0], number=int(stop[1])) if stop else None
+    program = STOPPED.format(after=stop[0], number=int(stop[1])) if stop else None
     return Command("train", path, *options, program=program)
