@@ -23,6 +23,7 @@ from mmtransfer.speech.engine import (
     choose_language,
     token_limit,
 )
+from mmtransfer.speech.generation import token_number
 from mmtransfer.speech.whisper import SpeechModel, encode_whisper
 
 _FRAME_S = 0.02  # of an encoder state
@@ -155,9 +156,9 @@ class TransformersWhisper(_TransformersEngine):
         # At the first step the end token may win: a clip of silence has the transcript "".
         begin[self._end] = False
         self._suppressed, self._suppressed_first = suppressed.to(device), begin.to(device)
-        known = tokenizer.get_vocab()
-        name = "<|nospeech|>" if "<|nospeech|>" in known else "<|nocaptions|>"
-        self._no_speech = known.get(name)
+        self._no_speech = token_number(tokenizer, "nospeech")
+        if self._no_speech is None:
+            self._no_speech = token_number(tokenizer, "nocaptions")
         self._before = self._tokens_before(options.prompt)
 
     @property
@@ -180,7 +181,7 @@ class TransformersWhisper(_TransformersEngine):
         model, tokenizer = self.speech.model, self.speech.processor.tokenizer
         before = tokenizer(f" {prompt.strip()}", add_special_tokens=False).input_ids
         room = model.config.max_target_positions // 2 - 1
-        return [tokenizer.get_vocab()["<|startofprev|>"], *before[-room:]]
+        return [tokenizer.convert_tokens_to_ids("<|startofprev|>"), *before[-room:]]
 
     @torch.inference_mode()
     def _decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:

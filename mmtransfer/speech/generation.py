@@ -11,6 +11,7 @@ import logging
 import re
 import reprlib
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,10 @@ def complete_generation(model: Any, tokenizer: Any, folder: Path, weights: Path)
     Raises:
         UserError: what is missing, and the tokenizer lacks as well.
     """
-    settings, vocabulary = model.generation_config, tokenizer.get_vocab()
-    path = _settings_file(folder, weights)
+    settings, path = model.generation_config, _settings_file(folder, weights)
 
     def token(name: str) -> int:
-        found = vocabulary.get(f"<|{name}|>")
+        found = token_number(tokenizer, name)
         if found is None:
             raise UserError(
                 f"{path}: it lacks <|{name}|>, and the tokenizer does not have it. "
@@ -84,7 +84,7 @@ def complete_generation(model: Any, tokenizer: Any, folder: Path, weights: Path)
         has_languages = not lacks("lang_to_id") or model.config.vocab_size >= _MULTILINGUAL_SIZE
         settings.is_multilingual = has_languages
     if settings.is_multilingual:
-        _complete_languages(settings, vocabulary, path)
+        _complete_languages(settings, tokenizer, path)
         if lacks("task_to_id"):
             settings.task_to_id = {name: token(name) for name in _TASKS}
     end = model.config.eos_token_id
@@ -96,16 +96,24 @@ def complete_generation(model: Any, tokenizer: Any, folder: Path, weights: Path)
         settings.alignment_heads = _published_heads(model.config, settings.is_multilingual)
     # What plain pipelines need of a model that is saved from here.
     if lacks("prev_sot_token_id"):
-        settings.prev_sot_token_id = vocabulary.get("<|startofprev|>")
+        settings.prev_sot_token_id = token_number(tokenizer, "startofprev")
     if lacks("max_length"):
         settings.max_length = model.config.max_target_positions
     if lacks("max_initial_timestamp_index"):
         settings.max_initial_timestamp_index = _LATEST_START
 
 
-def _complete_languages(settings: Any, vocabulary: dict[str, int], path: Path) -> None:
+def token_number(tokenizer: Any, name: str) -> int | None:
+    """The number of the token `<|name|>`; None if the tokenizer does not have it."""
+    # Not from `get_vocab`, which makes a dictionary of all tokens at every call.
+    found = tokenizer.backend_tokenizer.token_to_id(f"<|{name}|>")
+    return None if found is None else int(found)
+
+
+def _complete_languages(settings: Any, tokenizer: Any, path: Path) -> None:
     known = getattr(settings, "lang_to_id", None)
     if known is None:
+        vocabulary = tokenizer.get_vocab()
         found = {name: i for name, i in vocabulary.items() if _LANGUAGE_TOKEN.fullmatch(name)}
         if not found:
             raise UserError(
@@ -136,8 +144,7 @@ def _not_spoken(tokenizer: Any) -> list[int]:
             tokens = _ids(tokenizer, text)
             if len(tokens) == 1 or sign in _NOTES:
                 found.update(tokens[:1])
-    vocabulary = tokenizer.get_vocab()
-    steering = (vocabulary.get(f"<|{name}|>") for name in _NEVER_TEXT)
+    steering = (token_number(tokenizer, name) for name in _NEVER_TEXT)
     return sorted(found | {token for token in steering if token is not None})
 
 
@@ -202,11 +209,11 @@ def check_generation(model: Any, tokenizer: Any, folder: Path, weights: Path) ->
 
 
 def _check_vocabulary(path: Path, vocabulary: dict[str, int], tokens: range, start: int) -> None:
-    last = max(vocabulary, key=lambda token: vocabulary[token])
-    _check(path, repr(last), [vocabulary[last]], tokens)
+    last, number = max(vocabulary.items(), key=itemgetter(1))
+    _check(path, repr(last), [number], tokens)
     count = len(set(vocabulary.values()))
-    if count != vocabulary[last] + 1:  # CTranslate2 numbers them by their order
-        raise _wrong(path, "vocabulary", f"all token ids from 0 to {vocabulary[last]}", count)
+    if count != number + 1:  # CTranslate2 numbers them by their order
+        raise _wrong(path, "vocabulary", f"all token ids from 0 to {number}", count)
     if vocabulary.get(_START_TOKEN) != start:
         raise _wrong(path, _START_TOKEN, f"the start token, {start}", vocabulary.get(_START_TOKEN))
 

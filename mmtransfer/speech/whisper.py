@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +253,6 @@ def load_speech_model(
         WhisperFeatureExtractor,
         WhisperForConditionalGeneration,
         WhisperProcessor,
-        WhisperTokenizer,
     )
 
     found = source if isinstance(source, Checkpoint) else resolve(source, revision)
@@ -270,7 +270,7 @@ def load_speech_model(
         # By its parts: as a whole it may name another model, which it would load.
         processor = WhisperProcessor(
             WhisperFeatureExtractor.from_pretrained(folder, trust_remote_code=False),
-            WhisperTokenizer.from_pretrained(folder, trust_remote_code=False),
+            _tokenizer(folder, _marks(folder)),
         )
         if found.recorded is not None:
             check_base(model, found.recorded)
@@ -305,6 +305,22 @@ def load_speech_model(
     if found.adapter is not None:  # what is made of it stands on no model that has a name
         base = replace(base, model_id=None)
     return SpeechModel(model, processor, found.source, language, base, short)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(folder: Path, marks: Any) -> Any:
+    """The tokenizer in a folder whose files have these marks. Models have it in common, since it
+    takes longer to load than a small one's weights; nothing here changes it.
+    """
+    from transformers import WhisperTokenizer
+
+    return WhisperTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _marks(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """What changes when a file in the folder does."""
+    files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    return tuple((name, x.st_size, x.st_mtime_ns, x.st_ino) for name, x in files)
 
 
 def allow_silence(model: Any) -> None:

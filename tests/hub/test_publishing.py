@@ -25,7 +25,6 @@ from conftest import (
     write_text_backbone,
 )
 from huggingface_hub import ModelCard
-from model_signing import hashing, verifying
 from safetensors.torch import load_file, save_file
 from support.children import run_command
 from support.hub_programs import OUTPUTS, TOKEN, commands, environment, python
@@ -611,6 +610,8 @@ def test_a_signed_run_is_verified_from_the_hub(hub, runs, home, tmp_path):
 def test_an_export_to_ctranslate2_is_published_whole_and_gives_the_text(
     hub, whisper_tiny, home, tmp_path
 ):
+    from model_signing import hashing, verifying  # a second, which no other test needs
+
     run = tmp_path / "run"
     shutil.copytree(whisper_tiny, run / "model")
     (run / "model" / "README.md").write_text("---\nlicense: mit\n---\n# A Whisper\n")

@@ -12,7 +12,9 @@ import pytest
 import torch
 import yaml
 from conftest import (
+    WHISPER_TOKENS,
     random_text_model,
+    random_token,
     write_media,
     write_text_backbone,
     write_texts,
@@ -260,10 +262,11 @@ def whisper(random_whisper, tmp_path):
     return folder
 
 
+_LAST = WHISPER_TOKENS - 1
 MULTILINGUAL = {
     "is_multilingual": True,
-    "lang_to_id": {"<|en|>": 50258},
-    "task_to_id": {"transcribe": 50358},
+    "lang_to_id": {"<|en|>": random_token(50258)},
+    "task_to_id": {"transcribe": random_token(50358)},
 }
 
 
@@ -292,7 +295,7 @@ def test_tokens_that_a_whisper_does_not_have_are_refused(
     options = ["--language", "en"] * bool(extra)
     with pytest.raises(UserError) as refused:
         load(str(whisper), language="en" if extra else None)
-    assert f"{path}: {field}: expected a token id from 0 to 51863, found {found}. " in str(
+    assert f"{path}: {field}: expected a token id from 0 to {_LAST}, found {found}. " in str(
         refused.value
     )
     message = refusal(["monitor", whisper, recording, *options], capsys)
@@ -307,7 +310,7 @@ def loaded(random_whisper):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("suppress_tokens", [51864]),
+        ("suppress_tokens", [WHISPER_TOKENS]),
         ("suppress_tokens", [-2]),
         ("suppress_tokens", "all"),
         ("suppress_tokens", [1.0]),
@@ -317,19 +320,19 @@ def loaded(random_whisper):
         ("begin_suppress_tokens", [None]),
         ("no_timestamps_token_id", None),
         ("no_timestamps_token_id", -1),
-        ("decoder_start_token_id", 51864),
-        ("eos_token_id", [50256, -1]),
-        ("pad_token_id", 51864),
-        ("bos_token_id", "50256"),
-        ("prev_sot_token_id", 51864),
-        ("forced_decoder_ids", [[1, 51864]]),
+        ("decoder_start_token_id", WHISPER_TOKENS),
+        ("eos_token_id", [1, -1]),
+        ("pad_token_id", WHISPER_TOKENS),
+        ("bos_token_id", "1"),
+        ("prev_sot_token_id", WHISPER_TOKENS),
+        ("forced_decoder_ids", [[1, WHISPER_TOKENS]]),
         ("forced_decoder_ids", [1, 2]),
         ("alignment_heads", [[0]]),
         ("alignment_heads", [[0, 1.0]]),
         ("alignment_heads", ["ab"]),
         ("alignment_heads", [0, 1]),
-        ("lang_to_id", {"<|en|>": 51864}),
-        ("lang_to_id", [50258]),
+        ("lang_to_id", {"<|en|>": WHISPER_TOKENS}),
+        ("lang_to_id", [1]),
         ("task_to_id", {"transcribe": -1}),
     ],
 )
@@ -357,19 +360,27 @@ def test_a_multilingual_whisper_names_its_languages_and_tasks(
     "field", ["decoder_start_token_id", "eos_token_id", "bos_token_id", "pad_token_id"]
 )
 def test_every_token_of_the_configuration_is_checked(field, whisper):
-    change(whisper / "config.json", **{field: 51864})
-    with pytest.raises(UserError, match=rf"/config\.json: {field}: expected a token id .*51864"):
+    change(whisper / "config.json", **{field: WHISPER_TOKENS})
+    found = rf"/config\.json: {field}: expected a token id .*{WHISPER_TOKENS}"
+    with pytest.raises(UserError, match=found):
         load(str(whisper))
 
 
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"gate": 51864}, r"'gate': expected a token id from 0 to 51863, found 51864"),
-        ({"<|endoftext|>": 5}, "vocabulary: expected all token ids from 0 to 51863, found 51863"),
         (
-            {"<|startoftranscript|>": 50258, "<|en|>": 50257},
-            r"<\|startoftranscript\|>: expected the start token, 50257, found 50258",
+            {"gate": WHISPER_TOKENS},
+            rf"'gate': expected a token id from 0 to {_LAST}, found {WHISPER_TOKENS}",
+        ),
+        (
+            {"<|endoftext|>": 5},
+            f"vocabulary: expected all token ids from 0 to {_LAST}, found {_LAST}",
+        ),
+        (
+            {"<|startoftranscript|>": random_token(50258), "<|en|>": random_token(50257)},
+            rf"<\|startoftranscript\|>: expected the start token, {random_token(50257)}, "
+            f"found {random_token(50258)}",
         ),
     ],
 )
@@ -407,7 +418,7 @@ def test_heads_that_a_whisper_does_not_have_are_left_out_and_counted(
 def test_settings_that_name_no_token_are_read(whisper, loaded, recording):
     settings = whisper / "generation_config.json"
     change(settings, suppress_tokens=[-1, 1], begin_suppress_tokens=[-1], alignment_heads=[])
-    change(settings, forced_decoder_ids=[[1, None], [2, 50362]])
+    change(settings, forced_decoder_ids=[[1, None], [2, random_token(50362)]])
     for engine in ("ctranslate2", "transformers"):
         command = ["monitor", str(whisper), str(recording), "--engine", engine, "--words"]
         assert main(command) == 0

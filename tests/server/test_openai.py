@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import openai
 import pytest
 from conftest import tone, write_media
 from support.servers import running
@@ -24,6 +23,8 @@ def served(whisper_tiny):
 
 @pytest.fixture(scope="module")
 def client(served):
+    import openai  # two seconds, which only this file's worker need take
+
     return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
 
 
@@ -70,9 +71,11 @@ def test_every_form_has_the_text_that_monitor_finds(client, recording):
 
 
 def test_models_are_listed(client):
+    from openai import NotFoundError
+
     assert [model.id for model in client.models.list()] == ["site"]
     assert client.models.retrieve("site").owned_by == "mmtransfer"
-    with pytest.raises(openai.NotFoundError, match="'other' is not served"):
+    with pytest.raises(NotFoundError, match="'other' is not served"):
         client.models.retrieve("other")
 
 
@@ -105,6 +108,8 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_without_a_path(name, client, tmp_path, served):
+    from openai import APIStatusError
+
     given, status, message = BAD[name]
     given = {"model": "site", "file": ("a.wav", QUIET), **given}
     file, content = given["file"]
@@ -116,7 +121,7 @@ def test_bad_input_is_one_line_without_a_path(name, client, tmp_path, served):
         other = write_media(tmp_path / "other.wav", tone(2))
         text = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2,\n{other}\n#EXT-X-ENDLIST\n"
         content = text.encode()
-    with pytest.raises(openai.APIStatusError) as caught:
+    with pytest.raises(APIStatusError) as caught:
         client.audio.transcriptions.create(**given | {"file": (file, content)})
     assert caught.value.status_code == status
     assert re.search(message, caught.value.message)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import EXAMPLE, ROOT, child_environment
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,12 +20,12 @@ from mmtransfer.speech import engines_ctranslate2, engines_transformers
 from mmtransfer.speech.audio import decode_clip
 from mmtransfer.speech.engine import DecodingOptions, align_words, decode_tokens
 from mmtransfer.speech.engines_ctranslate2 import CTranslate2Whisper, converted
-from mmtransfer.speech.engines_transformers import dynamic_time_warping
+from mmtransfer.speech.engines_transformers import dynamic_time_warping, transformers_engine
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.recognizers import open_recognizer
 from mmtransfer.speech.scores import get_normalizer, score_clip
 from mmtransfer.speech.voice_activity import speech_bounds
-from mmtransfer.speech.whisper import load_speech_model
+from mmtransfer.speech.whisper import allow_silence, load_speech_model
 
 VIDEO = EXAMPLE / "monitor.mp4"
 
@@ -112,6 +113,37 @@ def test_beams_words_and_prompts(engine, whisper_tiny, clips):
         assert words[-1].end_s > len(clip) / 16_000 / 2
     same = sum(a.text.lower() == b.text.lower() for a, b in zip(greedy, found, strict=True))
     assert same >= len(clips) // 2
+
+
+def test_beams_find_what_those_of_the_library_find(random_whisper):
+    """With weights that make another text of each token, and end sooner or later."""
+    speech = load_speech_model(str(random_whisper))
+    model = speech.model
+    allow_silence(model)
+    end, start = model.config.eos_token_id, speech.prompt(timestamps=False)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        model.model.decoder.embed_tokens.weight.normal_()
+        scores = torch.randn_like(model.proj_out.weight) / 3
+        scores[end] *= 1.5
+        model.proj_out.weight = torch.nn.Parameter(scores)
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(0, 0.1, 16_000 * seconds).astype(np.float32) for seconds in (1, 9)]
+    texts = {}
+    for beams in (1, 3):
+        engine = transformers_engine(speech, options=DecodingOptions(beam_size=beams))
+        texts[beams] = [found.tokens for found in engine.decode(noise, 30.0)]
+        plain = model.generate(
+            speech.features(noise, 30.0),
+            num_beams=beams,
+            max_new_tokens=15,
+            return_timestamps=False,
+        )
+        for own, row in zip(texts[beams], plain.tolist(), strict=True):
+            row = row[len(start) :] if row[: len(start)] == start else row
+            assert own == tuple(row[: row.index(end)] if end in row else row)
+    assert texts[1] != texts[3]
+    assert min(map(len, texts[3])) < 15  # the end was found, not the limit
 
 
 @pytest.mark.slow

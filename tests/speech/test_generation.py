@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
+from conftest import random_token
 
 from mmtransfer.errors import UserError
 from mmtransfer.speech.engines_transformers import TransformersWhisper, transformers_engine
@@ -85,7 +87,16 @@ def multilingual(random_whisper, tmp_path_factory):
     [
         ({"lang_to_id": None, "task_to_id": None}, "de"),
         ({"language": "German"}, None),
-        ({"lang_to_id": {"english": 50258, "German": 50260, "<|haw|>": 50350}}, "de"),
+        (
+            {
+                "lang_to_id": {
+                    "english": random_token(50258),
+                    "German": random_token(50260),
+                    "<|haw|>": random_token(50350),
+                }
+            },
+            "de",
+        ),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
@@ -125,11 +136,25 @@ def loaded(random_whisper):
     return load_speech_model(str(random_whisper))
 
 
+def test_a_tokenizer_is_loaded_once_until_its_files_change(random_whisper, tmp_path):
+    folder = shutil.copytree(random_whisper, tmp_path / "model")
+    first, second = (load_speech_model(str(folder)).processor.tokenizer for _ in range(2))
+    assert first is second
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["model"]["merges"] = []
+    path.write_text(json.dumps(content), encoding="utf-8")
+    changed = load_speech_model(str(folder)).processor.tokenizer
+    assert len(changed("gate").input_ids) > len(first("gate").input_ids)
+
+
 class _Tokenizer:
     """Has these tokens alone."""
 
     def __init__(self, *tokens):
         self._tokens = {token: number for number, token in enumerate(tokens)}
+
+        self.backend_tokenizer = SimpleNamespace(token_to_id=self._tokens.get)
 
     def get_vocab(self):
         return self._tokens
