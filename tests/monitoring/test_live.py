@@ -1,14 +1,11 @@
 """Live sources over real sockets: servers that stop, hang, come back, send rubbish."""
 
 import json
-import queue
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +25,6 @@ from mmtransfer.monitoring import (
     load_options,
 )
 from mmtransfer.monitoring.journal.spool import Spool
-from mmtransfer.monitoring.sources import live
 from mmtransfer.monitoring.sources.kinds import is_live
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.recognition import Recognizer
@@ -205,27 +201,6 @@ def test_the_spool_keeps_samples_and_times(tmp_path):
     again.remove("gate@1.000")
     again.remove("gate@2.000")
     assert again.bytes == 0
-
-
-def test_audio_that_was_probed_is_not_taken_for_later_speech_on_a_busy_machine(monkeypatch):
-    """It comes with pauses there; its last sample has just been spoken, not its first."""
-    clock, part = [0.0], np.zeros(SAMPLE_RATE // 4, np.float32)
-
-    class Parts:
-        left = 6
-
-        def get(self, timeout):
-            if not self.left or timeout < 0.05:
-                raise queue.Empty
-            self.left -= 1
-            clock[0] += 0.05
-            return part, None
-
-    connection: Any = object.__new__(live._Connection)
-    connection._found, connection._ended = Parts(), None
-    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    samples, _ = connection.with_what_is_there((part, None))
-    assert len(samples) == 7 * len(part)
 
 
 def test_what_is_live():

@@ -34,7 +34,7 @@ _GAP_S = 2.0  # less is jitter
 _DRIFT_S = 30.0  # how often the sender's clock is compared with ours
 _DRIFT_STEP_S = 0.05
 _PROBED_S = 2.0  # audio that FFmpeg may have looked at before it hands it over
-_BURST_S = 0.5  # in which it does so, also where other work keeps the cores busy
+_AT_ONCE_S, _BURST_S = 0.01, 0.2  # what comes without pause, and how long that may take
 _HUNG_CONNECTIONS = 4  # threads that FFmpeg may keep before no more are made
 _SAY_LENGTH = ("http", "rtsp", "rtmp")  # beginnings of schemes; what has a length ends
 _BLOCKS_AHEAD = 64  # decoded blocks that wait for the segmenter
@@ -252,12 +252,12 @@ class _Connection:
         return None
 
     def with_what_is_there(self, first: _Found) -> _Found:
-        """The first audio with all that comes in a burst behind it."""
+        """The first audio with all that comes at once behind it."""
         samples, deadline = [first[0]], time.monotonic() + _BURST_S
         seconds = _seconds(first)
-        while (left_s := deadline - time.monotonic()) > 0 and seconds < _PROBED_S:
+        while time.monotonic() < deadline and seconds < _PROBED_S:
             try:
-                found = self._found.get(timeout=left_s)
+                found = self._found.get(timeout=_AT_ONCE_S)
             except queue.Empty:
                 break
             if isinstance(found, Exception):
