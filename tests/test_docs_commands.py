@@ -184,6 +184,9 @@ COMMANDS = {
     "python benchmarks/auto.py seeds --data data": OPTIONS,
     "python benchmarks/serve.py bundled:whisper-tiny.en --video desk_10min.mp4 streams --count 16 "
     "--seconds 60": OPTIONS,
+    "python benchmarks/serve.py bundled:whisper-tiny.en --video desk_10min.mp4 beside --count 8 "
+    "--seconds 60": OPTIONS,
+    "python benchmarks/page.py --cameras 32 --seconds 12": OPTIONS,
     "python benchmarks/end_of_turn.py bundled:whisper-tiny.en RECORDING...": OPTIONS,
     "python benchmarks/few_shot.py --train sst2/train.csv --validation sst2/validation.csv --shots "
     "N": OPTIONS,
