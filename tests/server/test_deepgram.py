@@ -171,7 +171,7 @@ def test_streams_have_places_and_silent_clients_lose_theirs(fake_recognizer, mon
                 rude.send("nonsense")
             linger = struct.pack("ii", 1, 0)
             rude.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            rude.socket.close()  # while it is told why
+            rude.socket.close()  # while the error is sent to it
         wait_for(lambda: server.state.streams.taken == 0)
         with connect(url) as third:
             third.send('{"type": "CloseStream"}')
