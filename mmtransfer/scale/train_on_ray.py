@@ -153,9 +153,16 @@ def _rows(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _failure(trainer: Any) -> str | None:
-    """Let Ray Train run; why it failed, if it did."""
+    """Let Ray Train run; why it failed, if it did.
+
+    Raises:
+        KeyboardInterrupt: SIGINT, of which Ray Train makes the end of the process.
+    """
     try:
         trainer.fit()
+    except SystemExit:
+        logger.warning("stopped; --resume continues from the last checkpoint")
+        raise KeyboardInterrupt from None
     except Exception as error:  # of any kind: Ray's versions differ in what they raise
         return " ".join(str(error).split())[:300]
     return None

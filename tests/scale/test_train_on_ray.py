@@ -17,6 +17,7 @@ from support.web import wait_for
 from mmtransfer import runs
 from mmtransfer.cli import main
 from mmtransfer.config import build_config
+from mmtransfer.scale.train_on_ray import _failure
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,16 @@ def test_what_ray_cannot_train_is_one_line(source, tmp_path, capsys, options, me
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_stopped_says_how_it_continues(caplog):
+    class Trainer:  # as Ray Train ends after SIGINT
+        def fit(self):
+            sys.exit(0)
+
+    with pytest.raises(KeyboardInterrupt):
+        _failure(Trainer())
+    assert "--resume continues" in caplog.text
 
 
 def test_without_ray_the_line_that_installs_it_is_printed(source, tmp_path, monkeypatch, capsys):
