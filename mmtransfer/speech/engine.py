@@ -41,7 +41,8 @@ class Hypothesis:
     avg_logprob: float
     """Mean natural-log probability of the tokens, the end token included."""
     no_speech_prob: float
-    """Probability of the no-speech token in the first place (0 if the model has none)."""
+    """Probability of the no-speech token in the first place, without a prompt (0 if the model has
+    none)."""
     context_s: float
     """Seconds the encoder saw."""
     finished: bool = True

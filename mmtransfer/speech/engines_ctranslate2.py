@@ -337,8 +337,9 @@ class CTranslate2Whisper:
             return self._models[name]
 
     def _prompt(self, language: str | None) -> list[int]:
+        """The decoder's first tokens, without the text before."""
         generation = self._settings["generation"]
-        tokens = [*self._before, self._settings["start"]]
+        tokens = [self._settings["start"]]
         if generation["is_multilingual"]:
             tokens.append(generation["lang_to_id"][f"<|{language}|>"])
             tokens.append(generation["task_to_id"]["transcribe"])
@@ -369,7 +370,8 @@ class CTranslate2Whisper:
         languages: list[str | None] = [self.language] * len(clips)
         if self.language == "auto":
             languages = [found[0][0].strip("<|>") for found in model.detect_language(encoded)]
-        prompts = [self._prompt(language) for language in languages]
+        bare = [self._prompt(language) for language in languages]
+        prompts = [[*self._before, *prompt] for prompt in bare]
         room = self._settings["positions"] - len(prompts[0])
         limit = token_limit(max(len(clip) for clip in clips) / SAMPLE_RATE, room)
         results = model.generate(
@@ -381,6 +383,12 @@ class CTranslate2Whisper:
             return_scores=True,
             return_no_speech_prob=True,
         )
+        silent = [result.no_speech_prob for result in results]
+        if self._before:  # behind text before, silence looks like speech
+            first = model.generate(
+                encoded, bare, beam_size=1, max_length=2, return_no_speech_prob=True
+            )
+            silent = [result.no_speech_prob for result in first]
         timed = [index for index in timed if results[index].sequences_ids[0]]
         words = self._words(model, encoded, prompts, results, seconds, timed) if timed else {}
         hypotheses = []
@@ -393,7 +401,7 @@ class CTranslate2Whisper:
                     tokens,
                     # The score is the mean over the tokens without the end token.
                     result.scores[0] * len(tokens) / (len(tokens) + finished) if tokens else 0.0,
-                    result.no_speech_prob,
+                    silent[index],
                     context_s,
                     finished,
                     languages[index],

@@ -27,8 +27,8 @@ from mmtransfer.speech.generation import token_number
 from mmtransfer.speech.whisper import SpeechModel, encode_whisper
 
 _FRAME_S = 0.02  # of an encoder state
-_Row = tuple[tuple[int, ...], float, float, bool]
-"""Tokens, mean log-probability, probability of no speech, and whether the end was reached."""
+_Row = tuple[tuple[int, ...], float, bool]
+"""Tokens, mean log-probability, and whether the end was reached."""
 
 
 def transformers_engine(
@@ -192,8 +192,12 @@ class TransformersWhisper(_TransformersEngine):
         features = speech.features(clips, context_s).to(self.device, model.dtype)
         hidden = encode_whisper(model, features)
         languages = [speech.language] * len(clips)
+        start = self._start(model, hidden)
         if speech.language == "auto":
-            languages = self._detect(model, hidden)
+            languages = self._detect(model, start)
+        silent = [0.0] * len(clips)
+        if self._no_speech is not None:
+            silent = start.softmax(-1)[:, self._no_speech].tolist()
         prompts = torch.tensor(
             [self._before + speech.prompt(timestamps=False, language=x) for x in languages],
             device=self.device,
@@ -206,7 +210,7 @@ class TransformersWhisper(_TransformersEngine):
         else:
             rows = self._beams(model, hidden, prompts, limit, beams)
         hypotheses = []
-        for index, (tokens, logprob, silent, finished) in enumerate(rows):
+        for index, (tokens, logprob, finished) in enumerate(rows):
             words: tuple[Word, ...] = ()
             seconds = min(len(clips[index]) / SAMPLE_RATE, context_s)
             if seconds >= self.options.words_from_s and tokens:
@@ -222,7 +226,8 @@ class TransformersWhisper(_TransformersEngine):
             language = languages[index]
             hypotheses.append(
                 Hypothesis(
-                    text.strip(), tokens, logprob, silent, context_s, finished, language, words
+                    *(text.strip(), tokens, logprob, silent[index], context_s),
+                    *(finished, language, words),
                 )
             )
         if was_training:
@@ -232,33 +237,34 @@ class TransformersWhisper(_TransformersEngine):
             hypotheses[index] = self.decode([clips[index]], speech.max_context_s)[0]
         return hypotheses
 
-    def _detect(self, model: Any, hidden: torch.Tensor) -> list[str]:
-        """The most probable language of each clip."""
-        generation = model.generation_config
-        names = sorted(generation.lang_to_id)
+    def _start(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [clip, token] behind the start token alone: behind a prompt, silence looks like
+        speech.
+        """
         start = torch.full((len(hidden), 1), model.config.decoder_start_token_id)
         output = model.model.decoder(input_ids=start.to(self.device), encoder_hidden_states=hidden)
-        logits = model.proj_out(output.last_hidden_state[:, -1])
+        logits: torch.Tensor = model.proj_out(output.last_hidden_state[:, -1]).float()
+        return logits
+
+    def _detect(self, model: Any, logits: torch.Tensor) -> list[str]:
+        """The most probable language of each clip, by the logits behind the start token."""
+        generation = model.generation_config
+        names = sorted(generation.lang_to_id)
         best = logits[:, [generation.lang_to_id[name] for name in names]].argmax(-1)
         return [names[index].strip("<|>") for index in best.tolist()]
 
     def _step(
         self, model: Any, inputs: torch.Tensor, hidden: torch.Tensor, cache: Any, first: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
-        """(log-probabilities of the next token [row, token], of no speech [row], cache)."""
+    ) -> tuple[torch.Tensor, Any]:
+        """(log-probabilities of the next token [row, token], cache)."""
         output = model.model.decoder(
             input_ids=inputs, encoder_hidden_states=hidden, cache=cache, use_cache=True
         )
-        silent = None
-        if first and self._no_speech is not None:
-            at = len(self._before)  # the start token
-            start = model.proj_out(output.last_hidden_state[:, at]).float().softmax(-1)
-            silent = start[:, self._no_speech]
         logits = model.proj_out(output.last_hidden_state[:, -1]).float()
         logits = logits.masked_fill(
             self._suppressed_first if first else self._suppressed, -torch.inf
         )
-        return logits.log_softmax(-1), silent, output.cache
+        return logits.log_softmax(-1), output.cache
 
     def _greedy(
         self, model: Any, hidden: torch.Tensor, prompts: torch.Tensor, limit: int
@@ -267,11 +273,9 @@ class TransformersWhisper(_TransformersEngine):
         count, step_input, cache = len(hidden), prompts, None
         done = torch.zeros(count, dtype=torch.bool, device=self.device)
         logprob = torch.zeros(count, device=self.device)
-        no_speech = torch.zeros(count, device=self.device)
         tokens = []
         for step in range(limit):
-            scores, silent, cache = self._step(model, step_input, hidden, cache, step == 0)
-            no_speech = no_speech if silent is None else silent
+            scores, cache = self._step(model, step_input, hidden, cache, step == 0)
             best, chosen = scores.max(-1)
             logprob += torch.where(done, 0.0, best)
             chosen = torch.where(done, self._end, chosen)
@@ -282,11 +286,9 @@ class TransformersWhisper(_TransformersEngine):
             step_input = chosen[:, None]
         rows = torch.stack(tokens, 1).tolist()
         found = []
-        for row, score, silence, finished in zip(
-            rows, logprob.tolist(), no_speech.tolist(), done.tolist(), strict=True
-        ):
+        for row, score, finished in zip(rows, logprob.tolist(), done.tolist(), strict=True):
             kept = tuple(row[: row.index(self._end)] if self._end in row else row)
-            found.append((kept, score / (len(kept) + finished), silence, finished))
+            found.append((kept, score / (len(kept) + finished), finished))
         return found
 
     def _beams(
@@ -300,11 +302,8 @@ class TransformersWhisper(_TransformersEngine):
         total[:, 0] = 0.0  # all beams start the same
         texts: list[list[tuple[int, ...]]] = [[()] * width for _ in range(count)]
         finished: list[list[tuple[float, tuple[int, ...]]]] = [[] for _ in range(count)]
-        no_speech = [0.0] * count
         for step in range(limit):
-            scores, silent, cache = self._step(model, step_input, states, cache, step == 0)
-            if silent is not None:
-                no_speech = silent[::width].tolist()
+            scores, cache = self._step(model, step_input, states, cache, step == 0)
             sums = (total[..., None] + scores.view(count, width, -1)).flatten(1)
             # Twice as many, so that enough go on even if every beam wants to end.
             best, places = sums.topk(2 * width)
@@ -344,10 +343,10 @@ class TransformersWhisper(_TransformersEngine):
         for row in range(count):
             if finished[row]:
                 score, text = max(finished[row])
-                rows.append((text, score, no_speech[row], True))
+                rows.append((text, score, True))
             else:
                 text = texts[row][0]
-                rows.append((text, float(total[row, 0]) / len(text), no_speech[row], False))
+                rows.append((text, float(total[row, 0]) / len(text), False))
         return rows
 
 

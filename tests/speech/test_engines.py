@@ -115,6 +115,20 @@ def test_beams_words_and_prompts(engine, whisper_tiny, clips):
     assert same >= len(clips) // 2
 
 
+@pytest.mark.parametrize("engine", ["transformers", "ctranslate2"])
+def test_prompt_does_not_make_silence_look_like_speech(engine, whisper_tiny, clips):
+    rng = np.random.default_rng(0)
+    quiet = rng.normal(0, 0.003, 48_000).astype(np.float32)
+    names = DecodingOptions(prompt="Mirrowick, Hexburn yard, Tarrowmoss, Zephrine")
+    plain, prompted = (
+        recognizer(whisper_tiny, engine, options=options).engine.decode([quiet, clips[0]], 10.0)
+        for options in (DecodingOptions(), names)
+    )
+    for one, other in zip(plain, prompted, strict=True):
+        assert other.no_speech_prob == pytest.approx(one.no_speech_prob, abs=1e-3)
+    assert plain[0].no_speech_prob > 0.6 > plain[1].no_speech_prob
+
+
 def test_beams_find_what_those_of_the_library_find(random_whisper):
     """With weights that make another text of each token, and end sooner or later."""
     speech = load_speech_model(str(random_whisper))
