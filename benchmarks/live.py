@@ -215,6 +215,8 @@ def compare(
                 if min(x["end"] - offset, end) - max(x["start"] - offset, start) > 0.1
             ]
             lost += not hits
+            if not hits:
+                print(f"lost: camera{number}, {start:.2f} to {end:.2f} s")
             if hits and abs(hits[-1]["end"] - offset - end) < 0.5:
                 # Sent faster than spoken, the monitor's time line slips a little all the time.
                 offset = hits[-1]["end"] - end
@@ -233,7 +235,9 @@ def first_lines(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def parts(
     samples: np.ndarray, items: list[dict[str, Any]], count: int, seconds: float
 ) -> list[tuple[np.ndarray, str]]:
-    """For each camera some turns of the recording, of about so many seconds, with their text."""
+    """For each camera some turns of the recording, of about so many seconds, with their text; the
+    same ones for several cameras where there are not enough.
+    """
     runs = []
     for first, item in enumerate(items):
         last = first
@@ -241,12 +245,14 @@ def parts(
             last += 1
         if seconds <= items[last]["end"] - item["start"] <= 1.5 * seconds:
             runs.append((item["start"], items[last]["end"], items[first : last + 1]))
+    if not runs:
+        sys.exit(f"the recording has no turns of {seconds:g} s together; ask for other --seconds")
     chosen, taken = [], 0.0
     for number in range(count):
         place = max(taken, number * items[-1]["end"] / count)
+        if all(run[0] < taken for run in runs):
+            taken = place = 0.0
         free = [run for run in runs if run[0] >= taken]
-        if not free:
-            sys.exit(f"the recording has no {count} turns of {seconds:g} s; ask for fewer cameras")
         start, end, own = min(free, key=lambda run: abs(run[0] - place))
         taken = end
         audio = samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
