@@ -191,8 +191,9 @@ COMMANDS = {
     "python benchmarks/few_shot.py --train sst2/train.csv --validation sst2/validation.csv --shots "
     "N": OPTIONS,
     "python benchmarks/live.py bundled:whisper-tiny.en delay --video desk_10min.mp4": OPTIONS,
-    "python benchmarks/recognition.py --peer-python peer/bin/python --long wh_weekly_address_ms13.ogg "
-    "--long dictation_rosehill_v1.ogg --long dictation_rosehill_v2.ogg --long p25_dispatch_first.flac": OPTIONS,
+    "python benchmarks/recognition.py --peer-python peer/bin/python --video desk_10min.mp4 "
+    "--reference desk_10min.json --long wh_weekly_address_ms13.ogg --long dictation_rosehill_v1.ogg "
+    "--long dictation_rosehill_v2.ogg --long p25_dispatch_first.flac": OPTIONS,
     "python benchmarks/recognition.py --set ljspeech=ljspeech --set telephone=telephone_prompts --noise "
     "noise": OPTIONS,
     "python benchmarks/recognition.py --model bundled:whisper-base --language en --set "
@@ -202,8 +203,6 @@ COMMANDS = {
     "--reference desk_10min.json --set ljspeech=ljspeech --set telephone=telephone_prompts --set "
     "grid=grid_s1/validation --set held_out_voices=held_out --noise noise --run runs/grid "
     "--run-data grid_s1/validation": OPTIONS,
-    "python benchmarks/recognition.py --peer-python peer/bin/python --video desk_10min.mp4 "
-    "--reference desk_10min.json --repeats 2": OPTIONS,
     "python benchmarks/sentiment.py --train sst2/train.csv --validation sst2/validation.csv": OPTIONS,
     "python benchmarks/stock_pipeline.py runs/grid/model grid_s1/validation": OPTIONS,
     "python benchmarks/training_speed.py --data grid_s1/train": OPTIONS,
