@@ -180,6 +180,7 @@ COMMANDS = {
     """'[{"frozen": "none", "adapter": {"type": "lora", "r": 16, "lora_alpha": 32, """
     """"target_modules": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]}}]'""": OPTIONS,
     "python benchmarks/auto.py choose --data data --cases dvd --most 400": OPTIONS,
+    "python benchmarks/auto.py choose --data data --cases grid_40 electronics": OPTIONS,
     "python benchmarks/relatedness.py domains --reviews product_reviews --sst2 sst2": OPTIONS,
     "python benchmarks/auto.py seeds --data data": OPTIONS,
     "python benchmarks/serve.py bundled:whisper-tiny.en --video desk_10min.mp4 streams --count 16 "
