@@ -250,9 +250,9 @@ def parts(
     chosen, taken = [], 0.0
     for number in range(count):
         place = max(taken, number * items[-1]["end"] / count)
-        if all(run[0] < taken for run in runs):
-            taken = place = 0.0
         free = [run for run in runs if run[0] >= taken]
+        if not free:
+            free, place = runs, 0.0
         start, end, own = min(free, key=lambda run: abs(run[0] - place))
         taken = end
         audio = samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
