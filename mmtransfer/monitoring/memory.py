@@ -22,13 +22,19 @@ def _libc() -> Any:
     return ctypes.CDLL(None)
 
 
+def share_heap() -> None:
+    """One heap for all threads: a heap of each would keep what every shape of batch left in it."""
+    with suppress(AttributeError, OSError, TypeError):
+        _libc().mallopt(_M_ARENA_MAX, 1)
+
+
 def keep_steady() -> None:
-    """One heap for all threads, and blocks of their own for what is large: a heap of each thread
-    would keep what every shape of batch left in it.
+    """Blocks of their own for what is large, besides one heap: it costs a fifth of the time that a
+    recording takes.
     """
+    share_heap()
     with suppress(AttributeError, OSError, TypeError):
         libc = _libc()
-        libc.mallopt(_M_ARENA_MAX, 1)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 

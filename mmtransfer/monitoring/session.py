@@ -22,7 +22,7 @@ from mmtransfer.monitoring.journal.forgetting import Forgotten, Rule, forget
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.keywords import Keywords
 from mmtransfer.monitoring.loading import Recognizers, load_monitor, resolve_models
-from mmtransfer.monitoring.memory import keep_steady
+from mmtransfer.monitoring.memory import keep_steady, share_heap
 from mmtransfer.monitoring.monitor import Monitor
 from mmtransfer.monitoring.options import MonitorOptions
 from mmtransfer.monitoring.outputs.alerts import Channel
@@ -238,9 +238,10 @@ class Session:
         options, cameras = self.options, self.cameras
         outputs = [Path(path) for path in options.output]
         endless = [c.name for c in cameras if goes_on(c) or is_folder(c.url)]
-        # It costs a recording a fifth of its time.
         if endless or any(is_piped(camera.url) for camera in cameras):
             keep_steady()
+        else:
+            share_heap()
         check_outputs(outputs, live=endless)
         _check_places(options, cameras, outputs)
         _check_cameras(cameras)  # before the model is loaded, which takes seconds

@@ -192,23 +192,28 @@ class TransformersWhisper(_TransformersEngine):
         features = speech.features(clips, context_s).to(self.device, model.dtype)
         hidden = encode_whisper(model, features)
         languages = [speech.language] * len(clips)
-        start = self._start(model, hidden)
-        if speech.language == "auto":
-            languages = self._detect(model, start)
-        silent = [0.0] * len(clips)
-        if self._no_speech is not None:
-            silent = start.softmax(-1)[:, self._no_speech].tolist()
+        alone = speech.language == "auto" or bool(self._before)
+        if alone:
+            start = torch.full((len(clips), 1), model.config.decoder_start_token_id)
+            states, _ = self._advance(model, start.to(self.device), hidden, None)
+            # Behind a prompt, silence looks like speech.
+            silent = self._silence(model, states)
+            if speech.language == "auto":
+                languages = self._detect(model, states)
         prompts = torch.tensor(
             [self._before + speech.prompt(timestamps=False, language=x) for x in languages],
             device=self.device,
         )
         room = model.config.max_target_positions - prompts.shape[1]
         limit = token_limit(max(len(clip) for clip in clips) / SAMPLE_RATE, room)
+        first, cache = self._advance(model, prompts, hidden, None)
+        if not alone:
+            silent = self._silence(model, first)
         beams = self.options.beam_size or 1
         if beams == 1:
-            rows = self._greedy(model, hidden, prompts, limit)
+            rows = self._greedy(model, hidden, first, cache, limit)
         else:
-            rows = self._beams(model, hidden, prompts, limit, beams)
+            rows = self._beams(model, hidden, first, cache, limit, beams)
         hypotheses = []
         for index, (tokens, logprob, finished) in enumerate(rows):
             words: tuple[Word, ...] = ()
@@ -237,53 +242,57 @@ class TransformersWhisper(_TransformersEngine):
             hypotheses[index] = self.decode([clips[index]], speech.max_context_s)[0]
         return hypotheses
 
-    def _start(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [clip, token] behind the start token alone: behind a prompt, silence looks like
-        speech.
+    def _silence(self, model: Any, states: torch.Tensor) -> list[float]:
+        """The probability of no speech of each clip, by the states [clip, token, width] of tokens
+        of which the first is the start token.
         """
-        start = torch.full((len(hidden), 1), model.config.decoder_start_token_id)
-        output = model.model.decoder(input_ids=start.to(self.device), encoder_hidden_states=hidden)
-        logits: torch.Tensor = model.proj_out(output.last_hidden_state[:, -1]).float()
-        return logits
+        if self._no_speech is None:
+            return [0.0] * len(states)
+        shares = model.proj_out(states[:, 0]).float().softmax(-1)
+        found: list[float] = shares[:, self._no_speech].tolist()
+        return found
 
-    def _detect(self, model: Any, logits: torch.Tensor) -> list[str]:
-        """The most probable language of each clip, by the logits behind the start token."""
+    def _detect(self, model: Any, states: torch.Tensor) -> list[str]:
+        """The most probable language of each clip, by the states behind the start token."""
         generation = model.generation_config
         names = sorted(generation.lang_to_id)
+        logits = model.proj_out(states[:, 0])
         best = logits[:, [generation.lang_to_id[name] for name in names]].argmax(-1)
         return [names[index].strip("<|>") for index in best.tolist()]
 
-    def _step(
-        self, model: Any, inputs: torch.Tensor, hidden: torch.Tensor, cache: Any, first: bool
+    def _advance(
+        self, model: Any, inputs: torch.Tensor, hidden: torch.Tensor, cache: Any
     ) -> tuple[torch.Tensor, Any]:
-        """(log-probabilities of the next token [row, token], cache)."""
+        """(states of the tokens [row, token, width], cache)."""
         output = model.model.decoder(
             input_ids=inputs, encoder_hidden_states=hidden, cache=cache, use_cache=True
         )
-        logits = model.proj_out(output.last_hidden_state[:, -1]).float()
-        logits = logits.masked_fill(
-            self._suppressed_first if first else self._suppressed, -torch.inf
-        )
-        return logits.log_softmax(-1), output.cache
+        return output.last_hidden_state, output.cache
+
+    def _scores(self, model: Any, states: torch.Tensor, first: bool) -> torch.Tensor:
+        """Log-probabilities of the token that follows [row, token]."""
+        suppressed = self._suppressed_first if first else self._suppressed
+        logits = model.proj_out(states[:, -1]).float().masked_fill(suppressed, -torch.inf)
+        return logits.log_softmax(-1)
 
     def _greedy(
-        self, model: Any, hidden: torch.Tensor, prompts: torch.Tensor, limit: int
+        self, model: Any, hidden: torch.Tensor, states: torch.Tensor, cache: Any, limit: int
     ) -> list[_Row]:
-        """The most probable token after each other."""
-        count, step_input, cache = len(hidden), prompts, None
+        """The most probable token after each other, from the prompt's states and cache."""
+        count = len(hidden)
         done = torch.zeros(count, dtype=torch.bool, device=self.device)
         logprob = torch.zeros(count, device=self.device)
-        tokens = []
+        tokens: list[torch.Tensor] = []
         for step in range(limit):
-            scores, cache = self._step(model, step_input, hidden, cache, step == 0)
-            best, chosen = scores.max(-1)
+            if tokens:
+                states, cache = self._advance(model, tokens[-1][:, None], hidden, cache)
+            best, chosen = self._scores(model, states, step == 0).max(-1)
             logprob += torch.where(done, 0.0, best)
             chosen = torch.where(done, self._end, chosen)
             tokens.append(chosen)
             done |= chosen == self._end
             if bool(done.all()):
                 break
-            step_input = chosen[:, None]
         rows = torch.stack(tokens, 1).tolist()
         found = []
         for row, score, finished in zip(rows, logprob.tolist(), done.tolist(), strict=True):
@@ -292,18 +301,30 @@ class TransformersWhisper(_TransformersEngine):
         return found
 
     def _beams(
-        self, model: Any, hidden: torch.Tensor, prompts: torch.Tensor, limit: int, width: int
+        self,
+        model: Any,
+        hidden: torch.Tensor,
+        states: torch.Tensor,
+        cache: Any,
+        limit: int,
+        width: int,
     ) -> list[_Row]:
-        """Beam search; a finished hypothesis counts by its mean log-probability, as greedy ones."""
+        """Beam search from the prompt's states and cache; a finished hypothesis counts by its mean
+        log-probability, as greedy ones.
+        """
         count, end = len(hidden), self._end
-        states = hidden.repeat_interleave(width, 0)
-        step_input, cache = prompts.repeat_interleave(width, 0), None
+        rows_of = torch.arange(count, device=self.device).repeat_interleave(width)
+        hidden, states = hidden[rows_of], states[rows_of]
+        cache.reorder_cache(rows_of)
+        step_input = None
         total = torch.full((count, width), -torch.inf, device=self.device)
         total[:, 0] = 0.0  # all beams start the same
         texts: list[list[tuple[int, ...]]] = [[()] * width for _ in range(count)]
         finished: list[list[tuple[float, tuple[int, ...]]]] = [[] for _ in range(count)]
         for step in range(limit):
-            scores, cache = self._step(model, step_input, states, cache, step == 0)
+            if step_input is not None:
+                states, cache = self._advance(model, step_input, hidden, cache)
+            scores = self._scores(model, states, step == 0)
             sums = (total[..., None] + scores.view(count, width, -1)).flatten(1)
             # Twice as many, so that enough go on even if every beam wants to end.
             best, places = sums.topk(2 * width)

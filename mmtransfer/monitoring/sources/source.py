@@ -29,6 +29,7 @@ from mmtransfer.speech.recognition import Recognizer
 
 WAITING_SEGMENTS = 48
 """Of all sources together, that may wait in memory: recognition may be slower than reading."""
+_AHEAD = 24  # of a recording: two workers' batches and half as many, each up to a window long
 _RECORDINGS = 4096  # more than there are segments in work
 _SAME_SOUND_S = 1.0  # a sound is reported again after a second of less at the soonest
 
@@ -60,7 +61,7 @@ class Source:
             self.silences = Silences(math.inf if self.is_live else 0.0)
         self.most = max(BATCH_SEGMENTS, waiting // max(1, count))
         """Segments of it that may be in memory."""
-        self.room = threading.Semaphore(self.most)
+        self.room = threading.Semaphore(min(self.most, _AHEAD))
         """What a recording waits for."""
         self.stopping = threading.Event()
         """Set when its reader is to end."""
