@@ -8,7 +8,14 @@ from dataclasses import dataclass, field, replace
 
 from mmtransfer.monitoring.events import NoText, Transcript, line_id
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, Job
-from mmtransfer.monitoring.lines import Line, LineSettings, split_lines, split_pieces, text_ends_at
+from mmtransfer.monitoring.lines import (
+    Line,
+    LineSettings,
+    last_piece,
+    split_lines,
+    split_pieces,
+    text_ends_at,
+)
 from mmtransfer.monitoring.redaction import Redactor
 from mmtransfer.monitoring.silence import Silences
 from mmtransfer.monitoring.sources.source import Source
@@ -36,6 +43,8 @@ class Result:
     """Class and probability of each line's text."""
     pieces: list[int] = field(default_factory=list)
     """Of a turn: how many lines each of its segments has."""
+    whole: tuple[tuple[float, ...], Hypothesis] | None = None
+    """Of a segment: where those start that were decoded together, and as what."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,10 @@ class Decoder:
     def recognize(self, batch: Sequence[Job]) -> list[Result]:
         """Decode and classify a batch; may be called from any thread."""
         first = batch[0]
+        if first.decoded is not None:
+            return self._results([first.decoded], batch)
         found = self._recognizers[first.camera].decode(
-            [job.segment.samples for job in batch],
+            [job.samples for job in batch],
             first.kind[1],
             # A whole draft is the segment's text, unless somebody goes on.
             can_wait=first.is_turn or (first.is_draft and not first.is_whole),
@@ -92,7 +103,8 @@ class Decoder:
 
     def settle(self, job: Job, result: Result) -> Result | Rejected | list[Job]:
         """What becomes of a segment: its text, a rejection, or what is to be decoded in its place.
-        A doubted text is decoded again in a longer context, and when there is none, in two halves;
+        A doubted text is decoded again: that of a segment in its turn without it, others in a
+        longer context, and when there is none, in two halves;
         and once more if it is doubted for its repetitions alone. What a decoder left out at the end
         of a window is decoded on its own.
         """
@@ -102,6 +114,10 @@ class Decoder:
         if reason is None:
             cut = missed_from(segment, hypothesis)
             return result if cut is None else self._parts(job, segment.parts(cut))
+        if job.window is not None:
+            context_s = self._recognizers[job.camera].context_s(segment.samples, is_first=True)
+            kind, most = self.kind(job.camera, context_s)
+            return [replace(job, window=None, kind=kind, most=most)]
         job.readings = (*job.readings, hypothesis)
         again = self._longer_or_halves(job)
         if again:
@@ -135,7 +151,8 @@ class Decoder:
     def _results(self, found: Sequence[Hypothesis], jobs: Sequence[Job]) -> list[Result]:
         """Hypotheses with their lines, and the classes of these."""
         results = []
-        for job, hypothesis in zip(jobs, found, strict=True):
+        for job, whole in zip(jobs, found, strict=True):
+            hypothesis = _of_segment(job, whole)
             shown = self._shown(job, hypothesis)  # guards judge what was decoded
             if job.is_turn:
                 pieces = split_pieces(shown, job.segment, self._lines, job.known)
@@ -143,7 +160,7 @@ class Decoder:
                 results.append(Result(hypothesis, lines, pieces=[len(piece) for piece in pieces]))
             else:
                 lines = split_lines(shown, job.segment, self._lines)
-                results.append(Result(hypothesis, lines))
+                results.append(Result(hypothesis, lines, whole=(job.starts, whole)))
         if self._classifier is not None:
             classified = [result for result in results if result.hypothesis.text.strip()]
             texts = [line.text for result in classified for line in result.lines]
@@ -186,6 +203,17 @@ class Decoder:
             part = replace(job, segment=segment, kind=kind, most=most, half_of=job, halves={})
             parts.append(part)
         return parts
+
+
+def _of_segment(job: Job, whole: Hypothesis) -> Hypothesis:
+    """Of what was decoded, the part that is of the job's segment; without text if it is in doubt
+    which that is.
+    """
+    if job.window is None:
+        return whole
+    if not is_trusted(job.window, whole):
+        return replace(whole, text="", tokens=(), words=())
+    return last_piece(whole, job.window, job.segment, job.known)
 
 
 def is_trusted(segment: Segment, hypothesis: Hypothesis) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from mmtransfer.monitoring.lines import Line
 from mmtransfer.speech.engine import Hypothesis
 from mmtransfer.speech.segments import Segment
@@ -42,14 +44,30 @@ class Job:
     """Whether it is a turn, all of whose segments have been jobs of their own."""
     after: int = 0
     """Of a turn: the place in the source's output behind the last of its segments."""
+    window: Segment | None = None
+    """The segment and its turn before it, if it is decoded with that."""
     known: Sequence[Sequence[Line]] = ()
-    """Of a turn: the lines that its segments have."""
+    """Of a turn, or of a window: the lines that its segments have."""
+    decoded: Hypothesis | None = None
+    """Of a turn: what its last segment was decoded as, if that was with all of it."""
     final: Job | None = None
     """What a draft that is being decoded turned out to be."""
     half_of: Job | None = None
     """The job whose window was cut in two because a guard objected to the text of the whole."""
     halves: dict[float, Any] = field(default_factory=dict)
     """Of such a job: what became of its halves, by where they start."""
+
+    @property
+    def samples(self) -> np.ndarray:
+        """What is decoded."""
+        return (self.window or self.segment).samples
+
+    @property
+    def starts(self) -> tuple[float, ...]:
+        """Where the segments start that are decoded together."""
+        window = self.segment if self.is_turn else self.window
+        pieces = window.pieces if window is not None else (self.segment,)
+        return tuple(piece.start for piece in pieces)
 
     def is_same(self, other: Job) -> bool:
         """Whether another is of the same audio."""

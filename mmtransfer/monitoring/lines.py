@@ -6,7 +6,6 @@ characters, for at most seven seconds (BBC subtitle guidelines; Netflix timed te
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +13,14 @@ from itertools import pairwise
 
 from rapidfuzz.distance import Levenshtein
 
-from mmtransfer.speech.engine import Hypothesis, Word
+from mmtransfer.speech.engine import Hypothesis, Word, word_logprob
 from mmtransfer.speech.segments import Segment
 
 _SENTENCE_END = (".", "?", "!", "…", "。", "？", "！")
 _CLAUSE_END = (",", ";", ":", "、", "，", "；", "：")
 _CLOSING = "\"'”’)]»」』"
 _ROW = 42  # characters
+_FAR_S = 1.0  # between a word and where the same word was before; times of attention are that bad
 _CLAUSE_WORTH = 0.3  # of a line's length, by which it may be cut off its middle
 
 
@@ -99,14 +99,7 @@ def split_pieces(
     if not texts or not segment.pieces:
         return []
     words = _in_stream(hypothesis.words, segment)
-    slots: list[tuple[int, Line | None]] = []  # piece, and its known line
-    for number, _ in enumerate(segment.pieces):
-        lines = known[number] if number < len(known) else ()
-        slots += [(number, line) for line in lines] or [(number, None)]
-    starts = [
-        segment.pieces[number].start if line is None else line.start for number, line in slots
-    ]
-    places = _agreed_places(words, [line.text if line else "" for _, line in slots], starts)
+    slots, places = _placed(words, segment, known)
     found: list[list[Line]] = [[] for _ in segment.pieces]
     for place, (number, line) in enumerate(slots):
         own = [index for index, at in enumerate(places) if at == place]
@@ -123,14 +116,58 @@ def split_pieces(
     return found
 
 
+def last_piece(
+    hypothesis: Hypothesis, window: Segment, segment: Segment, known: Sequence[Sequence[Line]] = ()
+) -> Hypothesis:
+    """Of a window's hypothesis the part that is of its last piece, as one of that segment alone;
+    without text where the times of the words are not known. `known` are the lines of the pieces
+    before it.
+    """
+    texts = _spans(hypothesis.text, [word.text for word in hypothesis.words])
+    own: list[int] = []
+    if texts:
+        others = [*known][: len(window.pieces) - 1]
+        slots, places = _placed(_in_stream(hypothesis.words, window), window, others)
+        own = [index for index, place in enumerate(places) if place == len(slots) - 1]
+    piece = window.pieces[-1]
+    # The window may have left out some of the silence before it.
+    moved_s = piece.samples_start - segment.samples_start - piece.offset_s
+    words = tuple(
+        replace(
+            word,
+            start_s=round(max(0.0, word.start_s + moved_s), 2),
+            end_s=round(max(0.0, word.end_s + moved_s), 2),
+        )
+        for word in (hypothesis.words[index] for index in own)
+    )
+    text = "".join(texts[index] for index in own).strip()
+    return replace(hypothesis, text=text, tokens=(), words=words, avg_logprob=word_logprob(words))
+
+
+def _placed(
+    words: Sequence[Word], window: Segment, known: Sequence[Sequence[Line]]
+) -> tuple[list[tuple[int, Line | None]], list[int]]:
+    """Where words with the stream's times belong: the places there are, each a piece and its known
+    line, if it has one, and the number of each word's place.
+    """
+    slots: list[tuple[int, Line | None]] = []
+    for number, _ in enumerate(window.pieces):
+        lines = known[number] if number < len(known) else ()
+        slots += [(number, line) for line in lines] or [(number, None)]
+    owners = [line or window.pieces[number] for number, line in slots]
+    spans = [(owner.start, owner.end) for owner in owners]
+    return slots, _agreed_places(words, [line.text if line else "" for _, line in slots], spans)
+
+
 def _agreed_places(
-    words: Sequence[Word], before: Sequence[str], starts: Sequence[float]
+    words: Sequence[Word], before: Sequence[str], spans: Sequence[tuple[float, float]]
 ) -> list[int]:
     """For each word the number of the text that it belongs to, in order.
 
-    `before` are the texts as they were, each of which starts at its time: a word of which at least
-    half the letters are aligned with letters of a text (Levenshtein) belongs to that, another one,
-    between these, by its middle.
+    `before` are the texts as they were, each spoken in its span: a word of which at least half the
+    letters are aligned with letters of a text (Levenshtein) belongs to that, another one, between
+    these, to the one in whose span most of it is spoken. (Attention leaves a word at a pause in
+    the pause with one end, so neither its start nor its middle says where it belongs.)
     """
     letters = [(letter, n) for n, text in enumerate(before) for letter in _letters(text)]
     spelled = [(letter, n) for n, word in enumerate(words) for letter in _letters(word.text)]
@@ -142,16 +179,28 @@ def _agreed_places(
     agreed: list[int | None] = []
     for word, vote in zip(words, votes, strict=True):
         (line, count), *_ = vote.most_common(1) or [(0, 0)]
-        agreed.append(line if count and 2 * count >= len(_letters(word.text)) else None)
+        by_time = _place(word, spans)
+        is_aligned = count and 2 * count >= len(_letters(word.text))
+        is_new = not before[by_time] and _shared(word, spans[line]) < -_FAR_S
+        agreed.append(line if is_aligned and not is_new else None)
     places, lowest = [], 0
     for number, (word, known) in enumerate(zip(words, agreed, strict=True)):
         if known is None:
             behind = (line for line in agreed[number + 1 :] if line is not None)
-            by_time = bisect_right(starts, (word.start_s + word.end_s) / 2) - 1
-            known = min(by_time, next(behind, len(before) - 1))
+            known = min(_place(word, spans), next(behind, len(before) - 1))
         lowest = max(lowest, known)
         places.append(lowest)
     return places
+
+
+def _place(word: Word, spans: Sequence[tuple[float, float]]) -> int:
+    """The span that most of a word is in; between two of them, the nearer one."""
+    return max(range(len(spans)), key=lambda place: _shared(word, spans[place]))
+
+
+def _shared(word: Word, span: tuple[float, float]) -> float:
+    """Seconds of a word in the span; less than 0 if it is so far from it."""
+    return min(word.end_s, span[1]) - max(word.start_s, span[0])
 
 
 def _letters(text: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from mmtransfer.monitoring.decoding import Found, Result, is_trusted, lines_of
 from mmtransfer.monitoring.events import (
@@ -26,7 +28,11 @@ from mmtransfer.monitoring.lines import Line
 from mmtransfer.monitoring.moments import Moments
 from mmtransfer.monitoring.sources.source import Source
 from mmtransfer.monitoring.texts import alerts, new_alerts, revised
+from mmtransfer.speech.engine import Word, word_logprob
+from mmtransfer.speech.segments import Segment
 
+_PAST_SEGMENTS = 64  # more than a window takes
+_LESS_LIKELY = 0.1  # nats a word, by which a turn's text may be less likely than the first one
 HandedOut = Generator[Item, None, bool]
 """Items that have been written; at its end, whether all that is ready could be."""
 
@@ -40,6 +46,9 @@ class Output:
         """Places that have been given, and of these, what has been handed out."""
         self.recent: dict[str, list[Transcript]] = {}
         """Of a live source: the lines of segments whose turn is not over, by segment."""
+        self._past: dict[str, list[Transcript]] = {}  # of the last segments whose turn is
+        self.logprobs: dict[str, float] = {}
+        """Of those segments: the mean log-probability of their words, where it is known."""
         self.end: SourceEnd | None = None
         self._done: dict[int, Found | FileDone | Recording | None] = {}
         self._turns: deque[tuple[Job, Result]] = deque()  # decoded
@@ -79,11 +88,12 @@ class Output:
         """It has been decoded."""
         self._turns.append((job, result))
 
-    def known_lines(self, turn: Job) -> list[list[Line]]:
-        """The lines that each segment of a turn has."""
-        names = (segment_id(self.source.name, piece.start) for piece in turn.segment.pieces)
+    def known_lines(self, window: Segment) -> list[list[Line]]:
+        """The lines that each segment of a window has."""
+        names = (segment_id(self.source.name, piece.start) for piece in window.pieces)
+        known = {**self._past, **self.recent}
         return [
-            [Line(line.start, line.end, line.text) for line in self.recent.get(name, ())]
+            [Line(line.start, line.end, line.text) for line in known.get(name, ())]
             for name in names
         ]
 
@@ -100,7 +110,11 @@ class Output:
             self._turns.popleft()
         self._open_turns -= 1
         for piece in job.segment.pieces:
-            self.recent.pop(segment_id(self.source.name, piece.start), None)
+            name = segment_id(self.source.name, piece.start)
+            self._past[name] = self.recent.pop(name, [])
+            self.logprobs.pop(name, None)
+        for name in [*self._past][:-_PAST_SEGMENTS]:
+            del self._past[name]
 
     @property
     def is_settled(self) -> bool:
@@ -228,7 +242,7 @@ class Ordering:
         found_lines = lines_of(
             *(source.address_of(job.id), source.name, job.id, result), with_words=self._with_words
         )
-        lines = iter(found_lines)
+        lines, words = iter(found_lines), iter(result.lines)
         before: list[Transcript] = []
         after: list[Transcript] = []
         changed: list[Transcript] = []
@@ -236,9 +250,13 @@ class Ordering:
             name = segment_id(source.name, piece.start)
             known = output.recent.get(name, [])
             found = [replace(next(lines), id=line_id(name, number)) for number in range(count)]
+            own = [word for line in islice(words, count) for word in line.words]
             before += known
-            after += found
-            changed += revised(known, found)
+            if _stays(known, output.logprobs.get(name, -math.inf), found, own):
+                after += known
+            else:
+                after += found
+                changed += revised(known, found)
         return before, after, changed
 
     def _end(self, output: Output) -> HandedOut:
@@ -271,6 +289,21 @@ class Ordering:
         source.stats.last_text = lines[-1].text
         if lines[-1].delay_s is not None:
             source.stats.add_delay(lines[-1].delay_s)
+
+
+def _stays(
+    known: Sequence[Transcript], logprob: float, found: Sequence[Transcript], words: Sequence[Word]
+) -> bool:
+    """Whether a segment's lines, whose words have that log-probability, stay although its turn has
+    others for it: where it has no text, or words that are less likely in the same context. An
+    adapter decodes shorter contexts, and is no judge of the source's own weights.
+    """
+    if not known:
+        return False
+    if not any(line.text for line in found):
+        return True
+    is_comparable = {line.context_s for line in known} == {line.context_s for line in found}
+    return is_comparable and word_logprob(words) < logprob - _LESS_LIKELY
 
 
 def _delayed(line: Transcript | NoText, delay_s: float) -> Transcript | NoText:

@@ -55,6 +55,15 @@ class _Speaking:
     """End of the last whole segment."""
     in_memory: int = 0
     """Segments that wait, and whose samples are held."""
+    decoded: tuple[tuple[float, ...], Hypothesis] | None = None
+    """What the last segment was decoded as, together with segments that start there."""
+
+    def decoding_of(self, turn: Job) -> Hypothesis | None:
+        """What a turn was decoded as already, in the same context."""
+        starts, found = self.decoded or ((), None)
+        if found is None or found.context_s != turn.kind[1]:
+            return None
+        return found if starts == turn.starts else None
 
 
 class Pipeline:
@@ -199,7 +208,7 @@ class Pipeline:
         elif isinstance(item, Turn):
             self._add_turn(source, item.window)
         else:
-            cut = Cut(item, source.name) if isinstance(item, Segment) else item
+            cut: Cut = item
             identity = segment_id(cut.of, cut.segment.start)
             if identity in source.known:
                 if source.silences is not None:  # an earlier session knows what was spoken there
@@ -210,7 +219,7 @@ class Pipeline:
                 return
             if source.is_live:
                 self._ledger.keep(source.name, identity, cut.segment)
-            self._add(source, identity, cut.segment)
+            self._add(source, identity, cut.segment, cut.window)
 
     def _take_results(self, decoded: Decoded[Result]) -> None:
         self._scheduler.done(decoded.batch)
@@ -237,8 +246,11 @@ class Pipeline:
 
         while (batch := self._scheduler.next(is_ready, has_time)) is not None:
             for job in batch.jobs:
+                window = job.segment if job.is_turn else job.window
+                if window is not None:
+                    job.known = self._ordering.outputs[job.camera].known_lines(window)
                 if job.is_turn:
-                    job.known = self._ordering.outputs[job.camera].known_lines(job)
+                    job.decoded = self._speaking[job.camera].decoding_of(job)
                 elif job.is_spooled:
                     job.segment = self._ledger.load(job.id)
             self._workers.start(batch)
@@ -261,9 +273,7 @@ class Pipeline:
         identity = segment_id(source.name, segment.start)
         if source.silences is not None:
             source.silences.begin(_SPEAKING, segment.start)
-        context_s = source.recognizer.context_s(segment.samples, is_first=True)
-        kind = self._decoder.kind(source.number, context_s)
-        job = Job(source.number, -1, identity, segment, *kind)
+        job = self._job(source, -1, identity, segment, draft.window)
         self._scheduler.add_draft(replace(job, is_draft=True, is_whole=draft.is_whole))
 
     def _keep_draft(self, job: Job, result: Result) -> None:
@@ -318,12 +328,36 @@ class Pipeline:
 
     # --- segments -----------------------------------------------------------------------------
 
+    def _job(
+        self,
+        source: Source,
+        place: int,
+        identity: str,
+        segment: Segment,
+        window: Segment | None = None,
+    ) -> Job:
+        """A segment is decoded with its turn before it, given as `window`, as the turn will be: so
+        little of its text is revised. Without it, where text would come late, or nobody knows yet
+        where the segment ends.
+        """
+        if window is None or not self._scheduler.has_time:
+            context_s = source.recognizer.context_s(segment.samples, is_first=source.is_live)
+            kind = self._decoder.kind(source.number, context_s)
+            return Job(source.number, place, identity, segment, *kind)
+        kind = self._decoder.kind(source.number, source.recognizer.context_s(window.samples))
+        with_turn = window if len(window.pieces) > 1 else None
+        return Job(source.number, place, identity, segment, *kind, window=with_turn)
+
     def _add(
-        self, source: Source, identity: str, segment: Segment, *, is_spooled: bool = False
+        self,
+        source: Source,
+        identity: str,
+        segment: Segment,
+        window: Segment | None = None,
+        *,
+        is_spooled: bool = False,
     ) -> None:
-        context_s = source.recognizer.context_s(segment.samples, is_first=source.is_live)
-        kind = self._decoder.kind(source.number, context_s)
-        job = Job(source.number, self._output(source).place(), identity, segment, *kind)
+        job = self._job(source, self._output(source).place(), identity, segment, window)
         source.stats.waiting += 1
         if source.silences is not None:
             source.silences.begin(identity, segment.start, segment.end)
@@ -333,13 +367,13 @@ class Pipeline:
             speaking.cut_to = segment.end
             self._scheduler.drop_draft(source.number)
             is_kept = self._ledger.holds(identity)
-            job.is_spooled = is_spooled or (is_kept and speaking.in_memory >= source.most)
-            if not job.is_spooled:
+            if not (is_spooled or (is_kept and speaking.in_memory >= source.most)):
                 speaking.in_memory += 1
                 if self._use_draft(job):
                     return
             else:
-                job.segment = replace(segment, samples=segment.samples[:0])
+                job = self._job(source, job.number, identity, segment)
+                job.segment, job.is_spooled = replace(segment, samples=segment.samples[:0]), True
         self._scheduler.add(job)
         self._make_room()
 
@@ -377,6 +411,8 @@ class Pipeline:
     def _settle(self, job: Job, result: Result) -> None:
         """Take a result as the segment's, or decode it again."""
         source, verdict = self._sources[job.camera], self._decoder.settle(job, result)
+        if source.has_turns and not job.is_repeat:
+            self._speaking[job.camera].decoded = result.whole
         if isinstance(verdict, list):
             source.stats.decoded_again += not job.is_repeat
             for part in verdict:
@@ -391,6 +427,8 @@ class Pipeline:
                 *(source.address_of(job.id), source.name, job.id, verdict),
                 with_words=self._with_words,
             )
+            if source.has_turns and job.half_of is None:
+                self._output(source).logprobs[job.id] = verdict.hypothesis.word_logprob
             self._finish(job, [*found])
 
     def _finish(self, job: Job, found: Found | None) -> None:

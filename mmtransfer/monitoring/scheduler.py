@@ -79,6 +79,11 @@ class Scheduler:
         """Take out a segment of a source that ended before that time, if one waits."""
         return self._waiting.drop_before(camera, limit)
 
+    @property
+    def has_time(self) -> bool:
+        """Whether a segment would be decoded soon, though it took longer."""
+        return len(self._waiting) < self._workers
+
     def running_draft(self, job: Job) -> Job | None:
         """The draft that is being decoded and has the same audio as this segment."""
         drafts = (draft for batch in self._running if batch.is_draft for draft in batch.jobs)

@@ -17,6 +17,7 @@ from mmtransfer.errors import UserError
 TOKENS_PER_SECOND = 16
 """Above what any language's fastest speech needs."""
 _TOKENS_AT_LEAST = 24
+_LEAST = 1e-3  # probability of a word, below which it is no more improbable
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,20 @@ class Hypothesis:
         """
         data = self.text.encode()
         return len(data) / len(zlib.compress(data)) if data else 0.0
+
+    @property
+    def word_logprob(self) -> float:
+        """Mean natural-log probability of its words, or of its tokens where the words are not
+        known.
+        """
+        return word_logprob(self.words) if self.words else self.avg_logprob
+
+
+def word_logprob(words: Sequence[Word]) -> float:
+    """Mean natural-log probability of words; -inf for none."""
+    if not words:
+        return -math.inf
+    return math.fsum(math.log(max(w.probability, _LEAST)) for w in words) / len(words)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from mmtransfer.speech.mixing import brought_up
 from mmtransfer.speech.voice_activity import FRAME, SpeechProbability
 
 _FRAME_S = FRAME / SAMPLE_RATE
+_BEFORE_SHARE = 0.75  # of a window, that an earlier turn may fill
 _BLOCK_FRAMES = 32  # frames scored at once: about a second
 
 
@@ -347,11 +348,29 @@ class TurnJoiner:
     def __init__(self, settings: SegmenterSettings, window_s: float, *, close_s: float = math.inf):
         self._settings, self._window_s, self._close_s = settings, window_s, close_s
         self._pieces: list[Segment] = []
+        self._closed: list[Segment] = []  # the last ones
 
     @property
     def start(self) -> float | None:
         """Where the running window starts, in seconds; None if there is none."""
         return self._pieces[0].start if self._pieces else None
+
+    def with_before(self, piece: Segment) -> Segment:
+        """The window that a piece would end: it, and as much of its turn before it as fits; of a
+        turn that has hardly begun, also the end of the one before.
+        """
+        goes_on = bool(self._pieces) and self._goes_on(piece.start)
+        joined = [*self._pieces, piece] if goes_on else [piece]
+        earlier = self._closed if goes_on else [*self._closed, *self._pieces]
+        while len(joined) > 1 and self._length_s(joined) > self._window_s:
+            joined, earlier = joined[1:], []
+        for before in reversed(earlier):
+            longer = [before, *joined]
+            is_near = joined[0].start - before.end <= self._settings.join_s
+            if not is_near or self._length_s(longer) > _BEFORE_SHARE * self._window_s:
+                break
+            joined = longer
+        return self._joined(joined)
 
     def add(self, piece: Segment) -> Iterator[Segment]:
         """Take the next piece; yields windows that ended before it or with it."""
@@ -402,6 +421,12 @@ class TurnJoiner:
 
     def _close(self, count: int) -> Segment:
         chosen, self._pieces = self._pieces[:count], self._pieces[count:]
+        self._closed = [*self._closed, *chosen]
+        while len(self._closed) > 1 and self._length_s(self._closed) > self._window_s:
+            del self._closed[0]
+        return self._joined(chosen)
+
+    def _joined(self, chosen: Sequence[Segment]) -> Segment:
         audio, pieces, offset = self._audio(chosen), [], 0
         for piece, samples in zip(chosen, audio, strict=True):
             left_out = (len(piece.samples) - len(samples)) / SAMPLE_RATE

@@ -1,5 +1,8 @@
 """What is found comes out in order, written before it is handed out; no thread is needed."""
 
+import math
+from dataclasses import replace
+
 import pytest
 from support.engines import FakeEngine
 
@@ -13,7 +16,7 @@ from mmtransfer.monitoring.ordering import Ordering
 from mmtransfer.monitoring.sources.source import Source
 from mmtransfer.monitoring.stats import CameraStats
 from mmtransfer.speech.audio import MediaError
-from mmtransfer.speech.engine import Hypothesis
+from mmtransfer.speech.engine import Hypothesis, Word
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.segments import Piece, Segment
 
@@ -185,7 +188,7 @@ def test_a_turn_is_decoded_by_the_lines_that_its_segments_have():
     output.put(output.place(), [text(10.0, "fire at")])
     job, _ = turn_of(output, [10.0, 12.0], ["fire at", "the gate"])
     list(ordering.items())
-    assert output.known_lines(job) == [[Line(10.0, 11.0, "fire at")], []]
+    assert output.known_lines(job.segment) == [[Line(10.0, 11.0, "fire at")], []]
 
 
 def test_a_turn_whose_text_is_doubted_changes_nothing():
@@ -198,3 +201,41 @@ def test_a_turn_whose_text_is_doubted_changes_nothing():
     items = list(ordering.items())
     assert [type(item) for item in items] == [Transcript, Alert]
     assert source.stats.revised == 0
+
+
+@pytest.mark.parametrize(
+    ("turn", "logprob", "context_s", "comes"),
+    [
+        ("fair at", -0.15, 30.0, "fair at"),
+        ("fair at", -0.9, 30.0, None),  # less likely, and comparable
+        ("fair at", -0.9, 4.0, "fair at"),  # an adapter's probabilities are no measure
+        ("", -0.1, 4.0, None),
+    ],
+)
+def test_a_turn_replaces_what_it_is_likelier_for(turn, logprob, context_s, comes):
+    ordering, _, _ = made(LIVE, windows=28.0)
+    (output,) = ordering.outputs
+    output.open_turn()
+    output.put(output.place(), [replace(text(10.0, "bring it"), context_s=context_s)])
+    output.logprobs["gate@10.000"] = -0.1
+    job, result = turn_of(output, [10.0], [turn])
+    words = tuple(Word(word, 0.0, 0.1, math.exp(logprob)) for word in turn.split())
+    result.lines = [replace(line, words=words) for line in result.lines]
+    if not turn:
+        result.hypothesis = replace(result.hypothesis, text="elsewhere")
+    output.put_turn(job, result)
+    items = list(ordering.items())
+    assert [item.text for item in items[1:]] == ([] if comes is None else [comes])
+
+
+def test_the_lines_of_the_last_turns_are_known_to_what_follows():
+    ordering, _, _ = made(LIVE, windows=28.0)
+    (output,) = ordering.outputs
+    for start in range(10, 210, 2):
+        output.open_turn()
+        output.put(output.place(), [text(float(start), f"line {start}")])
+        list(ordering.items())
+        job, _ = turn_of(output, [float(start)], ["x"])
+        output.settle_turn(job)
+    window = turn_of(output, [10.0, 206.0, 208.0], ["x"] * 3)[0].segment
+    assert [len(lines) for lines in output.known_lines(window)] == [0, 1, 1]

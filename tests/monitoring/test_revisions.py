@@ -128,19 +128,55 @@ def test_a_keyword_is_alerted_once_and_again_only_if_the_revision_brings_it(watc
 
 
 def test_first_texts_do_not_wait_for_a_turn_that_is_being_decoded(watch):
-    hold = threading.Event()
-    engine = ContextEngine(list("abcd"), ["A1", "B1", "C1", "D1"], hold)
-    samples = utterances([0.6, 4.0, 0.6, 4.0])
+    hold, is_held = threading.Event(), threading.Event()
+
+    class Held(ContextEngine):
+        """Waits with the second turn, all of it and nothing else."""
+
+        def decode(self, clips, context_s):
+            found = super().decode(clips, context_s)
+            if [one.text for one in found] == ["C1 D1"]:
+                is_held.set()
+                hold.wait(60)
+            if "e" in [one.text for one in found]:
+                is_held.wait(60)
+            return found
+
+    engine = Held(list("abcde"), ["A1", "B1", "C1", "D1", "E1"])
 
     def until(items):
-        if len(lines(items)) == 4:  # all of them, though the first turn is still being decoded
-            assert not is_revised(items)
+        first = [line.text for line in lines(items) if not line.revision]
+        if len(first) == 5:  # all of them, though the second turn is still being decoded
+            assert is_held.is_set()
             hold.set()
-        return len(lines(items)) == 8
+        return len(first) == 5
 
-    items, _ = watch(engine, samples, until=until)
-    assert [line.text for line in lines(items)[:4]] == list("abcd")
-    assert {line.text for line in lines(items)[4:]} == {"A1", "B1", "C1", "D1"}
+    items, _ = watch(engine, utterances([0.6, 2.0, 0.6, 4.0, 4.0]), until=until)
+    first = [line.text for line in lines(items) if not line.revision]
+    assert [text[0].lower() for text in first] == list("abcde")
+
+
+def test_a_turn_that_its_last_segment_was_decoded_with_is_not_decoded_again(watch):
+    decoded: list[str] = []
+
+    class Counted(ContextEngine):
+        def decode(self, clips, context_s):
+            found = super().decode(clips, context_s)
+            decoded.extend(one.text for one in found)
+            return found
+
+    engine = Counted(["oh pen", "a gate"], ["open", "the gate"])
+    items, _ = watch(engine, utterances([0.6, 4.0]), until=is_revised)
+    assert [line.text for line in lines(items)] == ["oh pen", "the gate", "open"]
+    assert decoded == ["oh pen", "open the gate"]
+
+
+def test_a_segment_that_its_turn_has_no_text_for_is_decoded_alone(watch):
+    engine = ContextEngine(["open", "now", "then"], ["open", "", ""])
+    items, _ = watch(
+        engine, utterances([0.6, 0.6, 4.0]), until=lambda found: len(lines(found)) == 3
+    )
+    assert [line.text for line in lines(items)] == ["open", "now", "then"]
 
 
 def test_the_journal_holds_both_and_a_restart_repeats_neither(watch, tmp_path):

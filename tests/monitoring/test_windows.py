@@ -1,5 +1,6 @@
 import json
 import wave
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,7 @@ from mmtransfer.monitoring.keywords import Keywords
 from mmtransfer.monitoring.lines import (
     Line,
     LineSettings,
+    last_piece,
     rows,
     split_lines,
     split_pieces,
@@ -130,6 +132,29 @@ def test_where_somebody_waits_a_long_turn_is_closed_at_its_next_pause():
     closed = [[piece.start for w in turns.add(piece) for piece in w.pieces] for piece in pieces]
     assert closed == [[], [], [0.0, 4.5, 9.0], [], []]
     assert [piece.start for w in turns.finish() for piece in w.pieces] == [13.5, 18.0]
+
+
+def test_a_segment_is_decoded_with_its_turn_and_a_young_turn_with_the_one_before():
+    def piece(start, seconds):
+        audio = np.full(round(seconds * SAMPLE_RATE), start, np.float32)
+        return Segment(start, start + seconds, audio, start)
+
+    def starts(segment):
+        return [piece.start for piece in turns.with_before(segment).pieces]
+
+    turns = TurnJoiner(SegmenterSettings(), 12.0, close_s=6.0)
+    assert starts(piece(0.0, 4.0)) == [0.0]
+    assert list(turns.add(piece(0.0, 4.0))) == []
+    assert starts(piece(4.5, 3.0)) == [0.0, 4.5]
+    (first,) = turns.add(piece(4.5, 3.0))  # closed, as somebody waits
+    assert len(first.pieces) == 2
+    window = turns.with_before(piece(8.0, 4.0))  # up to three quarters of a window, of 9 s
+    assert [piece.start for piece in window.pieces] == [4.5, 8.0]
+    assert window.samples[-1] == 8.0
+    assert starts(piece(8.0, 2.0)) == [0.0, 4.5, 8.0]
+    assert starts(piece(11.0, 1.0)) == [11.0]  # nobody goes on after so long
+    assert starts(piece(8.0, 13.0)) == [8.0]
+    assert turns.start is None  # looking changes nothing
 
 
 def test_a_full_window_is_cut_at_its_widest_pause():
@@ -413,6 +438,32 @@ def test_a_piece_without_known_lines_gets_the_words_spoken_in_it():
     found = decoded("open the door close the gate", 0.1, 0.5, 1.1, 3.3, 3.6, 4.0)
     lines = split_pieces(found, two_pieces(), known=[[Line(10.0, 12.0, "open the door")], []])
     assert [[line.text for line in own] for own in lines] == [["open the door"], ["close the gate"]]
+
+
+def test_the_text_of_the_last_piece_is_taken_out_of_a_window_with_its_own_times():
+    window = two_pieces()
+    alone = Segment(13.0, 15.0, np.zeros(3 * SAMPLE_RATE, np.float32), 12.0)
+    # Attention lets the first word behind a pause begin in it.
+    found = decoded("open the door close the gate", 0.1, 0.5, 1.1, 2.1, 3.6, 4.0)
+    close = replace(found.words[3], end_s=3.6)
+    found = replace(found, words=(*found.words[:3], close, *found.words[4:]))
+    known = [[Line(10.0, 12.0, "open the door")], [Line(13.0, 15.0, "not this")]]
+    own = last_piece(found, window, alone, known)
+    assert (own.text, len(own.words)) == ("close the gate", 3)
+    piece = window.pieces[1]
+    moved_s = piece.samples_start - alone.samples_start - piece.offset_s
+    assert own.words[-1].start_s == pytest.approx(4.0 + moved_s)
+    assert alone.time_at(own.words[-1].start_s) == pytest.approx(window.time_at(4.0))
+    assert own.avg_logprob == pytest.approx(own.word_logprob)
+    assert last_piece(replace(found, words=()), window, alone, known).text == ""
+
+
+def test_a_word_that_was_before_in_another_place_is_not_taken_for_it():
+    # The new piece begins with words that the one before has as well.
+    found = decoded("open the gate the gate", 0.1, 0.5, 1.1, 3.3, 3.9)
+    known = [[Line(10.0, 12.0, "open the door and the gate")], []]
+    lines = split_pieces(found, two_pieces(), known=known)
+    assert [[line.text for line in own] for own in lines] == [["open the gate"], ["the gate"]]
 
 
 @given(

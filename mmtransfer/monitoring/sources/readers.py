@@ -62,6 +62,8 @@ class Draft:
     segment: Segment
     is_whole: bool
     """Whether it is the segment, unless more is spoken."""
+    window: Segment | None = None
+    """The segment and its turn before it, as far as the model takes it in at a time."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Cut:
-    """A segment of a recording."""
+    """A segment that is over."""
 
     segment: Segment
     of: str
     """Beginning of its id."""
+    window: Segment | None = None
+    """Of a live source: see `Draft`."""
 
 
 @dataclass
@@ -272,8 +276,11 @@ def read_camera(reader: Reader) -> None:
     if reader.window_s:
         turns = TurnJoiner(reader.settings, reader.window_s, close_s=reader.live.turn_s)
 
+    def with_before(segment: Segment) -> Segment | None:
+        return turns.with_before(segment) if turns is not None else None
+
     def report(segment: Segment) -> None:
-        reader.report(segment)
+        reader.report(Cut(segment, reader.name, with_before(segment)))
         for window in turns.add(segment) if turns is not None else ():
             reader.report(Turn(window))
 
@@ -320,5 +327,6 @@ def read_camera(reader: Reader) -> None:
         is_new_pause = running[1] and not (is_whole and segment.end == drafted_to)
         if has_grown or is_new_pause:
             drafted_to, is_whole = segment.end, running[1]
-            reader.report(Draft(segment.moved(base), is_whole))
+            draft = segment.moved(base)
+            reader.report(Draft(draft, is_whole, with_before(draft) if is_whole else None))
     finish()
