@@ -104,9 +104,8 @@ class Decoder:
     def settle(self, job: Job, result: Result) -> Result | Rejected | list[Job]:
         """What becomes of a segment: its text, a rejection, or what is to be decoded in its place.
         A doubted text is decoded again: that of a segment in its turn without it, others in a
-        longer context, and when there is none, in two halves;
-        and once more if it is doubted for its repetitions alone. What a decoder left out at the end
-        of a window is decoded on its own.
+        longer context, and when there is none, in two halves; and once more if it is doubted for
+        its repetitions alone. What a decoder left out at the end of a window is decoded on its own.
         """
         segment, hypothesis = job.segment, result.hypothesis
         seconds = segment.end - segment.start

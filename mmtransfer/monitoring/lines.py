@@ -176,18 +176,18 @@ def _agreed_places(
     for step in Levenshtein.opcodes(old, new) if old and new else ():
         for at in range(step.dest_end - step.dest_start if step.tag == "equal" else 0):
             votes[spelled[step.dest_start + at][1]][letters[step.src_start + at][1]] += 1
+    by_time = [_place(word, spans) for word in words]
     agreed: list[int | None] = []
-    for word, vote in zip(words, votes, strict=True):
+    for word, vote, timed in zip(words, votes, by_time, strict=True):
         (line, count), *_ = vote.most_common(1) or [(0, 0)]
-        by_time = _place(word, spans)
         is_aligned = count and 2 * count >= len(_letters(word.text))
-        is_new = not before[by_time] and _shared(word, spans[line]) < -_FAR_S
+        is_new = not before[timed] and _shared(word, spans[line]) < -_FAR_S
         agreed.append(line if is_aligned and not is_new else None)
     places, lowest = [], 0
-    for number, (word, known) in enumerate(zip(words, agreed, strict=True)):
+    for number, known in enumerate(agreed):
         if known is None:
             behind = (line for line in agreed[number + 1 :] if line is not None)
-            known = min(_place(word, spans), next(behind, len(before) - 1))
+            known = min(by_time[number], next(behind, len(before) - 1))
         lowest = max(lowest, known)
         places.append(lowest)
     return places

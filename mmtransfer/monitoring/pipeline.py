@@ -357,23 +357,25 @@ class Pipeline:
         *,
         is_spooled: bool = False,
     ) -> None:
-        job = self._job(source, self._output(source).place(), identity, segment, window)
+        speaking = self._speaking[source.number]
+        if source.is_live and self._ledger.holds(identity) and speaking.in_memory >= source.most:
+            is_spooled = True
+        place = self._output(source).place()
+        job = self._job(source, place, identity, segment, None if is_spooled else window)
         source.stats.waiting += 1
         if source.silences is not None:
             source.silences.begin(identity, segment.start, segment.end)
             source.silences.end(_SPEAKING)
         if source.is_live:
-            speaking = self._speaking[source.number]
             speaking.cut_to = segment.end
             self._scheduler.drop_draft(source.number)
-            is_kept = self._ledger.holds(identity)
-            if not (is_spooled or (is_kept and speaking.in_memory >= source.most)):
+            job.is_spooled = is_spooled
+            if not is_spooled:
                 speaking.in_memory += 1
                 if self._use_draft(job):
                     return
             else:
-                job = self._job(source, job.number, identity, segment)
-                job.segment, job.is_spooled = replace(segment, samples=segment.samples[:0]), True
+                job.segment = replace(segment, samples=segment.samples[:0])
         self._scheduler.add(job)
         self._make_room()
 
