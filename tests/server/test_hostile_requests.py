@@ -4,6 +4,7 @@ One server with tokens takes them all, and answers as before at the end.
 """
 
 import ast
+import asyncio
 import re
 import socket
 import ssl
@@ -14,8 +15,8 @@ import pytest
 from conftest import ROOT
 from support.engines import FakeEngine
 from support.servers import running, write_certificate
+from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
 
 from mmtransfer.server import access
 from mmtransfer.server.tokens import Role, Tokens
@@ -85,12 +86,20 @@ def logged_in(server, token) -> httpx.Client:
 
 
 def handshake(address: str, headers=None, **options) -> int:
-    """The status with which a WebSocket is answered."""
-    try:
-        with connect(address, additional_headers=headers, **options):
-            return 101
-    except InvalidStatus as error:
-        return error.response.status_code
+    """The status with which a WebSocket is answered.
+
+    Not by the client with threads: it reads and writes one TLS connection from two of them at a
+    time, so that about one handshake in 300 on a busy machine waits for ever.
+    """
+
+    async def answered() -> int:
+        try:
+            async with connect(address, additional_headers=headers, **options):
+                return 101
+        except InvalidStatus as error:
+            return error.response.status_code
+
+    return asyncio.run(answered())
 
 
 # --- paths, sizes, forms -------------------------------------------------------------------------
