@@ -7,6 +7,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.audio.frame import format_dtypes
 
 _LOUDEST = 8.0  # louder than this is no sound: full scale is 1
 _SCALES = (2.0**15, 2.0**23, 2.0**31)  # of integers that were written as floats
@@ -72,8 +73,12 @@ class Mixer:
         if is_out_of_reach or (kind.bytes > 4 and "dbl" not in kind.name):
             frame = self._packed(frame)
             kind = frame.format
-        array: np.ndarray = frame.to_ndarray()
-        return array if kind.is_planar else array.reshape(-1, channels).T
+        if kind.is_planar and channels > 1:
+            array: np.ndarray = frame.to_ndarray()
+            return array
+        # Without the copy that `to_ndarray` makes.
+        dtype, count = format_dtypes[kind.name], frame.samples * channels
+        return np.frombuffer(frame.planes[0], dtype, count).reshape(-1, channels).T
 
     def mix(self, samples: np.ndarray, rate: int) -> np.ndarray:
         """[channel, sample] of frames of one form to float32 [samples].
@@ -86,8 +91,8 @@ class Mixer:
             number = self._channel or 0
             if number >= channels:
                 raise ValueError(f"no channel {number + 1}: it has {channels}")
-            return self._clean(_as_float(samples[number]))
-        samples = self._clean(_as_float(samples))
+            return self._as_sound(samples[number])
+        samples = self._as_sound(samples)
         self._compare(samples, rate)
         mixed: np.ndarray = self._weights @ samples
         return mixed
@@ -100,6 +105,18 @@ class Mixer:
         frame.pts = None
         (packed,) = self._packer.resample(frame)
         return packed
+
+    def _as_sound(self, samples: np.ndarray) -> np.ndarray:
+        """Numbers of any type as float32; integers are within full scale as they are."""
+        scale = _FULL_SCALES.get(samples.dtype.str[1:])
+        if scale is not None:
+            if samples.dtype == np.uint8:
+                samples = samples.astype(np.int16) - 128
+            sound: np.ndarray = samples.astype(np.float32)
+            sound *= np.float32(1 / scale)
+            return sound
+        with np.errstate(over="ignore"):  # a double beyond float32 is no sound either
+            return self._clean(samples.astype(np.float32, copy=False))
 
     def _clean(self, samples: np.ndarray) -> np.ndarray:
         if self.scale != 1.0:
@@ -140,16 +157,6 @@ class Mixer:
         counted = self._has_sound if self._has_sound.any() else np.ones(channels, bool)
         signs = np.where(self._turned, -1.0, 1.0)
         self._weights = (signs * counted / counted.sum()).astype(np.float32)
-
-
-def _as_float(samples: np.ndarray) -> np.ndarray:
-    scale = _FULL_SCALES.get(samples.dtype.str[1:])
-    if scale is None:
-        with np.errstate(over="ignore"):  # a double beyond float32 is no sound either
-            return samples.astype(np.float32, copy=False)
-    if samples.dtype == np.uint8:
-        samples = samples.astype(np.int16) - 128
-    return samples.astype(np.float32) * np.float32(1 / scale)
 
 
 class Resampler:
