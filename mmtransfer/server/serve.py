@@ -16,6 +16,8 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode, Frame
 
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.memory import keep_steady
@@ -29,6 +31,8 @@ _IDLE_S = 15  # of a connection that is kept
 _STOP_S = 5  # after which answers that are still being given are broken off
 _CONNECTIONS, _AGAIN_S = 500, 10
 _MESSAGE_BYTES = 1 << 20
+_READ_BYTES = 1 << 14  # at a time from a WebSocket
+_FRAGMENTS = 1 << 12  # of one message
 _PONG_S = 120.0  # it comes behind the audio that a fast client has sent
 _STALLED_S = 30.0  # a client that takes nothing more
 
@@ -68,6 +72,20 @@ class _Protocol(H11Protocol):
         super().resume_writing()
         if self._stalled is not None:
             self._stalled.cancel()
+
+
+class _WebSockets(WebSocketsSansIOProtocol):
+    """WebSockets beside which others are served: parts of messages cost time, not bytes alone."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        transport.max_size = _READ_BYTES  # asyncio takes 256 KiB, in which 40,000 frames have room
+
+    def handle_cont(self, event: Frame) -> None:
+        super().handle_cont(event)
+        if len(self.frames) > _FRAGMENTS and not self.close_sent:
+            self.conn.fail(CloseCode.MESSAGE_TOO_BIG, f"more than {_FRAGMENTS} fragments")
+            self.handle_parser_exception()
 
 
 async def _full(scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,7 +173,7 @@ def program(options: ServerOptions) -> tuple[Program, socket.socket]:
     config = uvicorn.Config(
         app,
         http=_Protocol,
-        ws="websockets-sansio",
+        ws=_WebSockets,
         loop="asyncio",
         log_config=None,
         access_log=False,

@@ -8,6 +8,7 @@ import asyncio
 import re
 import socket
 import ssl
+import time
 from contextlib import suppress
 
 import httpx
@@ -16,7 +17,8 @@ from conftest import ROOT
 from support.engines import FakeEngine
 from support.servers import running, write_certificate
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import CloseCode
 
 from mmtransfer.server import access
 from mmtransfer.server.tokens import Role, Tokens
@@ -58,6 +60,8 @@ def server(place, whisper_tiny):
         with running(tokens=folder / "tokens.json", journal=folder / "journal") as server:
             yield server
             assert httpx.get(f"{server.url}/healthz").text == "ok\n"
+            while server.state.streams.taken:  # of the last client, which is just gone
+                time.sleep(0.01)
             assert server.state.places.taken == server.state.streams.taken == 0
             assert list(server.state.uploads.folder.iterdir()) == []
             assert (folder / "secret.txt").read_text() == "TOP SECRET"
@@ -197,6 +201,23 @@ def test_bodies_of_json_are_bounded_in_size_and_depth(server, admin):
         assert answer.status_code == status
     answer = httpx.post(f"{server.url}/models/site", headers=admin, content=b"[" * 100_000)
     assert answer.status_code in (400, 404)
+
+
+@pytest.mark.parametrize(
+    "message", [b"x" * ((1 << 20) + 1), [b"x"] * 5000], ids=["long", "in many parts"]
+)
+def test_a_message_that_is_too_much_ends_its_connection(message, server, admin):
+    async def code() -> int | None:
+        async with connect(
+            server.url.replace("http", "ws") + LISTEN, additional_headers=admin
+        ) as it:
+            with suppress(ConnectionClosed):
+                await it.send(message)
+            await it.wait_closed()
+            return it.close_code
+
+    # The connection may be reset before the client sees why: there was more to come.
+    assert asyncio.run(code()) in (CloseCode.MESSAGE_TOO_BIG, CloseCode.ABNORMAL_CLOSURE)
 
 
 # --- who asks ------------------------------------------------------------------------------------
