@@ -217,8 +217,9 @@ def compare(
             lost += not hits
             if not hits:
                 print(f"lost: camera{number}, {start:.2f} to {end:.2f} s")
-            if hits and abs(hits[-1]["end"] - offset - end) < 0.5:
-                # Sent faster than spoken, the monitor's time line slips a little all the time.
+            if speed > 1 and hits and abs(hits[-1]["end"] - offset - end) < 0.5:
+                # The monitor's time line slips a little all the time; not so in real time, where a
+                # segment that was cut elsewhere would shift all behind it.
                 offset = hits[-1]["end"] - end
             if hits and hits[-1]["id"] in printed:
                 delays.append(printed[hits[-1]["id"]] - (result["began"] + end / speed))

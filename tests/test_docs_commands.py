@@ -204,6 +204,7 @@ COMMANDS = {
     "--reference desk_10min.json --set ljspeech=ljspeech --set telephone=telephone_prompts --set "
     "grid=grid_s1/validation --set held_out_voices=held_out --noise noise --run runs/grid "
     "--run-data grid_s1/validation": OPTIONS,
+    "python benchmarks/sound.py --data noise --threads 1": OPTIONS,
     "python benchmarks/sentiment.py --train sst2/train.csv --validation sst2/validation.csv": OPTIONS,
     "python benchmarks/stock_pipeline.py runs/grid/model grid_s1/validation": OPTIONS,
     "python benchmarks/training_speed.py --data grid_s1/train": OPTIONS,
