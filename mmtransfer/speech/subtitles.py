@@ -49,9 +49,9 @@ _NEW_BLOCK = re.compile(rf"{_BLANK}\s*\S")
 _NAME = re.compile(rf"{_BLANK}[^\S\n]*\S[^\n]*\n\Z")
 _DIGITS = 9  # of the number of a cue
 
-_ASS_EVENT = re.compile(r"\s*(?:Dialogue|Comment)\s*:")
-_ASS_TIME = r"\s*\d{1,3}:\d{1,2}:\d{1,2}[.:]\d{1,3}\s*"
-_ASS_TIMES = re.compile(rf"[^,]*,{_ASS_TIME},{_ASS_TIME},")
+_ASS_EVENT = re.compile(r"\s*(Dialogue|Comment)\s*:(.*)")
+_ASS_TIME = r"\s*(\d{1,3}):(\d{1,2}):(\d{1,2})[.:](\d{1,3})\s*"
+_ASS_TIMES = re.compile(rf"([^,]*),{_ASS_TIME},{_ASS_TIME},(.*)")
 
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]*>|<[\d:.]+>|\{\\[^{}\n]*\}")
 _BREAK = re.compile(r"<br\s*/?>|\\[Nn]|</?(?:p|div)\b[^<>\n]*>", re.IGNORECASE)
@@ -167,23 +167,25 @@ def parse_ass(text: str, path: Path | str = "") -> list[Cue]:
     import pysubs2
 
     text = _with_line_feeds(text)
-    rows = [(n, row) for n, row in enumerate(text.split("\n"), 1) if _ASS_EVENT.match(row)]
-    for number, row in rows:
-        if not _ASS_TIMES.match(row):
+    times, rows = list[tuple[int, float, float]](), ["[Events]"]
+    for number, row in enumerate(text.split("\n"), 1):
+        kind = _ASS_EVENT.match(row)
+        if kind is None:
+            continue
+        found = _ASS_TIMES.match(kind[2])
+        start = _seconds(*found.groups()[1:5]) if found else None
+        end = _seconds(*found.groups()[5:9]) if found else None
+        if found is None or start is None or end is None:
             raise UserError(
                 f"{path}:{number}: expected times such as 0:00:03.25,0:00:05.00, found "
                 f"{row.strip()[:60]!r}."
             )
-    if not rows:
-        return []
-    events = pysubs2.SSAFile.from_string(text, format_="ass").events
-    if len(events) != len(rows):
-        raise UserError(
-            f"{path}: expected {len(rows)} events below [Events], found {len(events)}. Export the "
-            "file again."
-        )
+        times.append((number, start, end))
+        # The library knows fewer forms of times, and no fraction behind a colon.
+        rows.append(f"{kind[1]}:{found[1]},0:00:00.00,0:00:00.00,{found[10]}")
+    events = pysubs2.SSAFile.from_string("\n".join(rows), format_="ass").events
     cues = dict[tuple[float, float, str], Cue]()
-    for (number, _), event in zip(rows, events, strict=True):
+    for (number, start, end), event in zip(times, events, strict=True):
         event.text = event.text.replace(r"\{", "\0").replace(r"\}", "\1")
         # Each brace behind the last closing one would be followed to the end of the line.
         closed, mark, rest = event.text.rpartition("}")
@@ -192,7 +194,7 @@ def parse_ass(text: str, path: Path | str = "") -> list[Cue]:
             continue
         shown = event.plaintext.replace("\0", "{").replace("\1", "}").translate(_UNSEEN)
         lines = (" ".join(line.split()) for line in shown.split("\n"))
-        cue = Cue(event.start / 1000, event.end / 1000, "\n".join(filter(None, lines)), number)
+        cue = Cue(start, end, "\n".join(filter(None, lines)), number)
         cues.setdefault(
             (cue.start, cue.end, cue.shown), cue
         )  # borders and shadows are events of the same text

@@ -273,7 +273,9 @@ def test_ass_gives_what_is_said_once_and_in_order(tmp_path, name, ends):
     ]
 
 
-@pytest.mark.parametrize("time", ["0:00:0x.00,0:00:04.00", "0:00:03.00", "0:00:03.00,later"])
+@pytest.mark.parametrize(
+    "time", ["0:00:0x.00,0:00:04.00", "0:00:03.00", "0:00:03.00,later", "0:61:03.00,0:62:00.00"]
+)
 def test_a_time_of_ass_that_cannot_be_read_is_named(tmp_path, time):
     with pytest.raises(UserError, match=r"a\.ass:9: expected times such as 0:00:03\.25,"):
         read(tmp_path, ASS.replace("0:00:03.00,0:00:04.00", time, 1), "a.ass")
@@ -283,8 +285,17 @@ def test_a_file_that_is_no_ass_is_refused(tmp_path):
     for text in ("x", "[Events]\n", PLAIN):
         with pytest.raises(UserError, match="no subtitle cues found"):
             read(tmp_path, text, "a.ass")
-    with pytest.raises(UserError, match="expected 5 events below"):
-        read(tmp_path, ASS.replace("[Events]", ""), "a.ass")
+
+
+def test_events_of_ass_need_no_heading_and_times_have_many_forms(tmp_path):
+    usual = read(tmp_path, ASS, "a.ass")
+    assert read(tmp_path, ASS.replace("[Events]", ""), "a.ass") == usual
+    for times, start, end in (
+        ("0:00:1:00,0:00:02:50", 1.0, 2.5),  # a fraction behind a colon
+        ("100:00:01.0,100:00:02.500", 360_001.0, 360_002.5),
+    ):
+        cues = read(tmp_path, ASS.replace("0:00:01.00,0:00:02.50", times), "a.ass")
+        assert [(c.start, c.end) for c in cues if c.text.startswith("Hello")] == [(start, end)]
 
 
 @given(st.lists(st.sampled_from([*PIECES, "{x}", "\\{", "}", "\\h", "\\"]), min_size=1, max_size=5))
