@@ -15,6 +15,8 @@ _HEARD_POWER = 1e-6  # -60 dB of full scale; a channel without any such sound is
 _MEMORY_S = 5.0  # over which channels are compared
 _OPPOSED, _ALIKE = -0.5, -0.2  # correlation from which a channel is turned over, and back
 _PLANES = 8  # that PyAV reaches
+# Of samples a second: to or from others, a resampler takes seconds and gigabytes for a few bytes.
+_LOWEST_RATE, _HIGHEST_RATE = 1_000, 6_144_000
 _FULL_SCALES = {"u1": 128.0, "i2": 2.0**15, "i4": 2.0**31}
 _QUIET_PEAK = 0.05  # speech below this is brought up to it
 _MOST_GAIN = 32.0
@@ -179,12 +181,16 @@ class Resampler:
         """Blocks of a frame's audio, as far as the resampler gives it.
 
         Raises:
-            ValueError: see `Mixer`.
+            ValueError: see `Mixer`; and a rate that no recording has.
         """
         rate = frame.sample_rate
         samples = self.mixer.samples(frame)
         shape = (rate, len(samples), samples.dtype)
         if shape != self._shape:
+            if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+                raise ValueError(
+                    f"a sample rate of {rate} Hz; expected {_LOWEST_RATE} to {_HIGHEST_RATE} Hz"
+                )
             yield from self.flush()
             self._shape = shape
             if self._rate != rate:

@@ -3,6 +3,7 @@
 import struct
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import av
@@ -246,3 +247,19 @@ def test_whatever_a_decoder_raises_is_its_files_alone(tmp_path, monkeypatch):
     for read in (heard, decode_clip):
         with pytest.raises(MediaError, match="cannot be converted \\(out of range\\)"):
             read(path)
+
+
+@pytest.mark.parametrize(("rate", "is_known"), [(1, 0), (1_000, 1), (384_000, 1), (822_099_584, 0)])
+def test_rates_that_no_recording_has_are_refused(tmp_path, rate, is_known):
+    path = tmp_path / "a.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(bytes(2000))
+    if is_known:
+        samples = np.concatenate(list(stream_audio(path)))
+        assert len(samples) == pytest.approx(1000 * 16_000 / rate, abs=300)
+    else:
+        with pytest.raises(MediaError, match=rf"sample rate of {rate} Hz; expected 1000 to"):
+            list(stream_audio(path))
