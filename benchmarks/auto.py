@@ -223,7 +223,7 @@ def seeds(options: argparse.Namespace) -> None:
                 "train": {"evaluate_every": 10**9},
             },
         )
-        for pair in range(PAIRS):
+        for pair in range(options.pairs):
             first = 2 * SEEDS * pair
             runs = [
                 outcomes(build_config(merge(values, {"runtime": {"seed": seed}})))
@@ -235,7 +235,8 @@ def seeds(options: argparse.Namespace) -> None:
             print(pair + 1, several, "| single models:", single, flush=True)
             together += several is not None and several.is_real
             alone += single is not None and single.is_real
-    print(f"real: {together} of {PAIRS} pairs; of single models {alone} of {PAIRS}")
+    count = options.pairs
+    print(f"real: {together} of {count} pairs; of single models {alone} of {count}")
 
 
 def main() -> None:
@@ -247,6 +248,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--most", type=int, help="training examples of a case, at most")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="of `seeds`")
     options = parser.parse_args()
     {"choose": choose, "seeds": seeds}[options.part](options)
 

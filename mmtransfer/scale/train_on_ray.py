@@ -64,6 +64,8 @@ def train_on_ray(
         if not gpus_per_worker and config.runtime.device == "auto":
             runtime["device"] = "cpu"
         values = merge(resolved(config), {"run_dir": str(run_dir), "runtime": runtime})
+        if (source := Path(config.source_model)).exists():  # workers run in other folders
+            values["source_model"] = str(source.resolve())
         _fit(values, run_dir, count, threads, int(gpus_per_worker))
     report: dict[str, Any] = read_json(run_dir / "report.json")
     return report

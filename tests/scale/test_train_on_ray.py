@@ -90,10 +90,14 @@ def test_without_ray_the_line_that_installs_it_is_printed(source, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_two_workers_follow_the_loss_curve_of_one_process(source, tmp_path, capsys, caplog):
+def test_two_workers_follow_the_loss_curve_of_one_process(
+    source, tmp_path, monkeypatch, capsys, caplog
+):
     pytest.importorskip("ray")
     runs.train(build_config(values(source, tmp_path / "one", batch_tokens=200)))
-    assert main(command(source, tmp_path / "two", "--workers", "2")) == 0
+    monkeypatch.chdir(source)  # a folder that workers do not run in
+    two = ["--workers", "2", "--source_model", "backbone"]
+    assert main(command(source, tmp_path / "two", *two)) == 0
     assert "run folder" in capsys.readouterr().out
     assert "step 4: validation_macro_f1" in caplog.text
     a, b = losses(tmp_path / "one"), losses(tmp_path / "two")
