@@ -75,12 +75,12 @@ class Mixer:
         if is_out_of_reach or (kind.bytes > 4 and "dbl" not in kind.name):
             frame = self._packed(frame)
             kind = frame.format
+        # Not by `to_ndarray`: of eight planes it takes a ninth, which ends the process, and one is
+        # copied for nothing.
+        dtype, planes = format_dtypes[kind.name], frame.planes
         if kind.is_planar and channels > 1:
-            array: np.ndarray = frame.to_ndarray()
-            return array
-        # Without the copy that `to_ndarray` makes.
-        dtype, count = format_dtypes[kind.name], frame.samples * channels
-        return np.frombuffer(frame.planes[0], dtype, count).reshape(-1, channels).T
+            return np.stack([np.frombuffer(p, dtype, frame.samples) for p in planes[:channels]])
+        return np.frombuffer(planes[0], dtype, frame.samples * channels).reshape(-1, channels).T
 
     def mix(self, samples: np.ndarray, rate: int) -> np.ndarray:
         """[channel, sample] of frames of one form to float32 [samples].

@@ -147,3 +147,22 @@ def test_channels_are_averaged_however_many_there_are(tmp_path, layout):
     heard = np.concatenate(list(stream_audio(path)))
     assert len(heard) == 16_000
     np.testing.assert_allclose(heard, levels.mean(), atol=1e-3)
+
+
+@pytest.mark.parametrize(("codec", "rate"), [("aac", 16_000), ("libopus", 48_000)])
+@pytest.mark.parametrize("layout", ["5.1", "7.1"])
+def test_surround_sound_in_planes(tmp_path, codec, rate, layout):
+    # Of exactly eight planes PyAV finds a ninth, beyond the frame.
+    path = tmp_path / "surround.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        samples = np.repeat(tone(1.0, rate=rate), stream.layout.nb_channels)[None]
+        frame = av.AudioFrame.from_ndarray(samples.astype(np.float32), "flt", layout)
+        frame.sample_rate = rate
+        planar = av.AudioResampler(stream.format, layout, rate, stream.frame_size or 960)
+        for piece in (*planar.resample(frame), *planar.resample(None)):
+            container.mux(stream.encode(piece))
+        container.mux(stream.encode())
+    samples = np.concatenate(list(stream_audio(path)))
+    assert len(samples) == pytest.approx(SAMPLE_RATE, abs=1500)
+    assert np.abs(samples[4000:12000]).max() > 0.1
