@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         required=True,
         choices=("ct2", "onnx"),
-        help="ct2: CTranslate2 in int8, a Whisper for faster-whisper; onnx: Whisper, texts, CTC "
+        help="ct2: CTranslate2, a Whisper for faster-whisper, in int8 or, where that gives "
+        "another text, in float32; onnx: Whisper, texts, CTC "
         "and sounds on wav2vec 2.0, HuBERT and WavLM (pip install 'mmtransfer[onnx]')",
     )
 
@@ -31,5 +32,6 @@ def run(arguments: argparse.Namespace) -> int:
     from mmtransfer.runs.exports import export
 
     made = export(arguments.run_folder, arguments.to, arguments.format)
-    print(f"{arguments.to}: gives the same on {made.examples} examples", file=sys.stderr)
+    how = f"in {made.precision}, gives the same on {made.examples} examples"
+    print(f"{arguments.to}: {how}", file=sys.stderr)
     return 0

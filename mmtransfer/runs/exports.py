@@ -5,6 +5,7 @@ compared with the model on real input before it is kept.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from mmtransfer.speech.whisper import SpeechModel
 from mmtransfer.text.classifier import TextModel
 from mmtransfer.transfer.encoders import TextEncoder, WaveEncoder
 
+logger = logging.getLogger(__name__)
 TOLERANCE = 1e-3
 """Largest difference of a probability between a classifier and its export."""
 _OPSET = 18
@@ -45,6 +47,8 @@ class Export:
 
     kind: str
     """ct2 or onnx."""
+    precision: str
+    """int8 or float32."""
     examples: int
     """On how many it was compared with the model."""
     usage: str
@@ -53,10 +57,10 @@ class Export:
     @property
     def section(self) -> str:
         """Of the model card."""
-        how = "CTranslate2, int8, for faster-whisper" if self.kind == "ct2" else "ONNX, float32"
+        how = "CTranslate2 for faster-whisper" if self.kind == "ct2" else "ONNX"
         what = "the same text or class" if self.kind == "onnx" else "the same text"
         return f"""
-## {how}
+## {how}, {self.precision}
 
 In the folder `{self.kind}`; on {self.examples} examples it gave {what} as the model here.
 
@@ -66,9 +70,9 @@ In the folder `{self.kind}`; on {self.examples} examples it gave {what} as the m
 
 
 def export(run: str | Path, to: str | Path, kind: str) -> Export:
-    """Write a run's model as `ct2` (int8) or `onnx` into a new folder, and compare it with the
-    model on examples of the run: the same text, or the same class and probabilities within
-    `TOLERANCE`.
+    """Write a run's model as `ct2` or `onnx` into a new folder, and compare it with the model on
+    examples of the run: the same text, or the same class and probabilities within `TOLERANCE`.
+    `ct2` is in int8, or in float32 where int8 gives another text.
 
     Raises:
         UserError: no finished run, a folder that is there, a model that has no such form, packages
@@ -84,19 +88,20 @@ def export(run: str | Path, to: str | Path, kind: str) -> Export:
     given = sample_of(Path(run), model)
     with atomic_path(folder) as part:
         part.mkdir(parents=True)
-        apart = _WRITERS[kind](checkpoint, model, part, given)
+        precision, apart = _WRITERS[kind](checkpoint, model, part, given)
         if apart:
             raise UserError(
                 f"{run}: as {kind} it does not give what it gives here ({apart}). It is not kept."
             )
-    return Export(kind, len(given), _usage(kind, checkpoint, model))
+    usage = _usage(kind, checkpoint, model, precision)
+    return Export(kind, precision, len(given), usage)
 
 
-def _usage(kind: str, checkpoint: Checkpoint, model: Model) -> str:
+def _usage(kind: str, checkpoint: Checkpoint, model: Model, precision: str) -> str:
     recorded = checkpoint.metadata or Metadata(checkpoint.kind, checkpoint.form, None)
     if isinstance(model, SpeechModel):
         if kind == "ct2":
-            return ct2_snippet(model.language)
+            return ct2_snippet(model.language, precision)
         prompt = model.prompt(timestamps=False)
         longest = model.model.config.max_target_positions
         return onnx_snippet(recorded, prompt=prompt, longest=longest)
@@ -106,22 +111,36 @@ def _usage(kind: str, checkpoint: Checkpoint, model: Model) -> str:
 # --- CTranslate2 ---------------------------------------------------------------------------------
 
 
-def _write_ct2(checkpoint: Checkpoint, model: Model, folder: Path, given: Given) -> str | None:
-    """The files that faster-whisper takes; returns what is different, if anything."""
+def _write_ct2(
+    checkpoint: Checkpoint, model: Model, folder: Path, given: Given
+) -> tuple[str, str | None]:
+    """The files that faster-whisper takes; returns their precision, and what is different, if
+    anything. Where the model is in doubt about a word, int8 may decide it otherwise.
+    """
     if not isinstance(model, SpeechModel):
         raise UserError(f"{checkpoint.source}: ct2 is for Whisper; export this model as onnx.")
-    made = converted(checkpoint, compute_type="int8")
+    apart = _in_ctranslate2(checkpoint, model, folder, given, "int8")
+    if apart is None:
+        return "int8", None
+    logger.info("%s: in int8 it gives %s; written in float32", checkpoint.source, apart)
+    return "float32", _in_ctranslate2(checkpoint, model, folder, given, "float32")
+
+
+def _in_ctranslate2(
+    checkpoint: Checkpoint, model: SpeechModel, folder: Path, given: Given, precision: str
+) -> str | None:
+    from mmtransfer.speech.engine import DecodingOptions
+    from mmtransfer.speech.recognizers import open_recognizer
+
+    made = converted(checkpoint, compute_type=precision)
     for path in (*(made / "full").iterdir(), made / "tokenizer.json"):
         shutil.copyfile(path, folder / path.name)
     extractor = model.processor.feature_extractor.to_json_string()
     (folder / "preprocessor_config.json").write_text(extractor, encoding="utf-8")
-    from mmtransfer.speech.engine import DecodingOptions
-    from mmtransfer.speech.recognizers import open_recognizer
-
     theirs = open_recognizer(
         checkpoint,
         engine="ctranslate2",
-        compute_type="int8",
+        compute_type=precision,
         device="cpu",
         language=model.language,
         options=DecodingOptions(beam_size=1),
@@ -223,18 +242,20 @@ class _Decoder(nn.Module):
         return self.output(found)
 
 
-def _write_onnx(checkpoint: Checkpoint, model: Model, folder: Path, given: Given) -> str | None:
-    """Graphs, and what makes their inputs; returns what is different, if anything."""
+def _write_onnx(
+    checkpoint: Checkpoint, model: Model, folder: Path, given: Given
+) -> tuple[str, str | None]:
+    """Graphs, and what makes their inputs; returns as `_write_ct2`."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise UserError(f"onnx needs {', '.join(missing)}: pip install 'mmtransfer[onnx]'")
     with torch.inference_mode(False), torch.no_grad():
         if isinstance(model, TextModel):
-            return _write_text(model, folder, given)
+            return "float32", _write_text(model, folder, given)
         if isinstance(model, SpeechModel):
-            return _write_whisper(model, folder, given)
+            return "float32", _write_whisper(model, folder, given)
         if isinstance(model.network.encoder, WaveEncoder):
-            return _write_waves(model, folder, given)
+            return "float32", _write_waves(model, folder, given)
     raise UserError(
         f"{checkpoint.source}: onnx is for Whisper, for texts, and for CTC and sounds on wav2vec "
         f"2.0, HuBERT and WavLM; found {checkpoint.architecture} ({checkpoint.kind})."
@@ -245,7 +266,6 @@ def _graph(
     module: nn.Module, inputs: dict[str, torch.Tensor], axes: dict[str, Any], path: Path
 ) -> None:
     """Write a module's graph; `axes` are the sizes that may change, by input."""
-    import logging
     import warnings
 
     with warnings.catch_warnings():

@@ -189,7 +189,7 @@ _FOLDER = """folder = snapshot_download("{place}", allow_patterns="{kind}/*") + 
 _CT2 = """from faster_whisper import WhisperModel
 from huggingface_hub import snapshot_download
 
-{folder}model = WhisperModel(folder, compute_type="int8")
+{folder}model = WhisperModel(folder, compute_type="{precision}")
 segments, _ = model.transcribe("recording.wav"{language})
 print("".join(segment.text for segment in segments))
 """
@@ -291,10 +291,11 @@ print(text)
 """
 
 
-def ct2_snippet(language: str | None) -> str:
+def ct2_snippet(language: str | None, precision: str) -> str:
     """Python that transcribes with an export for faster-whisper."""
     spoken = "" if language is None else f', language="{language}"'
-    return _CT2.format(folder=_FOLDER.format(place=PLACE, kind="ct2"), language=spoken)
+    folder = _FOLDER.format(place=PLACE, kind="ct2")
+    return _CT2.format(folder=folder, language=spoken, precision=precision)
 
 
 def onnx_snippet(model: Metadata, *, prompt: Sequence[int] = (), longest: int = 0) -> str:

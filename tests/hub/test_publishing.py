@@ -624,7 +624,7 @@ def test_an_export_to_ctranslate2_is_published_whole_and_gives_the_text(
     names = ("model.bin", "config.json", "tokenizer.json", "preprocessor_config.json", "model.sig")
     assert {f"ct2/{name}" for name in names} < set(sent)
     card = sent["README.md"].decode()
-    assert "## CTranslate2, int8, for faster-whisper" in card
+    assert "## CTranslate2 for faster-whisper, " in card
     assert 'snapshot_download("user/exported", allow_patterns="ct2/*")' in card
     folder = bundled_speech("en")
     assert folder is not None
