@@ -162,8 +162,11 @@ def write_sounds(folder: Path) -> None:
             sound = tone(1.0, hertz=base + 30 * index)
             write_media(folder / "sounds" / label / f"{index}.wav", sound)
     write_media(folder / "alarm.wav", tone(1.0, hertz=200))
-    (folder / "noise").mkdir()
-    write_media(folder / "noise" / "hum.wav", tone(2.0, hertz=100))
+    for label, base in (("hum", 100), ("hiss", 3000)):
+        (folder / "noise" / label).mkdir(parents=True)
+        for index in range(8):  # enough for folds, and parts of them
+            sound = tone(1.0, hertz=base + 10 * index)
+            write_media(folder / "noise" / label / f"{index}-{label}-A.wav", sound)
 
 
 def write_tables(folder: Path) -> None:
