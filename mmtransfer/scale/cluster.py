@@ -6,6 +6,8 @@ import logging
 import os
 import platform
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,6 +18,7 @@ from mmtransfer.runtime import cores
 
 logger = logging.getLogger(__name__)
 _CONNECT_S = 10.0
+_ANSWER_S = 30.0  # of a cluster, the start of the process that asks included
 _STARTS = 3  # of a worker, one after the other, without success
 _OBJECT_BYTES = 32 << 20  # what waits for a worker, at most some of them
 
@@ -104,6 +107,16 @@ def connected(
 
 
 def _connect(ray: Any, address: str, quiet: Mapping[str, Any]) -> None:
+    # Something may take connections there that is no cluster, or one whose head is dead: Ray would
+    # wait for it without end, in a call that nothing interrupts.
+    look = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
+    try:
+        subprocess.run([*look, "--address", address], timeout=_ANSWER_S, capture_output=True)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"--ray {address}: no cluster answers there in {_ANSWER_S:g} s. Start one: ray start "
+            "--head; or take --ray local."
+        ) from None
     try:
         ray.init(address=address, **quiet)
     except ConnectionError:

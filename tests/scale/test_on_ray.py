@@ -1,5 +1,6 @@
 """On Ray: the same rows as in process, whatever dies."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from support.clusters import kill_one, tree, when_gone
 
 from mmtransfer.cli import main
 from mmtransfer.monitoring import RecognitionOptions
+from mmtransfer.scale import cluster
 from mmtransfer.scale.transcribe import BulkOptions, transcribe
 
 MODEL = "bundled:whisper-tiny.en"
@@ -43,6 +45,16 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path, capsys, address, mess
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not out.exists()
+
+
+def test_what_answers_but_is_no_cluster_is_not_waited_for(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("ray")
+    monkeypatch.setattr(cluster, "_ANSWER_S", 3.0)
+    source, out = str(EXAMPLE / "monitor.mp4"), tmp_path / "out"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert main(["transcribe", MODEL, source, "--output", str(out), "--ray", address]) == 2
+    assert f"--ray {address}: no cluster answers there in 3 s." in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
