@@ -33,6 +33,7 @@ from mmtransfer.speech.segments import Segment
 
 _PAST_SEGMENTS = 64  # more than a window takes
 _LESS_LIKELY = 0.1  # nats a word, by which a turn's text may be less likely than the first one
+_LESS_LIKELY_ELSEWHERE = 0.3  # in another context
 HandedOut = Generator[Item, None, bool]
 """Items that have been written; at its end, whether all that is ready could be."""
 
@@ -295,15 +296,16 @@ def _stays(
     known: Sequence[Transcript], logprob: float, found: Sequence[Transcript], words: Sequence[Word]
 ) -> bool:
     """Whether a segment's lines, whose words have that log-probability, stay although its turn has
-    others for it: where it has no text, or words that are less likely in the same context. An
-    adapter decodes shorter contexts, and is no judge of the source's own weights.
+    others for it: where it has no text, or words that are less likely. In another context they may
+    be so by more: an adapter decodes shorter ones, and is no judge of the source's own weights.
     """
     if not known:
         return False
     if not any(line.text for line in found):
         return True
     is_comparable = {line.context_s for line in known} == {line.context_s for line in found}
-    return is_comparable and word_logprob(words) < logprob - _LESS_LIKELY
+    margin = _LESS_LIKELY if is_comparable else _LESS_LIKELY_ELSEWHERE
+    return word_logprob(words) < logprob - margin
 
 
 def _delayed(line: Transcript | NoText, delay_s: float) -> Transcript | NoText:

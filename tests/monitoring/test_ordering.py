@@ -208,7 +208,9 @@ def test_a_turn_whose_text_is_doubted_changes_nothing():
     [
         ("fair at", -0.15, 30.0, "fair at"),
         ("fair at", -0.9, 30.0, None),  # less likely, and comparable
-        ("fair at", -0.9, 4.0, "fair at"),  # an adapter's probabilities are no measure
+        ("fair at", -0.3, 30.0, None),
+        ("fair at", -0.3, 4.0, "fair at"),  # an adapter is sure of more
+        ("fair at", -0.9, 4.0, None),
         ("", -0.1, 4.0, None),
     ],
 )
