@@ -323,7 +323,10 @@ def _training(config: Config, report: dict[str, Any]) -> str:
     cost = report["cost"]
     software = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     rows = "\n".join(f"| {name} | {_size(data)} |" for name, data in report["data"].items())
-    energy = f", {cost['energy_kwh']:.3g} kWh by codecarbon" if "energy_kwh" in cost else ""
+    energy = ""
+    if "energy_kwh" in cost:
+        amount = f"{cost['energy_kwh']:.6f}".rstrip("0")
+        energy = f", {amount} kWh by codecarbon"
     choice = " ".join(report["choice"]["reasons"]) + "\n\n" if "choice" in report else ""
     return f"""## Training
 
