@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -325,8 +326,8 @@ def _training(config: Config, report: dict[str, Any]) -> str:
     rows = "\n".join(f"| {name} | {_size(data)} |" for name, data in report["data"].items())
     energy = ""
     if "energy_kwh" in cost:
-        amount = f"{cost['energy_kwh']:.6f}".rstrip("0")
-        energy = f", {amount} kWh by codecarbon"
+        amount = Decimal(f"{cost['energy_kwh']:.3g}")  # of a short run 0.000004, not 4e-06
+        energy = f", {amount:f} kWh by codecarbon"
     choice = " ".join(report["choice"]["reasons"]) + "\n\n" if "choice" in report else ""
     return f"""## Training
 
