@@ -55,12 +55,10 @@ from support.keys import write_keys
 from support.programs import Nats, postgres
 from support.servers import write_certificate
 
-from mmtransfer import load, runs
+from mmtransfer import runs
 from mmtransfer.cli import main
-from mmtransfer.config import DataConfig, build_config, merge
-from mmtransfer.runs.sample import write_sample
+from mmtransfer.config import build_config, merge
 from mmtransfer.server.tokens import Role, Tokens, tokens_path
-from mmtransfer.speech.clips import load_clips
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 PROGRAMS = r"(?:mmtransfer|python3?|pip|accelerate|torchrun|mkdocs|just|hf|\.ci/\w+)"
@@ -208,14 +206,6 @@ def place(tmp_path_factory, whisper_tiny, random_whisper):
     (folder / "peer" / "bin" / "python").write_text("#!/bin/sh\necho '[\"the council\"]'\n")
     (folder / "peer" / "bin" / "python").chmod(0o755)
     return folder
-
-
-@pytest.fixture(scope="module")
-def sample(place, whisper_tiny):
-    """What training keeps of its clips, and what the model makes of them: plain speech, whose text
-    is the same in eight bits on every machine."""
-    clips = load_clips(str(place / "ljspeech"), DataConfig(), name="ljspeech")
-    write_sample(place / "runs" / "my_site", load(str(whisper_tiny)), clips)
 
 
 @pytest.fixture
@@ -375,8 +365,6 @@ def test_a_command_runs(command, here, trained, short_training, request, monkeyp
         write(here / "journal", "2026-01-24", line, alert(line, "gate"))
     for one in entry(BEFORE, command, []):
         run(one, here, request)
-    if "export" in command:
-        request.getfixturevalue("sample")
     run(command, here, request)
     printed = capsys.readouterr()
     assert "error" not in printed.err

@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         choices=("ct2", "onnx"),
         help="ct2: CTranslate2, a Whisper for faster-whisper, in int8 or, where that gives "
-        "another text, in float32; onnx: Whisper, texts, CTC "
-        "and sounds on wav2vec 2.0, HuBERT and WavLM (pip install 'mmtransfer[onnx]')",
+        "another text, in float32; onnx: Whisper, texts, CTC and sounds on wav2vec 2.0, HuBERT and "
+        "WavLM (pip install 'mmtransfer[onnx]')",
     )
 
 
