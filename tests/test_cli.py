@@ -50,6 +50,12 @@ def test_a_verb_that_is_none_and_an_argument_that_is_none_are_one_line(capsys):
     assert "commands:" in capsys.readouterr().out
 
 
+def test_behind_two_dashes_everything_is_a_source(capsys):
+    for arguments in (["--keywords", "fire", "--", "-a.mp4"], ["--", "-a.mp4"]):
+        assert main(["monitor", "bundled:whisper-tiny.en", *arguments]) == 2
+        assert "-a.mp4: no such" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

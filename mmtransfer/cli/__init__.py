@@ -78,9 +78,13 @@ def main(argv: list[str] | None = None) -> int:
             argv = [option_with_new_name(text) for text in argv]
             arguments, unknown = parser.parse_known_args(argv)
         if getattr(arguments, "sources", None) is not None:
-            # What follows an option's values: argparse takes positional arguments once only.
-            arguments.sources += [text for text in unknown if text == "-" or text[:1] != "-"]
-            unknown = [text for text in unknown if text[:1] == "-" and text != "-"]
+            # What follows an option's values: argparse takes positional arguments once only. Behind
+            # `--` everything is one.
+            at = unknown.index("--") if "--" in unknown else len(unknown)
+            options = [text for text in unknown[:at] if text[:1] == "-" and text != "-"]
+            arguments.sources += [text for text in unknown[:at] if text not in options]
+            arguments.sources += unknown[at + 1 :]
+            unknown = options
         if unknown:
             _refuse_unknown(unknown, arguments)
         if arguments.verb is None:

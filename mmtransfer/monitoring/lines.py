@@ -21,6 +21,7 @@ _CLAUSE_END = (",", ";", ":", "、", "，", "；", "：")
 _CLOSING = "\"'”’)]»」』"
 _ROW = 42  # characters
 _FAR_S = 1.0  # between a word and where the same word was before; times of attention are that bad
+_SHORTEST_S = 0.1  # a frame or two of video
 _CLAUSE_WORTH = 0.3  # of a line's length, by which it may be cut off its middle
 
 
@@ -78,7 +79,22 @@ def split_lines(
     ]
     lines[0] = replace(lines[0], start=segment.start)
     lines[-1] = replace(lines[-1], end=segment.end)
-    return lines
+    return _seen(lines)
+
+
+def _seen(lines: Sequence[Line]) -> list[Line]:
+    """Lines that last long enough for a player to show them: word alignment gives some words no
+    time. What a line lacks the one after it begins later, and at the end the one before ends sooner.
+    """
+    first, last = lines[0].start, lines[-1].end
+    shortest = min(_SHORTEST_S, (last - first) / len(lines))
+    found, at = list[Line](), first
+    for number, line in enumerate(lines):
+        start = min(max(line.start, at), last - shortest * (len(lines) - number))
+        left = last - shortest * (len(lines) - number - 1)
+        at = min(max(line.end, start + shortest), left)
+        found.append(replace(line, start=start, end=at))
+    return found
 
 
 def split_pieces(

@@ -207,6 +207,20 @@ def test_lines_hold_the_whole_text_in_order_and_none_is_too_long(parts, pace_s):
         assert line.end - line.start <= 7.1 or len(line.words) == 1
 
 
+@given(st.lists(st.floats(0, 2), min_size=1, max_size=12), st.floats(0, 1))
+def test_every_line_lasts_long_enough_to_be_shown(ends, left_s):
+    times = sorted(ends)
+    words = tuple(Word(f"W{i}.", at, at, 0.9) for i, at in enumerate(times))  # no time of their own
+    text = " ".join(word.text for word in words)
+    segment = Segment(0.0, times[-1] + left_s + 0.01, np.zeros(1, np.float32))
+    lines = split_lines(Hypothesis(text, (1,), -0.2, 0.0, 30.0, words=words), segment)
+    assert len(lines) == len(words)
+    shortest = min(0.1, segment.end / len(lines))
+    assert all(line.end - line.start >= shortest - 1e-9 for line in lines)
+    assert all(a.end <= b.start + 1e-9 for a, b in pairwise(lines))
+    assert (lines[0].start, lines[-1].end) == (segment.start, segment.end)
+
+
 def test_a_line_is_a_sentence_or_what_is_between_two_pauses():
     hypothesis, segment = spoken("Open the gate. Who is there nobody came", pauses={6: 1.5})
     texts = [line.text for line in split_lines(hypothesis, segment)]
