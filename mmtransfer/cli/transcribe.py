@@ -11,7 +11,7 @@ from mmtransfer.cli.monitor import add_recognition
 from mmtransfer.errors import UserError
 
 _BULK = (
-    *("sources", "output", "partition", "formats", "max_errors"),
+    *("sources", "output", "partition", "formats", "max_errors", "retry_errors"),
     *("ray", "workers", "gpus_per_worker", "price"),
 )
 """Arguments that are fields of `BulkOptions`; the others are of `RecognitionOptions`."""
@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="PERCENT",
         help="stop when more of the files cannot be used (default 5)",
+    )
+    parser.add_argument(
+        "--retry-errors",
+        action="store_true",
+        help="try files again that could not be used (those that have changed always are)",
     )
     add_ray(parser)
     parser.add_argument(

@@ -83,8 +83,8 @@ def split_lines(
 
 
 def _seen(lines: Sequence[Line]) -> list[Line]:
-    """Lines that last long enough for a player to show them: word alignment gives some words no
-    time. What a line lacks the one after it begins later, and at the end the one before ends sooner.
+    """Lines that last long enough for a player to show them, since word alignment gives some words
+    no time: what a line lacks the one after it begins later; at the end the one before ends sooner.
     """
     first, last = lines[0].start, lines[-1].end
     shortest = min(_SHORTEST_S, (last - first) / len(lines))

@@ -99,6 +99,10 @@ class Output(RunFolder):
         self._settings, self._partition, self._formats = dict(settings), partition, formats
         self.done = {name.removesuffix(".parquet") for name in self.storage.names("files")}
         """Groups that are finished."""
+        data = self.storage.read(_ERRORS)
+        rows = pq.read_table(BytesIO(data)).to_pylist() if data else []
+        self.errors: dict[str, dict[str, Any]] = {row["file"]: row for row in rows}
+        """The rows of `errors.parquet`, by file."""
 
     def plan(self) -> list[Group]:
         """The groups that earlier runs planned."""
@@ -108,6 +112,12 @@ class Output(RunFolder):
     def write_plan(self, groups: Iterable[Group]) -> None:
         """Note the groups, before any of them is begun."""
         self.storage.write(_PLAN, "".join(f"{group.line()}\n" for group in groups).encode())
+
+    def reopen(self, group: Group) -> None:
+        """A group is to be transcribed once more, if it was before."""
+        if group.id in self.done:
+            self.storage.remove(_files(group))
+            self.done.remove(group.id)
 
     # --- pieces of a group that is not finished ---------------------------------------------------
 
@@ -164,17 +174,19 @@ class Output(RunFolder):
             self._write_rows(f"lines/{part}", rows, LINES)
         if sounds:
             self._write_rows(f"sounds/{part}", sounds, SOUNDS)
-        self._write_rows(f"files/{group.id}.parquet", files, FILES)
+        self._write_rows(_files(group), files, FILES)
         self.storage.remove(f"{_PIECES}/{group.id}")
         self.done.add(group.id)
         return files
 
     def _note_errors(self, files: Sequence[Mapping[str, Any]]) -> None:
-        """Take files into `errors.parquet` that could not be used, or not to their ends."""
-        bad = [dict(file) for file in files if file["error"]]
-        if bad:
-            known = {(row["file"], row["version"]): row for row in [*self.errors(), *bad]}
-            self._write_rows(_ERRORS, [known[key] for key in sorted(known)], FILES)
+        """Keep in `errors.parquet` files that could not be used, or not to their ends."""
+        named = {file["file"] for file in files}
+        kept = {name: row for name, row in self.errors.items() if name not in named}
+        kept |= {file["file"]: dict(file) for file in files if file["error"]}
+        if kept != self.errors:
+            self.errors = kept
+            self._write_rows(_ERRORS, [kept[name] for name in sorted(kept)], FILES)
 
     def _line_row(self, shown: str, line: Transcript) -> dict[str, Any]:
         row = asdict(line)
@@ -200,11 +212,10 @@ class Output(RunFolder):
     def _write_rows(self, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
         self.write_table(name, pa.Table.from_pylist(list(rows), schema))
 
-    def errors(self) -> list[dict[str, Any]]:
-        """The rows of `errors.parquet`."""
-        data = self.storage.read(_ERRORS)
-        return pq.read_table(BytesIO(data)).to_pylist() if data else []
-
 
 def _piece(group: Group, number: int) -> str:
     return f"{_PIECES}/{group.id}/{number:06d}.json"
+
+
+def _files(group: Group) -> str:
+    return f"files/{group.id}.parquet"

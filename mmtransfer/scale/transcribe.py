@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.loading import resolve_models
@@ -57,6 +57,8 @@ class BulkOptions:
     """Files that each recording gets beside its rows: srt, vtt, jsonl."""
     max_errors: float = 5.0
     """Percent of files that may be unusable; the run stops at more."""
+    retry_errors: bool = False
+    """Try files again that could not be used, although they have not changed since."""
     ray: str | None = None
     """`local`, `auto` or HOST:PORT of a Ray cluster; None: this process."""
     workers: int | None = None
@@ -145,11 +147,10 @@ class BulkRun:
         self._output, self._options = output, options
         self.todo = [group for group in groups if group.id not in output.done]
         """Groups to transcribe, in order."""
-        self._total = sum(len(group.files) for group in groups)
+        self._total = len({file.address for group in groups for file in group.files})
         left = sum(len(group.files) for group in self.todo)
         self.summary = BulkSummary(known=self._total - left, price=options.price)
         self._work: dict[str, _Work] = {}
-        self._bad = len(output.errors())
         self._progress = BulkProgress(left, sum(group.size for group in self.todo))
         self._started = time.monotonic()
 
@@ -210,11 +211,11 @@ class BulkRun:
         summary.lines += sum(row["lines"] for row in rows)
         summary.rejected += sum(row["rejected"] for row in rows)
         self._advance(len(rows), group.size)
-        self._bad += failed
-        if failed and 100 * self._bad > self._options.max_errors * self._total:
+        bad = len(self._output.errors)
+        if failed and 100 * bad > self._options.max_errors * self._total:
             first = next(row["error"] for row in rows if row["error"])
             raise UserError(
-                f"{self._bad} of {self._total} files could not be used, more than "
+                f"{bad} of {self._total} files could not be used, more than "
                 f"{self._options.max_errors:g} %; the last: {first} All are in errors.parquet. "
                 "Mend them, or allow more by --max-errors."
             )
@@ -270,16 +271,26 @@ def transcribe(options: BulkOptions) -> BulkSummary:
 
 
 def _planned(output: Output, files: Sequence[BulkFile], options: BulkOptions) -> list[Group]:
-    """The groups of earlier runs and, behind them, those of files that are new."""
+    """The groups of earlier runs and, behind them, those of files that are new, or that could not
+    be used and are tried again.
+    """
     before = output.plan()
-    known = {file.address: file for group in before for file in group.files}
-    fresh = [file for file in files if file.address not in known]
-    changed = [
-        file
-        for file in files
-        if file.address in known
-        and (file.size, file.version) != (known[file.address].size, known[file.address].version)
-    ]
+    known = {file.address: (file, group) for group in before for file in group.files}
+    taken = {file.name for file, _ in known.values()}
+    fresh, again, changed = list[BulkFile](), list[BulkFile](), list[BulkFile]()
+    for file in files:
+        if file.address not in known:
+            fresh.append(distinct(file) if file.name in taken else file)
+            continue
+        old, group = known[file.address]
+        is_changed = (file.size, file.version) != (old.size, old.version)
+        error = output.errors.get(file.shown)
+        # Of one that ended early there are lines, which would be there twice.
+        is_unusable = group.id in output.done and error is not None and not error["lines"]
+        if is_unusable and (is_changed or options.retry_errors):
+            again.append(replace(file, name=old.name))
+        elif is_changed:
+            changed.append(file)
     if changed:
         logger.warning(
             "%d files have changed since an earlier run planned them (%s, ...); what it has of "
@@ -287,10 +298,13 @@ def _planned(output: Output, files: Sequence[BulkFile], options: BulkOptions) ->
             len(changed),
             changed[0].shown,
         )
-    taken = {file.name for file in known.values()}
-    fresh = [distinct(file) if file.name in taken else file for file in fresh]
-    groups = [*before, *grouped(fresh)]
-    if fresh:
+    if again:
+        logger.info("%d files that could not be used are tried again", len(again))
+    anew = grouped([*fresh, *again])
+    for group in anew:
+        output.reopen(group)
+    groups = [*before, *(group for group in anew if group not in before)]
+    if len(groups) > len(before):
         output.write_plan(groups)
     return groups
 

@@ -159,6 +159,25 @@ def test_what_is_new_is_transcribed_and_what_changed_is_said(archive, engine, tm
     }
 
 
+def test_a_file_that_could_not_be_used_is_tried_again_once_it_is_mended(archive, engine, tmp_path):
+    out, bad = tmp_path / "out", archive / "yard" / "bad.wav"
+    bulk([archive], out)
+    lines = len(rows(out))
+    unchanged = bulk([archive], out)
+    assert (unchanged.files, unchanged.known) == (0, 8)
+    retried = bulk([archive], out, retry_errors=True)
+    assert (retried.files, retried.failed) == (1, 1)
+    assert bulk([archive], out, retry_errors=True).files == 1
+    assert [row["file"] for row in rows(out, "files")].count(str(bad)) == 2
+    write_media(bad, utterances([1.0]))
+    mended = bulk([archive], out, max_errors=5.0)
+    assert (mended.files, mended.failed) == (1, 0)
+    assert pq.read_table(out / "errors.parquet").num_rows == 0
+    assert len(rows(out)) == lines + 1
+    assert [row["file"] for row in rows(out)].count(str(bad)) == 1
+    assert bulk([archive], out, retry_errors=True).files == 0
+
+
 def test_bad_files_are_named_and_too_many_end_the_run(archive, engine, tmp_path):
     audio = utterances([1.0] * 4)
     audio *= np.sign(np.random.default_rng(0).standard_normal(len(audio))).astype(np.float32)
