@@ -1,10 +1,14 @@
 """Recordings in bulk: in this process, on one core, on Ray.
 
-    python benchmarks/bulk.py conversation --hours 2
+    python3 -m venv peer && peer/bin/pip install faster-whisper==1.2.1 'ray[data]==2.60.0'
+    python benchmarks/bulk.py conversation --hours 2 --peer-python peer/bin/python
 
 Makes so many hours out of a folder of recordings, in files of a quarter of an hour, and transcribes
-them once each way, every way in a process of its own. Prints wall time and processor time, and each
-as a share of the first way's. Where the machine has other work, only processor times compare.
+them once each way, every way in a process of its own. Prints wall time and processor time, each as
+a share of the first way's, and the word error rate where the references lie beside the recordings
+as .json. Where the machine has other work, only processor times compare. The peers are the recipes
+of `bulk_peers.py`, with the same weights and two workers; their processor time is not taken, since
+Ray's workers are not their children.
 """
 
 from __future__ import annotations
@@ -21,9 +25,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import numpy as np
+import pyarrow.dataset as ds
 
+from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.speech.audio import SAMPLE_RATE, stream_audio
+from mmtransfer.speech.scores import default_normalizer, get_normalizer
 
 MODEL = "bundled:whisper-tiny.en"
 _FILE_S = 900
@@ -41,32 +49,52 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--peer-python", help="that has faster-whisper and Ray: also the peers")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         recordings = Path(work) / "recordings"
         recordings.mkdir()
-        hours = write_recordings(arguments.folder, recordings, arguments.hours)
-        print(f"{hours:.2f} h of audio in {len(list(recordings.iterdir()))} files")
+        reference = write_recordings(arguments.folder, recordings, arguments.hours)
+        print(f"{arguments.hours:.2f} h of audio in {len(list(recordings.iterdir()))} files")
         first: dict[str, Any] = {}
         for number, way in enumerate(arguments.only):
             found = measure(recordings, Path(work) / f"rows{number}", WAYS[way])
             first = first or found
-            print(
-                f"{way:22s} wall {found['wall_s']:6.1f} s ({first['wall_s'] / found['wall_s']:.2f}"
-                f" of the first's speed)  cpu {found['cpu_s']:6.1f} s"
-                f" ({found['cpu_s'] / first['cpu_s']:.2f})  {found['lines']} lines",
-                flush=True,
-            )
+            show(way, found, first, reference)
+        if arguments.peer_python:
+            own, packed = str(resolve(MODEL).folder), str(Path(work) / "packed")
+            export = ["export", MODEL, "--to", packed, "--format", "ct2"]
+            subprocess.run([sys.executable, "-m", "mmtransfer", *export], check=True)
+            for recipe, python, model in (
+                ("pipeline", sys.executable, own),
+                ("faster-whisper", arguments.peer_python, packed),
+            ):
+                found = measure_peer(python, recipe, model, recordings, Path(work) / recipe)
+                show(f"Ray Data, {recipe}", found, first, reference)
 
 
-def write_recordings(source: Path, target: Path, hours: float) -> float:
-    """Audio of all recordings of a folder, again and again, in files; how many hours there are."""
+def show(way: str, found: dict[str, Any], first: dict[str, Any], reference: str) -> None:
+    """Print a line."""
+    line = f"{way:26s} wall {found['wall_s']:6.1f} s"
+    line += f" ({first['wall_s'] / found['wall_s']:.2f} of the first's speed)"
+    if "cpu_s" in found:
+        line += f"  cpu {found['cpu_s']:6.1f} s ({found['cpu_s'] / first['cpu_s']:.2f})"
+    if reference:
+        normalize = get_normalizer(default_normalizer("en"))
+        both = jiwer.process_words(normalize(reference), normalize(found["text"]))
+        line += f"  WER {both.wer:.4f}"
+    print(line, flush=True)
+
+
+def write_recordings(source: Path, target: Path, hours: float) -> str:
+    """Audio of all recordings of a folder, again and again, in files; returns what is spoken."""
     left = round(3600 * hours) * SAMPLE_RATE
-    number, kept, count = 0, list[np.ndarray](), 0
-    for block in _endless(source):
+    number, kept, count, texts = 0, list[np.ndarray](), 0, list[str]()
+    for block, text in _endless(source):
         kept.append(block[:left])
         count += len(kept[-1])
         left -= len(kept[-1])
+        texts.append(text)
         if count >= _FILE_S * SAMPLE_RATE or not left:
             with wave.open(str(target / f"{number:03d}.wav"), "wb") as file:
                 file.setnchannels(1)
@@ -76,28 +104,53 @@ def write_recordings(source: Path, target: Path, hours: float) -> float:
             number, kept, count = number + 1, [], 0
         if not left:
             break
-    return hours
+    return " ".join(filter(None, texts))
 
 
-def _endless(source: Path) -> Iterator[np.ndarray]:
+def _endless(source: Path) -> Iterator[tuple[np.ndarray, str]]:
+    """Blocks of audio, and the texts that end in each."""
     recordings = [path for path in sorted(source.iterdir()) if path.suffix != ".json"]
     while True:
         for path in recordings:
-            yield from stream_audio(path)
+            beside = path.with_suffix(".json")
+            items = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else []
+            at = 0.0
+            for block in stream_audio(path):
+                at += len(block) / SAMPLE_RATE
+                ended = [item["text"] for item in items if item["end"] <= at]
+                del items[: len(ended)]
+                yield block, " ".join(ended)
+            if items:  # those that end with the recording, or a rounding behind it
+                yield np.zeros(0, np.float32), " ".join(item["text"] for item in items)
 
 
 def measure(recordings: Path, output: Path, options: list[str]) -> dict[str, Any]:
-    """Summary of one run, with the wall time of its process."""
+    """Summary of one run, with the wall time of its process and its text."""
     command = [sys.executable, "-m", "mmtransfer", "transcribe", MODEL, str(recordings)]
-    started = time.perf_counter()
-    subprocess.run(
-        [*command, "--output", str(output), *options],
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-        stderr=subprocess.DEVNULL,
-    )
+    wall_s, _ = timed([*command, "--output", str(output), *options])
     found: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
-    return {**found, "process_s": time.perf_counter() - started}
+    rows = ds.dataset(f"{output}/lines", partitioning="hive").to_table().to_pylist()
+    rows.sort(key=lambda row: (row["file"], row["start"]))
+    return {**found, "wall_s": wall_s, "text": " ".join(row["text"] for row in rows)}
+
+
+def measure_peer(
+    python: str, recipe: str, model: str, recordings: Path, output: Path
+) -> dict[str, Any]:
+    """Wall time of a recipe's process, and its text."""
+    script = str(Path(__file__).with_name("bulk_peers.py"))
+    wall_s, found = timed([python, script, recipe, model, str(recordings), str(output), "2"])
+    return {"wall_s": wall_s, "text": " ".join(json.loads(found.splitlines()[-1]))}
+
+
+def timed(command: list[str]) -> tuple[float, str]:
+    """Wall seconds and standard output of a process."""
+    own = {"PYTHONPATH": str(Path(__file__).parent.parent), "RAY_USAGE_STATS_ENABLED": "0"}
+    started = time.perf_counter()
+    done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{command[:4]} failed:\n{done.stderr[-2000:]}")
+    return time.perf_counter() - started, done.stdout
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import mmtransfer
@@ -18,6 +20,8 @@ from mmtransfer.runtime import cores
 
 logger = logging.getLogger(__name__)
 _CONNECT_S = 10.0
+_LOOK_S = 1.0
+_GONE_S = 20.0  # without a head that answers
 _ANSWER_S = 30.0  # of a cluster, the start of the process that asks included
 _STARTS = 3  # of a worker, one after the other, without success
 _OBJECT_BYTES = 32 << 20  # what waits for a worker, at most some of them
@@ -66,11 +70,27 @@ def ray_module() -> Any:
     Raises:
         UserError: it is not installed.
     """
+    if "ray" not in sys.modules:
+        _send_token()
     try:
         import ray
     except ImportError:
         raise UserError("--ray needs Ray. Install it: pip install 'mmtransfer[ray]'.") from None
     return ray
+
+
+def _send_token() -> None:
+    """Have Ray send the token that this machine has; to be called before Ray is imported.
+
+    `ray start --head` asks for one wherever there is one, and Ray itself makes one with the first
+    local cluster, but does not send it unasked. A cluster without tokens takes no notice.
+    """
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    with suppress(OSError):
+        token = token or Path(path).read_text(encoding="utf-8", errors="replace")
+    if token.strip():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 @contextmanager
@@ -111,12 +131,18 @@ def _connect(ray: Any, address: str, quiet: Mapping[str, Any]) -> None:
     # wait for it without end, in a call that nothing interrupts.
     look = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
     try:
-        subprocess.run([*look, "--address", address], timeout=_ANSWER_S, capture_output=True)
+        asked = [*look, "--address", address]
+        found = subprocess.run(asked, timeout=_ANSWER_S, capture_output=True, check=False)
     except subprocess.TimeoutExpired:
         raise UserError(
             f"--ray {address}: no cluster answers there in {_ANSWER_S:g} s. Start one: ray start "
             "--head; or take --ray local."
         ) from None
+    if b"InvalidAuthToken" in found.stderr:
+        raise UserError(
+            f"--ray {address}: the cluster asks for its token, which this machine does not have. "
+            "Put that of the cluster's head into ~/.ray/auth_token here, or into RAY_AUTH_TOKEN."
+        )
     try:
         ray.init(address=address, **quiet)
     except ConnectionError:
@@ -174,6 +200,35 @@ def _room(ray: Any, workers: int | None, gpus: float, threads: int) -> int:
     return workers or most
 
 
+class _Head:
+    """The head of the cluster, without which Ray ends this process after a minute, in its words."""
+
+    def __init__(self, address: str):
+        host, _, port = address.rpartition(":")
+        self._address, self._place = address, (host.strip("[]"), int(port))
+        self._seen = self._looked = time.monotonic()
+
+    def check(self) -> None:
+        """Make sure, now and then, that it takes connections.
+
+        Raises:
+            UserError: it has not for some time.
+        """
+        if time.monotonic() - self._looked < _GONE_S / 4:
+            return
+        try:
+            socket.create_connection(self._place, timeout=_LOOK_S).close()
+            self._seen = time.monotonic()
+        except OSError as error:
+            if time.monotonic() - self._seen > _GONE_S:
+                why = error.strerror or error
+                raise UserError(
+                    f"the head of the cluster, {self._address}, does not answer any more ({why}). "
+                    "The same command goes on once there is a cluster again."
+                ) from None
+        self._looked = time.monotonic()
+
+
 class Workers:
     """Actors with a method `open`, and calls of their methods; one that dies is replaced.
 
@@ -187,6 +242,7 @@ class Workers:
         self._busy: dict[Any, int] = {}  # worker -> its calls
         self._calls: dict[Any, Any] = {}  # call -> worker
         self._failed_starts = 0
+        self._head = _Head(self._ray.get_runtime_context().gcs_address)
         for _ in range(count):
             self._start()
 
@@ -194,10 +250,17 @@ class Workers:
         """How many have opened."""
         return len(self._busy)
 
-    @property
-    def awaited(self) -> list[Any]:
-        """References that `result` or `settle_start` take once they are ready."""
-        return [*self._starting, *self._calls]
+    def wait(self, others: Iterable[Any] = ()) -> list[Any]:
+        """One reference that is ready, or none after a moment: such that `result` or `settle_start`
+        take, or one of others.
+
+        Raises:
+            UserError: the cluster is gone.
+        """
+        self._head.check()
+        awaited = [*self._starting, *self._calls, *others]
+        ready: list[Any] = self._ray.wait(awaited, timeout=_LOOK_S)[0]
+        return ready
 
     @property
     def has_room(self) -> bool:

@@ -28,7 +28,6 @@ from mmtransfer.scale.sources import BulkFile, Group
 from mmtransfer.scale.transcribe import BulkOptions, BulkRun
 
 logger = logging.getLogger(__name__)
-_LOOK_S = 1.0
 _ATTEMPTS = 5  # at a group whose worker or node died under it
 _WORKERS_PER_CUTTER = 4  # decoding and voice activity take a tenth of what recognition takes
 _AHEAD = 4  # objects of a cutter that wait: two pieces, and what says what they are
@@ -149,8 +148,7 @@ class _Driver:
             self._hand_out()
             # Not taken out, what is cut waits in its generator, and that waits in turn.
             has_room = len(self._waiting) < max(1, len(self._workers))
-            awaited = [*self._workers.awaited, *(self._cutting if has_room else ())]
-            for ready in self._ray.wait(awaited, timeout=_LOOK_S)[0]:
+            for ready in self._workers.wait(self._cutting if has_room else ()):
                 if ready in self._cutting:
                     self._take(ready)
                 elif not self._workers.settle_start(ready):

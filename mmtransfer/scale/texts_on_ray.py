@@ -17,7 +17,6 @@ from mmtransfer.scale.cluster import Workers, connected, other_weights, ray_modu
 from mmtransfer.scale.texts import Classifier, Part, TextOptions, TextRun
 from mmtransfer.text.classifier import Prediction, TextSettings
 
-_LOOK_S = 1.0
 _ATTEMPTS = 5  # at a part whose worker or node died under it
 
 
@@ -88,7 +87,7 @@ def classify_on_ray(
                     is_left = False
                     break
                 calls[workers.call("classify", part.texts, part.targets)] = part
-            for ready in ray.wait(workers.awaited, timeout=_LOOK_S)[0]:
+            for ready in workers.wait():
                 if workers.settle_start(ready):
                     continue
                 part = calls.pop(ready)

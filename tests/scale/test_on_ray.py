@@ -1,5 +1,6 @@
 """On Ray: the same rows as in process, whatever dies."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from conftest import EXAMPLE, child_environment, write_media
 from support.clusters import kill_one, tree, when_gone
 
 from mmtransfer.cli import main
+from mmtransfer.errors import UserError
 from mmtransfer.monitoring import RecognitionOptions
 from mmtransfer.scale import cluster
 from mmtransfer.scale.transcribe import BulkOptions, transcribe
@@ -55,6 +57,37 @@ def test_what_answers_but_is_no_cluster_is_not_waited_for(tmp_path, monkeypatch,
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         assert main(["transcribe", MODEL, source, "--output", str(out), "--ray", address]) == 2
     assert f"--ray {address}: no cluster answers there in 3 s." in capsys.readouterr().err
+
+
+def test_a_head_that_is_gone_ends_the_run_with_one_line(monkeypatch):
+    monkeypatch.setattr(cluster, "_GONE_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = cluster._Head(f"127.0.0.1:{server.getsockname()[1]}")
+        time.sleep(0.3)
+        head.check()
+    time.sleep(0.1)
+    head.check()  # once is no proof
+    time.sleep(0.3)
+    with pytest.raises(UserError, match=r"head of the cluster, 127\.0\.0\.1:\d+, .*goes on"):
+        head.check()
+
+
+@pytest.mark.parametrize("place", ["home", "path", "value", None])
+def test_the_token_that_this_machine_has_is_sent(tmp_path, monkeypatch, place):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if place == "home":
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("secret")
+    elif place == "path":
+        (tmp_path / "elsewhere").write_text("secret")
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "elsewhere"))
+    elif place == "value":
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    monkeypatch.setattr(cluster.os, "environ", copied := dict(os.environ))
+    cluster._send_token()
+    assert copied.get("RAY_AUTH_MODE") == ("token" if place else None)
 
 
 @pytest.fixture(scope="module")
