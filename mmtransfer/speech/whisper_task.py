@@ -6,6 +6,7 @@ cached encoder output.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -71,10 +72,17 @@ class SpeechBatch:
     """Decoder input ids [clip, token]."""
     targets: torch.Tensor
     """Next ids [clip, token]; -100 where there is no loss (prompt, padding)."""
+    whole: torch.Tensor | None = None
+    """Of rehearsed clips: log-mel [clip, mel, frame] in the full window, for the source."""
 
 
 class SpeechTask(ClipTask):
-    """Fine-tunes a Whisper with its decoder on clips with transcripts."""
+    """Fine-tunes a Whisper with its decoder on clips with transcripts.
+
+    Of rehearsed clips it learns what the source, its teacher, makes of them: the distribution at
+    each token of the transcript (Li & Hoiem 2016, learning without forgetting; Hinton et al. 2015).
+    The teacher has the full window, since the source loops in short contexts.
+    """
 
     _source: Checkpoint
 
@@ -102,6 +110,9 @@ class SpeechTask(ClipTask):
         )
         self._encoder = WhisperEncoder(model.get_encoder())
         clips = self.train.clips
+        self._teacher: Any = None
+        if len(clips) > self._targets:
+            self._teacher = copy.deepcopy(model).eval().requires_grad_(False)
         self._tokens = [speech.spell(clip.text, clip.language) for clip in clips]
         self._bounds: dict[int, tuple[float, float] | None] = {}
         if not all(clip.text for clip in clips):
@@ -228,7 +239,7 @@ class SpeechTask(ClipTask):
         """Micro-batches of cached activations, one context each."""
         config, store = self.config.train, self._store
         views = max(1, self.config.transfer.cached_views)
-        groups: dict[int, list[tuple[np.ndarray, list[int]]]] = defaultdict(list)
+        groups: dict[tuple[int, bool], list[tuple[np.ndarray, list[int], int]]] = defaultdict(list)
         for index in indices:
             rng = np.random.default_rng([self.config.runtime.seed, epoch, index])
             is_padded = self._pads(index) and rng.random() < 0.5
@@ -238,14 +249,18 @@ class SpeechTask(ClipTask):
             speed = self._augmenter.draw_speed(self._view_rng(index, view), seconds)
             hidden = store[self._items[index, view, is_padded]][0]  # type: ignore[index]
             target = self._target(index, speed, timestamps=stamped)
-            groups[len(hidden)].append((hidden, target))
+            groups[len(hidden), index >= self._targets].append((hidden, target, index))
         batches = []
-        for frames, examples in sorted(groups.items()):
+        for (frames, is_rehearsed), examples in sorted(groups.items()):
             size = max(1, int(config.batch_seconds * ENCODER_FRAMES_PER_SECOND / frames + 1e-6))
             for start in range(0, len(examples), size):
                 part = examples[start : start + size]
-                stacked = torch.from_numpy(np.stack([hidden for hidden, _ in part])).float()
-                batches.append(self._batch(stacked, [tokens for _, tokens in part]))
+                stacked = torch.from_numpy(np.stack([hidden for hidden, _, _ in part])).float()
+                batch = self._batch(stacked, [tokens for _, tokens, _ in part])
+                if is_rehearsed:
+                    clips = [self.train.clips[index].samples() for _, _, index in part]
+                    batch.whole = self.speech.features(clips, self.speech.max_context_s)
+                batches.append(batch)
         return batches
 
     @property
@@ -267,20 +282,23 @@ class SpeechTask(ClipTask):
         for index in batch:
             kind = index < self._targets
             shortest[kind] = max(shortest[kind], self._longest_context_s(index))
-        groups: dict[float, tuple[list[_Example], list[np.random.Generator]]]
+        groups: dict[tuple[float, bool], tuple[list[_Example], list[np.random.Generator]]]
         groups = defaultdict(lambda: ([], []))
         for index in batch[share]:
+            kind = index < self._targets
             rng = np.random.default_rng([self.config.runtime.seed, epoch, index])
             is_padded = rng.random() < config.full_context
             stamped = rng.random() < config.timestamps
             samples, speed = self._augmenter.waveform(self.train.clips[index].samples(), rng)
-            examples, rngs = groups[full if is_padded else shortest[index < self._targets]]
+            examples, rngs = groups[full if is_padded else shortest[kind], not kind]
             examples.append((samples, self._target(index, speed, timestamps=stamped)))
             rngs.append(rng)
         return [
             batch
-            for context, (examples, rngs) in sorted(groups.items(), key=lambda group: group[0])
-            for batch in self._batches(examples, rngs, context)
+            for (context, is_rehearsed), (examples, rngs) in sorted(
+                groups.items(), key=lambda group: group[0]
+            )
+            for batch in self._batches(examples, rngs, context, is_rehearsed=is_rehearsed)
         ]
 
     def _target(self, index: int, speed: float, *, timestamps: bool) -> list[int]:
@@ -305,6 +323,8 @@ class SpeechTask(ClipTask):
         examples: list[_Example],
         rngs: list[np.random.Generator],
         context_s: float,
+        *,
+        is_rehearsed: bool,
     ) -> list[SpeechBatch]:
         size = max(1, int(self.config.train.batch_seconds / context_s + 1e-6))
         batches = []
@@ -315,7 +335,11 @@ class SpeechTask(ClipTask):
                 features, part, rngs[start : start + size], strict=True
             ):
                 self._augmenter.features(row, len(samples) / 16_000, rng)
-            batches.append(self._batch(features, [tokens for _, tokens in part]))
+            batch = self._batch(features, [tokens for _, tokens in part])
+            if is_rehearsed:
+                waves = [samples for samples, _ in part]
+                batch.whole = self.speech.features(waves, self.speech.max_context_s)
+            batches.append(batch)
         return batches
 
     def _batch(self, features: torch.Tensor, rows: list[list[int]]) -> SpeechBatch:
@@ -343,7 +367,12 @@ class SpeechTask(ClipTask):
         if not half:
             return [micro]
         return [
-            SpeechBatch(micro.features[part], micro.inputs[part], micro.targets[part])
+            SpeechBatch(
+                micro.features[part],
+                micro.inputs[part],
+                micro.targets[part],
+                None if micro.whole is None else micro.whole[part],
+            )
             for part in (slice(None, half), slice(half, None))
         ]
 
@@ -358,7 +387,14 @@ class SpeechTask(ClipTask):
         return Outputs(logits, micro.targets.to(device) != _IGNORED)
 
     def target_loss(self, outputs: Outputs, micro: SpeechBatch) -> torch.Tensor:
-        """Cross-entropy of the target tokens, summed."""
+        """Cross-entropy of the target tokens, summed; of rehearsed clips the Kullback-Leibler
+        divergence from the teacher.
+        """
+        if micro.whole is not None:
+            own = outputs.logits[outputs.counted].float().log_softmax(-1)
+            theirs = self._taught(micro, outputs.logits.device)[outputs.counted]
+            theirs = theirs.float().log_softmax(-1)
+            return functional.kl_div(own, theirs, reduction="sum", log_target=True)
         return functional.cross_entropy(
             outputs.logits.float().flatten(0, 1),
             micro.targets.to(outputs.logits.device).flatten(),
@@ -366,6 +402,17 @@ class SpeechTask(ClipTask):
             reduction="sum",
             label_smoothing=self.config.transfer.label_smoothing,
         )
+
+    @torch.no_grad()
+    def _taught(self, micro: SpeechBatch, device: torch.device) -> torch.Tensor:
+        """The teacher's logits [clip, token, class]."""
+        assert micro.whole is not None
+        logits: torch.Tensor = self._teacher.to(device)(
+            input_features=micro.whole.to(device),
+            decoder_input_ids=micro.inputs.to(device),
+            use_cache=False,
+        ).logits
+        return logits
 
     def _encode(self, features: torch.Tensor) -> torch.Tensor:
         encoder, frozen = self._encoder, self.frozen
@@ -418,9 +465,14 @@ class SpeechTask(ClipTask):
         return replace(self.speech, short=found.short)
 
     def finish(self, device: torch.device) -> None:
-        """Measure the shortest safe context, and whether the model takes in windows."""
+        """Measure the shortest safe context, and whether the model takes in windows: on the target,
+        and on what is not, so that other speech keeps the contexts that it needs.
+        """
         sets = [self.validation, *self.splits.source_domain.values()]
         first = [clips.clips[:SAFE_CLIPS] for clips in sets]
+        if not self.splits.source_domain:
+            rehearsed = self.train.clips[self._targets :]
+            first += [rehearsed[:: -(-len(rehearsed) // SAFE_CLIPS)]] if rehearsed else []
         alone = self.measure_shortest_context(device, first)
         self.measure_window(device, first, alone)
 

@@ -85,7 +85,7 @@ def test_the_token_that_this_machine_has_is_sent(tmp_path, monkeypatch, place):
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "elsewhere"))
     elif place == "value":
         monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
-    monkeypatch.setattr(cluster.os, "environ", copied := dict(os.environ))
+    monkeypatch.setattr(os, "environ", copied := dict(os.environ))
     cluster._send_token()
     assert copied.get("RAY_AUTH_MODE") == ("token" if place else None)
 

@@ -32,6 +32,7 @@ from mmtransfer.transfer.task import plan_mixed
 
 pytestmark = pytest.mark.usefixtures("unmeasured")
 CPU = torch.device("cpu")
+FINISH = SpeechTask.finish  # which `unmeasured` replaces
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,54 @@ def test_long_rehearsal_clips_do_not_lengthen_the_context_of_the_target(
     assert [micro.features.shape[0] for micro in micros] == [2, 1]
     assert micros[0].features.shape[-1] < 300
     assert micros[1].features.shape[-1] >= 2000
+
+
+@pytest.mark.parametrize("frozen", ["none", "all"])
+def test_rehearsed_clips_are_learnt_as_the_source_in_its_full_window_takes_them(
+    data, random_whisper, tmp_path, frozen
+):
+    config = values(data, random_whisper, tmp_path / "run")
+    config["transfer"]["stages"] = [{"frozen": frozen}]
+    # The source and what is trained take in the same then.
+    config["train"] |= {"full_context": 1.0, "batch_seconds": 300}
+    task = runs.set_up(build_config(config), CPU)
+    assert isinstance(task, SpeechTask)
+    task.begin(task.stages[0], CPU)
+    micros = task.prepare(range(len(task.train)), slice(None), 0)
+    task.model.eval()
+    known = [micro for micro in micros if micro.whole is not None]
+    assert sum(len(micro.features) for micro in known) == 3
+    rehearsed = max(known, key=lambda micro: micro.features[0].numel())  # in the full window
+    assert float(task.loss(rehearsed, CPU)) == pytest.approx(0, abs=0.05)
+    assert all(float(task.loss(m, CPU)) > 1 for m in micros if m.whole is None)
+    halves = task.split(rehearsed)
+    total = sum(float(task.loss(half, CPU)) for half in halves)
+    assert total == pytest.approx(float(task.loss(rehearsed, CPU)), abs=1e-3)
+    with torch.no_grad():
+        for weights in task.model.parameters():
+            weights.add_(0.1 * torch.randn_like(weights))
+    assert float(task.loss(rehearsed, CPU)) > 1  # the teacher stays as it was
+
+
+def test_contexts_are_safe_for_other_speech_as_well(data, random_whisper, tmp_path, monkeypatch):
+    def measured(**sections):
+        config = values(data, random_whisper, tmp_path / "run", **sections)
+        task = runs.set_up(build_config(config), CPU)
+        assert isinstance(task, SpeechTask)
+        found = []
+        monkeypatch.setattr(
+            task, "measure_shortest_context", lambda device, sets: found.append(sets)
+        )
+        monkeypatch.setattr(task, "measure_window", lambda *given: None)
+        FINISH(task, CPU)
+        return [[clip.text for clip in clips] for clips in found[0]]
+
+    general = ["a quiet evening", "the old library", "so it was"]
+    assert measured() == [["gate two", "stop"], general]
+    assert measured(data={"rehearsal": "none"}) == [["gate two", "stop"]]
+    other = write_dataset(tmp_path / "other", ["elsewhere"])
+    named = measured(data={"source_domain": {"other": str(other)}})
+    assert named == [["gate two", "stop"], ["elsewhere"]]
 
 
 def test_a_run_rehearses_and_says_so(data, random_whisper, tmp_path, caplog):
