@@ -523,11 +523,13 @@ class SpeechTask(ClipTask):
     ) -> None:
         """Set how much speech the model takes in at a time, by measuring it.
 
-        Clips of each set, with their scores `alone`, are joined to windows. If the text of the
-        windows scores within 0.01 of that of the single clips, recordings are transcribed in
-        windows, else segment by segment (0).
+        Clips of a set, with their scores `alone`, are joined to windows. If the text of the windows
+        scores within 0.01 of that of the single clips, recordings are transcribed in windows, else
+        segment by segment (0). The first of the sets decides that has clips to join, which is the
+        target where it can: joined clips of other sets may be harder for the source as well, and
+        real talk, which is not cut into clips, needs windows most.
         """
-        is_safe, is_known = True, False
+        self.speech.window_s = 0.0
         pause = np.zeros(round(_JOINED_PAUSE_S * SAMPLE_RATE), np.float32)
         for clips, scores in zip(sets, alone, strict=True):
             single = iter(scores)
@@ -535,7 +537,6 @@ class SpeechTask(ClipTask):
             windows = [(own, known) for own, known in windows if len(own) > 1]
             if not windows:
                 continue
-            is_known = True
             found = decode_waves(
                 self.speech,
                 [
@@ -553,8 +554,9 @@ class SpeechTask(ClipTask):
                 for (own, _), text in zip(windows, found, strict=True)
             ]
             before = [score for _, known in windows for score in known]
-            is_safe = is_safe and self.rate(together) <= self.rate(before) + _SAFE_LOSS
-        self.speech.window_s = WINDOW_S if is_safe and is_known else 0.0
+            if self.rate(together) <= self.rate(before) + _SAFE_LOSS:
+                self.speech.window_s = WINDOW_S
+            return
 
 
 def joined_clips(clips: Sequence[Clip]) -> list[list[Clip]]:

@@ -337,6 +337,11 @@ def test_windows_are_used_where_joined_clips_score_as_single_ones(
     monkeypatch.setattr(Recognizer, "transcribe", transcribe)
     task.measure_window("cpu", [clips], [alone])
     assert task.speech.window_s == window_s
+    # The first set with clips to join decides: no other is decoded, which would fail above.
+    task.measure_window("cpu", [clips[:1], clips, clips[:2]], [alone[:1], alone, alone[:2]])
+    assert task.speech.window_s == window_s
+    task.measure_window("cpu", [clips[:1]], [alone[:1]])
+    assert task.speech.window_s == 0.0
 
 
 def test_joined_clips_hold_all_clips_in_windows_of_one_recording():
