@@ -162,6 +162,9 @@ COMMANDS = {
     "python benchmarks/auto.py choose --data data --cases dvd --most 400": RUN_SLOWLY,
     "python benchmarks/auto.py choose --data data --cases grid_40 electronics": RUN_SLOWLY,
     "python benchmarks/relatedness.py domains --reviews product_reviews --sst2 sst2": RUN_SLOWLY,
+    "python benchmarks/relatedness.py text-layers --sst2 sst2": RUN_SLOWLY,
+    "python benchmarks/relatedness.py speech-layers --grid grid_s1": RUN_SLOWLY,
+    "python benchmarks/merge_domains.py --data product_reviews --work work": RUN_SLOWLY,
     "python benchmarks/auto.py seeds --data data": RUN_SLOWLY,
     "python benchmarks/serve.py bundled:whisper-tiny.en --video desk_10min.mp4 streams --count 16 "
     "--seconds 60": RUN_SLOWLY,
