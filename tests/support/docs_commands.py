@@ -162,6 +162,8 @@ COMMANDS = {
     "python benchmarks/auto.py choose --data data --cases dvd --most 400": RUN_SLOWLY,
     "python benchmarks/auto.py choose --data data --cases grid_40 electronics": RUN_SLOWLY,
     "python benchmarks/relatedness.py domains --reviews product_reviews --sst2 sst2": RUN_SLOWLY,
+    "mmtransfer merge runs/grid --keep-source 0.005 --source-domain ljspeech=ljspeech "
+    "telephone=telephone_prompts --to runs/kept": RUN_SLOWLY,
     "python benchmarks/relatedness.py text-layers --sst2 sst2": RUN_SLOWLY,
     "python benchmarks/relatedness.py speech-layers --grid grid_s1": RUN_SLOWLY,
     "python benchmarks/merge_domains.py --data product_reviews --work work": RUN_SLOWLY,
@@ -229,7 +231,9 @@ MORE = {
     ),
     "mmtransfer relate": TINY,
     "mmtransfer lr-range": f"{TINY} --range-steps 20",
-    "mmtransfer merge runs/my_site": "--source-model whisper",  # a folder: its place is not recorded
+    # A folder: its place is not recorded.
+    "mmtransfer merge runs/my_site": "--source-model whisper",
+    "mmtransfer merge runs/grid": "--source-model whisper",
     "mmtransfer compare": f"{TINY} --seeds 2 --steps 2",
     "python benchmarks/auto.py choose": "--most 16",
     "python benchmarks/auto.py seeds": "--pairs 1",
@@ -255,6 +259,10 @@ BEFORE = {
     ],
     "mmtransfer merge runs/books": [
         f"{_ON} {name}.csv --run-dir runs/{name}" for name in ("books", "dvd", "electronics")
+    ],
+    "mmtransfer merge runs/grid": [
+        "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train grid_s1/train "
+        "--run-dir runs/grid"
     ],
     "mmtransfer merge runs/my_site": [
         "mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train my_site/train "
