@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,20 +73,24 @@ def main() -> None:
                 show(f"Ray Data, {recipe}", found, first, reference)
 
 
-def show(way: str, found: dict[str, Any], first: dict[str, Any], reference: str) -> None:
+def show(way: str, found: dict[str, Any], first: dict[str, Any], reference: Sequence[str]) -> None:
     """Print a line."""
     line = f"{way:26s} wall {found['wall_s']:6.1f} s"
     line += f" ({first['wall_s'] / found['wall_s']:.2f} of the first's speed)"
     if "cpu_s" in found:
         line += f"  cpu {found['cpu_s']:6.1f} s ({found['cpu_s'] / first['cpu_s']:.2f})"
     if reference:
-        normalize = get_normalizer(default_normalizer("en"))
-        both = jiwer.process_words(normalize(reference), normalize(found["text"]))
-        line += f"  WER {both.wer:.4f}"
+        line += f"  WER {jiwer.process_words(normal(reference), normal(found['texts'])).wer:.4f}"
     print(line, flush=True)
 
 
-def write_recordings(source: Path, target: Path, hours: float) -> str:
+def normal(texts: Sequence[str]) -> str:
+    """Normalised one by one, since what a bracket opens may be closed in another text."""
+    normalize = get_normalizer(default_normalizer("en"))
+    return " ".join(filter(None, map(normalize, texts)))
+
+
+def write_recordings(source: Path, target: Path, hours: float) -> list[str]:
     """Audio of all recordings of a folder, again and again, in files; returns what is spoken."""
     left = round(3600 * hours) * SAMPLE_RATE
     number, kept, count, texts = 0, list[np.ndarray](), 0, list[str]()
@@ -94,7 +98,7 @@ def write_recordings(source: Path, target: Path, hours: float) -> str:
         kept.append(block[:left])
         count += len(kept[-1])
         left -= len(kept[-1])
-        texts.append(text)
+        texts += text
         if count >= _FILE_S * SAMPLE_RATE or not left:
             with wave.open(str(target / f"{number:03d}.wav"), "wb") as file:
                 file.setnchannels(1)
@@ -104,10 +108,10 @@ def write_recordings(source: Path, target: Path, hours: float) -> str:
             number, kept, count = number + 1, [], 0
         if not left:
             break
-    return " ".join(filter(None, texts))
+    return texts
 
 
-def _endless(source: Path) -> Iterator[tuple[np.ndarray, str]]:
+def _endless(source: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Blocks of audio, and the texts that end in each."""
     recordings = [path for path in sorted(source.iterdir()) if path.suffix != ".json"]
     while True:
@@ -119,9 +123,9 @@ def _endless(source: Path) -> Iterator[tuple[np.ndarray, str]]:
                 at += len(block) / SAMPLE_RATE
                 ended = [item["text"] for item in items if item["end"] <= at]
                 del items[: len(ended)]
-                yield block, " ".join(ended)
+                yield block, ended
             if items:  # those that end with the recording, or a rounding behind it
-                yield np.zeros(0, np.float32), " ".join(item["text"] for item in items)
+                yield np.zeros(0, np.float32), [item["text"] for item in items]
 
 
 def measure(recordings: Path, output: Path, options: list[str]) -> dict[str, Any]:
@@ -131,7 +135,7 @@ def measure(recordings: Path, output: Path, options: list[str]) -> dict[str, Any
     found: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     rows = ds.dataset(f"{output}/lines", partitioning="hive").to_table().to_pylist()
     rows.sort(key=lambda row: (row["file"], row["start"]))
-    return {**found, "wall_s": wall_s, "text": " ".join(row["text"] for row in rows)}
+    return {**found, "wall_s": wall_s, "texts": [row["text"] for row in rows]}
 
 
 def measure_peer(
@@ -140,7 +144,7 @@ def measure_peer(
     """Wall time of a recipe's process, and its text."""
     script = str(Path(__file__).with_name("bulk_peers.py"))
     wall_s, found = timed([python, script, recipe, model, str(recordings), str(output), "2"])
-    return {"wall_s": wall_s, "text": " ".join(json.loads(found.splitlines()[-1]))}
+    return {"wall_s": wall_s, "texts": json.loads(found.splitlines()[-1])}
 
 
 def timed(command: list[str]) -> tuple[float, str]:

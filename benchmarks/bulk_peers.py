@@ -71,7 +71,8 @@ def main() -> None:
     import ray
 
     recipe, model, folder, output, workers = sys.argv[1:]
-    ray.init(num_cpus=int(workers), include_dashboard=False, log_to_driver=False)
+    # As many again for the tasks that decode, which would wait for the workers to end.
+    ray.init(num_cpus=2 * int(workers), include_dashboard=False, log_to_driver=False)
     paths = sorted(str(path) for path in Path(folder).iterdir())
     rows: Any = ray.data.from_items([{"file": path, "start": 0.0} for path in paths])
     rows = rows.repartition(len(paths))

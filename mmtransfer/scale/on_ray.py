@@ -122,7 +122,8 @@ class _Driver:
         actor = ray.remote(Worker).options(
             num_cpus=recognition.threads,
             num_gpus=options.gpus_per_worker,
-            max_concurrency=recognition.threads + 1,
+            # On a GPU one more is prepared meanwhile; without, that would take others' cores.
+            max_concurrency=recognition.threads + bool(options.gpus_per_worker),
         )
         self._workers = Workers(lambda: actor.remote(recognition), workers, self._opened)
         self._cut = ray.remote(cut_ahead).options(
