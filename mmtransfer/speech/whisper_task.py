@@ -280,26 +280,26 @@ class SpeechTask(ClipTask):
         # target's clips and one for the rehearsal's, which may be much longer.
         shortest: dict[bool, float] = defaultdict(float)
         for index in batch:
-            kind = index < self._targets
-            shortest[kind] = max(shortest[kind], self._longest_context_s(index))
+            is_rehearsed = index >= self._targets
+            longest_s = max(shortest[is_rehearsed], self._longest_context_s(index))
+            shortest[is_rehearsed] = longest_s
         groups: dict[tuple[float, bool], tuple[list[_Example], list[np.random.Generator]]]
         groups = defaultdict(lambda: ([], []))
         for index in batch[share]:
-            kind = index < self._targets
+            is_rehearsed = index >= self._targets
             rng = np.random.default_rng([self.config.runtime.seed, epoch, index])
             is_padded = rng.random() < config.full_context
             stamped = rng.random() < config.timestamps
             samples, speed = self._augmenter.waveform(self.train.clips[index].samples(), rng)
-            examples, rngs = groups[full if is_padded else shortest[kind], not kind]
+            context = full if is_padded else shortest[is_rehearsed]
+            examples, rngs = groups[context, is_rehearsed]
             examples.append((samples, self._target(index, speed, timestamps=stamped)))
             rngs.append(rng)
-        return [
-            batch
-            for (context, is_rehearsed), (examples, rngs) in sorted(
-                groups.items(), key=lambda group: group[0]
-            )
-            for batch in self._batches(examples, rngs, context, is_rehearsed=is_rehearsed)
-        ]
+        found = []
+        for context, is_rehearsed in sorted(groups):
+            examples, rngs = groups[context, is_rehearsed]
+            found += self._batches(examples, rngs, context, is_rehearsed=is_rehearsed)
+        return found
 
     def _target(self, index: int, speed: float, *, timestamps: bool) -> list[int]:
         """Prompt, text and end token. Timestamps mark where speech starts and ends in the clip."""
