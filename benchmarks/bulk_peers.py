@@ -24,7 +24,7 @@ class Pipeline:
         from transformers import pipeline
 
         torch.set_num_threads(1)
-        self._run = pipeline("automatic-speech-recognition", model)
+        self._run = pipeline("automatic-speech-recognition", model, trust_remote_code=False)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The texts of windows."""
