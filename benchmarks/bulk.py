@@ -3,12 +3,12 @@
     python3 -m venv peer && peer/bin/pip install faster-whisper==1.2.1 'ray[data]==2.60.0'
     python benchmarks/bulk.py conversation --hours 2 --peer-python peer/bin/python
 
-Makes so many hours out of a folder of recordings, in files of a quarter of an hour, and transcribes
-them once each way, every way in a process of its own. Prints wall time and processor time, each as
-a share of the first way's, and the word error rate where the references lie beside the recordings
-as .json. Where the machine has other work, only processor times compare. The peers are the recipes
-of `bulk_peers.py`, with the same weights and two workers; their processor time is not taken, since
-Ray's workers are not their children.
+Makes so many hours (or somewhat less, to the end of a reference) out of a folder of recordings, in
+files of a quarter of an hour, and transcribes them once each way, every way in a process of its
+own. Prints wall time and processor time, each as a share of the first way's, and the word error
+rate where the references lie beside the recordings as .json. Where the machine has other work, only
+processor times compare. The peers are the recipes of `bulk_peers.py`, with the same weights and two
+workers; their processor time is not taken, since Ray's workers are not their children.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         recordings = Path(work) / "recordings"
         recordings.mkdir()
-        reference = write_recordings(arguments.folder, recordings, arguments.hours)
-        print(f"{arguments.hours:.2f} h of audio in {len(list(recordings.iterdir()))} files")
+        hours, reference = write_recordings(arguments.folder, recordings, arguments.hours)
+        print(f"{hours:.2f} h of audio in {len(list(recordings.iterdir()))} files")
         first: dict[str, Any] = {}
         for number, way in enumerate(arguments.only):
             found = measure(recordings, Path(work) / f"rows{number}", WAYS[way])
@@ -90,25 +90,29 @@ def normal(texts: Sequence[str]) -> str:
     return " ".join(filter(None, map(normalize, texts)))
 
 
-def write_recordings(source: Path, target: Path, hours: float) -> list[str]:
-    """Audio of all recordings of a folder, again and again, in files; returns what is spoken."""
-    left = round(3600 * hours) * SAMPLE_RATE
-    number, kept, count, texts = 0, list[np.ndarray](), 0, list[str]()
-    for block, text in _endless(source):
-        kept.append(block[:left])
-        count += len(kept[-1])
-        left -= len(kept[-1])
-        texts += text
-        if count >= _FILE_S * SAMPLE_RATE or not left:
-            with wave.open(str(target / f"{number:03d}.wav"), "wb") as file:
-                file.setnchannels(1)
-                file.setsampwidth(2)
-                file.setframerate(SAMPLE_RATE)
-                file.writeframes((np.concatenate(kept) * 32767).astype("<i2").tobytes())
-            number, kept, count = number + 1, [], 0
-        if not left:
+def write_recordings(source: Path, target: Path, hours: float) -> tuple[float, list[str]]:
+    """Audio of all recordings of a folder, again and again, in files, to the last reference that
+    ends within so many hours; returns its hours, and what is spoken.
+    """
+    blocks, texts, count, most = list[np.ndarray](), list[str](), 0, hours * 3600 * SAMPLE_RATE
+    whole = (0, 0)  # samples and texts, where a reference ends
+    for block, ended in _endless(source):
+        if count >= most:
             break
-    return texts
+        blocks.append(block)
+        texts += ended
+        count += len(block)
+        if ended and count <= most:
+            whole = (count, len(texts))
+    samples = np.concatenate(blocks)[: whole[0] or round(most)]
+    size = _FILE_S * SAMPLE_RATE
+    for number, at in enumerate(range(0, len(samples), size)):
+        with wave.open(str(target / f"{number:03d}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(SAMPLE_RATE)
+            file.writeframes((samples[at : at + size] * 32767).astype("<i2").tobytes())
+    return len(samples) / SAMPLE_RATE / 3600, texts[: whole[1]]
 
 
 def _endless(source: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
