@@ -162,6 +162,8 @@ COMMANDS = {
     "python benchmarks/auto.py choose --data data --cases dvd --most 400": RUN_SLOWLY,
     "python benchmarks/auto.py choose --data data --cases grid_40 electronics": RUN_SLOWLY,
     "python benchmarks/relatedness.py domains --reviews product_reviews --sst2 sst2": RUN_SLOWLY,
+    'python benchmarks/bulk.py conversation --hours 1.56 --only "in process" "Ray, 1 worker" '
+    '"Ray, 2 workers" --peer-python peer/bin/python': OPTIONS,
     "mmtransfer merge runs/grid --keep-source 0.005 --source-domain ljspeech=ljspeech "
     "telephone=telephone_prompts --to runs/kept": RUN_SLOWLY,
     "python benchmarks/relatedness.py text-layers --sst2 sst2": RUN_SLOWLY,
