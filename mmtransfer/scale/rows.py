@@ -113,11 +113,13 @@ class Output(RunFolder):
         """Note the groups, before any of them is begun."""
         self.storage.write(_PLAN, "".join(f"{group.line()}\n" for group in groups).encode())
 
-    def reopen(self, group: Group) -> None:
-        """A group is to be transcribed once more, if it was before."""
-        if group.id in self.done:
-            self.storage.remove(_files(group))
-            self.done.remove(group.id)
+    def reopen(self, group: Group) -> bool:
+        """Whether a group was transcribed before; it is to be once more then."""
+        if group.id not in self.done:
+            return False
+        self.storage.remove(_files(group))
+        self.done.remove(group.id)
+        return True
 
     # --- pieces of a group that is not finished ---------------------------------------------------
 

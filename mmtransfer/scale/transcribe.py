@@ -284,10 +284,10 @@ def _planned(output: Output, files: Sequence[BulkFile], options: BulkOptions) ->
             continue
         old, group = known[file.address]
         is_changed = (file.size, file.version) != (old.size, old.version)
-        error = output.errors.get(file.shown)
+        is_wanted = bool(output.errors) and (is_changed or options.retry_errors)
+        error = output.errors.get(file.shown) if is_wanted else None
         # Of one that ended early there are lines, which would be there twice.
-        is_unusable = group.id in output.done and error is not None and not error["lines"]
-        if is_unusable and (is_changed or options.retry_errors):
+        if error is not None and not error["lines"] and group.id in output.done:
             again.append(replace(file, name=old.name))
         elif is_changed:
             changed.append(file)
@@ -301,9 +301,7 @@ def _planned(output: Output, files: Sequence[BulkFile], options: BulkOptions) ->
     if again:
         logger.info("%d files that could not be used are tried again", len(again))
     anew = grouped([*fresh, *again])
-    for group in anew:
-        output.reopen(group)
-    groups = [*before, *(group for group in anew if group not in before)]
+    groups = [*before, *(group for group in anew if not output.reopen(group))]
     if len(groups) > len(before):
         output.write_plan(groups)
     return groups
