@@ -226,6 +226,7 @@ class SpeechModel:
             form=form,
             base=self.base,
             shortest_context_s=self.shortest_context_s,
+            window_s=self.window_s,
             **({"short_reader": short} if short else {}),
         )
 

@@ -1,3 +1,4 @@
+import copy
 import time
 from collections import Counter
 from dataclasses import replace
@@ -8,6 +9,7 @@ import torch
 from conftest import EXAMPLE
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 
 from mmtransfer.errors import UserError
 from mmtransfer.hub.files import fetch
@@ -153,12 +155,21 @@ def test_context_is_the_next_step_that_covers_the_clip(seconds, shortest):
     assert speech.shortest_context_s == 20.0
 
 
-def test_shortest_context_is_kept_with_the_model(random_whisper, tmp_path):
-    speech = load_speech_model(str(random_whisper))
+@pytest.mark.parametrize("form", ["full", "adapter"])
+@pytest.mark.parametrize("window_s", [0.0, 19.0])
+def test_measured_contexts_and_windows_are_kept_with_the_model(
+    whisper_tiny, tmp_path, form, window_s
+):
+    speech = load_speech_model("bundled:whisper-tiny.en", short_contexts=False)
     assert speech.shortest_context_s == 20.0
-    speech.shortest_context_s = 3.5
-    speech.save(tmp_path / "m")
-    assert load_speech_model(str(tmp_path / "m")).shortest_context_s == 3.5
+    speech.shortest_context_s, speech.window_s = 3.5, window_s
+    adapted = None
+    if form == "adapter":
+        lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+        adapted = get_peft_model(copy.deepcopy(speech.model), lora)
+    speech.save(tmp_path / "m", form, adapted)
+    loaded = load_speech_model(str(tmp_path / "m"))
+    assert (loaded.shortest_context_s, loaded.window_s) == (3.5, window_s)
 
 
 def test_unusable_models_get_one_clear_line(tmp_path, random_whisper):
