@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +29,7 @@ from mmtransfer.runs.parents import (
     bare_model,
     carry_settings,
     check_alike,
+    finished,
     snapshots,
     started_from,
 )
@@ -113,8 +114,10 @@ class _Job:
             raise UserError(f"{to}: is there already. Choose another run folder, or remove it.")
         if method not in ("auto", *METHODS):
             raise UserError(f"method: expected one of {', '.join(METHODS)}, found {method!r}.")
+        self._measured: list[Checkpoint] = []
+        """Where it is recorded what training measured, if not with the models."""
         if method == "last":
-            models = snapshots(models)
+            models, self._measured = snapshots(models), [finished(models[0])]
         given = {name: resolve(name) for name in models}
         if len(given) < len(models):
             raise UserError("expected different models, found one twice.")
@@ -268,7 +271,7 @@ class _Job:
                     work, domains, parents, before, share or scale, keep_source, density
                 )
             if self.method != "ensemble":
-                carry_settings(folder, list(self.models.values()))
+                self._carry(folder, chosen if isinstance(chosen, list) else self.models)
                 if self.kind == "sentiment" and self.form == "full":
                     renew_stock(folder)
             after = self._scored(resolve(str(folder)), domains)
@@ -314,6 +317,10 @@ class _Job:
             logger.info("the source is not scored: %s", error)
             return None
 
+    def _carry(self, folder: Path, names: Iterable[str]) -> None:
+        """Settings of a result of these models."""
+        carry_settings(folder, [self.models[name] for name in names], self._measured)
+
     def _greedy(
         self, work: _Scratch, domains: Mapping[str, Domain], parents: Mapping[str, Scores]
     ) -> tuple[Path, list[str]]:
@@ -327,6 +334,7 @@ class _Job:
         for name in order[1:]:
             folder = work.place(f"with {len(kept)}")
             self._blend([*kept, name])(folder)
+            self._carry(folder, [*kept, name])
             found = quality(self._scored(resolve(str(folder)), domains), domains)
             logger.info("%s with %s: %.4f, without %.4f", name, ", ".join(kept), found, best)
             if found >= best:
@@ -358,7 +366,7 @@ class _Job:
         for value in values:
             folder = work.place(f"{value:g}")
             self._point(value, density)(folder)
-            carry_settings(folder, list(self.models.values()))
+            self._carry(folder, self.models)
             points.append(Point(value, self._scored(resolve(str(folder)), domains)))
             logger.info("%s at %g: %s", self.method, value, points[-1].describe())
             shutil.rmtree(folder)

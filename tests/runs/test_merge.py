@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ import mmtransfer
 from mmtransfer import UserError, load, publish, runs
 from mmtransfer.cli import main
 from mmtransfer.config import RuntimeConfig, build_config
-from mmtransfer.hub.checkpoint import resolve
+from mmtransfer.hub.checkpoint import Checkpoint, resolve
 from mmtransfer.runs.merge import merge
+from mmtransfer.runs.parents import carry_settings
 from mmtransfer.runs.tensors import arithmetic, interpolation, merge_folders
 from mmtransfer.speech.whisper import SpeechModel
 from mmtransfer.text.classifier import TextModel
@@ -47,6 +50,11 @@ def values(folder, backbone, domain, run, **train):
         },
         "runtime": {"device": "cpu", "threads": 1},
     }
+
+
+def recorded(run):
+    """What a model's own file says of it."""
+    return json.loads(Path(run, "model", "mmtransfer.json").read_text())
 
 
 def loaded(name):
@@ -212,6 +220,12 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse(domains, text_backbone, tm
     merged = merge(models, str(tmp_path / "run"), method="greedy", runtime=CPU)
     assert isinstance(merged.chosen, list)
     assert str(domains / "opposite") not in merged.chosen
+    known = [recorded(name) for name in merged.chosen]
+    own = recorded(tmp_path / "run")
+    assert own["parents"] == [Path(name).name for name in merged.chosen]
+    assert own["temperature"] == pytest.approx(
+        np.exp(np.mean([np.log(one["temperature"]) for one in known]))
+    )
     best = max(np.mean([one.parents[name] for one in merged.domains]) for name in models)
     assert merged.mean is not None
     assert merged.mean >= best - 1e-9
@@ -224,6 +238,49 @@ def test_the_last_checkpoints_of_a_run_are_averaged(domains, tmp_path):
     parts = [load_file(path / "model.safetensors") for path in kept]
     for name, value in weights(tmp_path / "run").items():
         torch.testing.assert_close(value, (parts[0][name] + parts[1][name]) / 2)
+    # What is fitted after training is that of the finished run.
+    found = recorded(tmp_path / "run")["temperature"]
+    assert found == recorded(domains / "books")["temperature"] != 1
+
+
+def test_settings_that_training_measured_are_those_that_are_safe_for_all(tmp_path):
+    """One of an earlier version, whose windows were not recorded, has none."""
+
+    def model(name, number, **values):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "mmtransfer.json").write_text(json.dumps({"form": "adapter", **values}))
+        (folder / "generation_config.json").write_text(
+            json.dumps({"language": "defr"[number:][:2]})
+        )
+        return cast(Checkpoint, SimpleNamespace(folder=folder, source=name))
+
+    short = {"margin_s": 0.0, "languages": ["en", "de"], "longest_s": 15.0}
+    other = {"margin_s": 1.0, "languages": ["de", "fr"], "longest_s": 4.0}
+    cases: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+        (
+            {"shortest_context_s": 2.0, "window_s": 19.0},
+            {"shortest_context_s": 10.0},
+            {"shortest_context_s": 10.0, "window_s": 0.0},
+        ),
+        (
+            {"shortest_context_s": 1.5, "short_reader": short},
+            {"shortest_context_s": 2.0, "short_reader": other},
+            {
+                "shortest_context_s": 2.0,
+                "short_reader": {"margin_s": 1.0, "languages": ["de"], "longest_s": 4.0},
+            },
+        ),
+    ]
+    for number, (one, two, expected) in enumerate(cases):
+        parents = [model(f"{number}one", 0, **one), model(f"{number}two", 2, **two)]
+        merged = model(f"{number}merged", 0, **one)
+        carry_settings(merged.folder, parents)
+        found = json.loads((merged.folder / "mmtransfer.json").read_text())
+        names = [parent.source for parent in parents]
+        assert found == {"form": "adapter", "parents": names, **expected}
+        generation = json.loads((merged.folder / "generation_config.json").read_text())
+        assert generation["language"] is None
 
 
 # --- ensembles -----------------------------------------------------------------------------------
@@ -247,6 +304,14 @@ def test_an_ensemble_of_models_that_cannot_be_merged_is_an_ordinary_model(domain
         merge(models, str(tmp_path / "run"), runtime=CPU)
     merged = merge(models, str(tmp_path / "run"), method="ensemble", runtime=CPU)
     found, members = loaded(tmp_path / "run"), [loaded(name) for name in models]
+    # One whose members alone differ is another model.
+    copied = tmp_path / "copied"
+    shutil.copytree(tmp_path / "run", copied)
+    shutil.copytree(
+        copied / "model" / "member-0", copied / "model" / "member-1", dirs_exist_ok=True
+    )
+    digests = {resolve(str(run)).digest for run in (tmp_path / "run", copied)}
+    assert len(digests) == 2
     texts = ["good port", "the awful mayor was not here"]
     expected = sum(
         weight * np.array([list(one.probabilities.values()) for one in member.predict(texts)])
@@ -399,6 +464,20 @@ def test_settings_that_do_not_fit_get_one_line(domains, tmp_path, options, messa
     with pytest.raises(UserError, match=message):
         merge(pair(domains), str(tmp_path / "run"), runtime=CPU, **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_models_that_take_texts_differently_are_refused(domains, tmp_path):
+    other = tmp_path / "films"
+    shutil.copytree(domains / "films", other)
+    known = recorded(other)
+    known["text"] |= {"long_texts": "windows"}
+    (other / "model" / "mmtransfer.json").write_text(json.dumps(known))
+    with pytest.raises(UserError, match="expected the windows of texts of"):
+        merge([str(domains / "books"), str(other)], str(tmp_path / "run"), runtime=CPU)
+    shutil.rmtree(other / "model")
+    shutil.copytree(domains / "books" / "snapshots", other / "snapshots", dirs_exist_ok=True)
+    with pytest.raises(UserError, match="expected a finished run"):
+        merge([str(other)], str(tmp_path / "run"), method="last", runtime=CPU)
 
 
 def test_keep_source_without_a_source_set_is_refused(domains, text_backbone, tmp_path):
