@@ -5,6 +5,7 @@ Nothing here needs torch, so that a camera can be monitored without loading it.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import reprlib
 from dataclasses import dataclass, replace
@@ -118,7 +119,12 @@ class Checkpoint:
         folders = {self.folder, self.weights}
         if self.short is not None:
             folders.add(self.short.folder)
-        return files_digest({path for folder in folders for path in model_files(folder)})
+        own = files_digest({path for folder in folders for path in model_files(folder)})
+        members = sorted(self.folder.glob("member-*"))  # of an ensemble
+        if not members:
+            return own
+        parts = [own, *(resolve(str(member)).digest for member in members)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def resolve(source: str, revision: str | None = None) -> Checkpoint:
