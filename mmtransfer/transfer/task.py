@@ -270,7 +270,9 @@ class Task(ABC):
     def form(self) -> str:
         """The smallest form that holds the result; see `networks`."""
         native = isinstance(self.model, Network) and self.model.head is None
-        whole = not self.carrier.base.is_portable or self.config.transfer.merge_adapter or native
+        # Random weights are nowhere else: what would be left out could not be found again.
+        whole = not self.carrier.base.is_portable or self.config.transfer.scratch
+        whole = whole or self.config.transfer.merge_adapter or native
         tuned = [stage for stage in self.stages if stage.frozen != "all"]
         if whole or any(stage.adapter is None for stage in tuned):
             return "full"
