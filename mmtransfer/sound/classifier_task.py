@@ -237,7 +237,7 @@ class SoundTask(Task):
             layers=layers,
             pooled=network.config.pooling if pooled else None,
             features=sound.extractor.to_dict(),
-            augment=config.augment.model_dump(mode="json") if augmented else None,
+            augment=self._augmenter.identity if augmented else None,
             seed=config.runtime.seed if augmented else None,
             items=[
                 [w.clip.identity, w.start, w.end, view, context]

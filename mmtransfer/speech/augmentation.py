@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import torchaudio.functional as audio_functional
 
 from mmtransfer.config import AugmentConfig
 from mmtransfer.errors import UserError
+from mmtransfer.hub.files import files_digest
 from mmtransfer.speech.audio import SAMPLE_RATE, MediaError, decode_clip
 from mmtransfer.speech.recordings import AUDIO_SUFFIXES, visible_files
 
@@ -91,6 +93,15 @@ class Augmenter:
     def slowest(self) -> float:
         """Lowest speed factor; a clip becomes at most one over this longer."""
         return min(1.0, *(self._config.speed or (1.0,)))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What augmented clips depend on beside the seed: settings, and recordings by content."""
+        return {
+            **self._config.model_dump(mode="json"),
+            "noises": files_digest(self._noises),
+            "rooms": files_digest(self._rooms),
+        }
 
     @property
     def is_active(self) -> bool:

@@ -159,7 +159,7 @@ class CtcTask(ClipTask):
             weights=weights_digest(frozen_modules(self.layout, frozen), self.host.config),
             layers=layers,
             features=speech.extractor.to_dict(),
-            augment=config.augment.model_dump(mode="json") if augmented else None,
+            augment=self._augmenter.identity if augmented else None,
             seed=config.runtime.seed if augmented else None,
             items=[
                 [clips[index].identity, view, context]

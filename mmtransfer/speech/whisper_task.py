@@ -190,7 +190,7 @@ class SpeechTask(ClipTask):
             weights=weights_digest(frozen_modules(self.layout, frozen), encoder.model.config),
             layers=[frozen],
             features=self.speech.processor.feature_extractor.to_dict(),
-            augment=self.config.augment.model_dump(mode="json") if augmented else None,
+            augment=self._augmenter.identity if augmented else None,
             seed=self.config.runtime.seed if augmented else None,
             items=[[d, v, c] for d, (_, v, _), c in zip(digests, items, contexts, strict=True)],
             dtype=self.config.transfer.cache_dtype,

@@ -95,6 +95,17 @@ def test_spec_augment_masks_within_the_clip():
     assert columns.sum() <= 2 * 20
 
 
+def test_the_identity_of_an_augmentation_is_that_of_its_recordings(tmp_path):
+    """So that cached features of augmented clips are not those of other noise."""
+    config = AugmentConfig(noise_dir=str(tmp_path))
+    found = []
+    for seed in (1, 1, 2):
+        noise = np.random.default_rng(seed).normal(0, 0.2, 16_000).astype("f4")
+        write_media(tmp_path / "n.flac", noise)
+        found.append(Augmenter(config).identity)
+    assert found[0] == found[1] != found[2]
+
+
 def test_the_same_generator_gives_the_same_clip(tmp_path):
     write_media(tmp_path / "n.flac", np.random.default_rng(1).normal(0, 0.2, 16_000).astype("f4"))
     augmenter = Augmenter(AugmentConfig(speed=(0.9, 1.1), noise_dir=str(tmp_path)))
