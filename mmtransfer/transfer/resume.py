@@ -107,10 +107,10 @@ def read_checkpoint(
 
 def _check_settings(folder: Path, saved: dict[str, Any], settings: dict[str, Any]) -> None:
     for key, new in settings.items():
-        old = saved[key]
+        old = saved.get(key)
         if old == new:
             continue
-        if isinstance(new, dict):
+        if isinstance(new, dict) and isinstance(old, dict):
             changed = [name for name in new if old.get(name) != new[name]]
             key = ", ".join(f"{key}.{name}" for name in changed)
             old = ", ".join(str(old.get(name)) for name in changed)

@@ -274,6 +274,9 @@ class Trainer:
         }
         for name in ("report_to", "keep_checkpoints"):  # change nothing that is trained
             del self._fixed["train"][name]
+        # The training set by its content, wherever it lies.
+        self._fixed["data"] = config.data.model_dump(mode="json") | {"train": task.fingerprint}
+        self._fixed["evaluation"] = {"normalizer": config.evaluation.normalizer}
         self._seed = (config.runtime.seed, stage.number)
         task.model.to(accelerator.device)
         # The others of a node find its first one's activations in the cache.
@@ -499,8 +502,8 @@ class Trainer:
         """What must be the same for a run to resume."""
         return {
             **self._fixed,
+            "source_model": self.task.source.digest,
             "seed": self.runtime.seed,
-            "data": self.task.fingerprint,
             "processes": self.accelerator.num_processes,
         }
 

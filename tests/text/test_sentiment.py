@@ -1,6 +1,7 @@
 import csv
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,17 @@ def test_results_do_not_depend_on_the_batch(text_backbone):
     np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("preset", ["feature", "lora"])
+def test_what_stands_on_random_weights_is_saved_with_them(texts, text_backbone, tmp_path, preset):
+    """Even where the source could be found again by its name, which these are not of."""
+    config = values(texts, text_backbone, tmp_path / "run")
+    config["transfer"] = {"preset": preset, "scratch": True}
+    source = replace(resolve(str(text_backbone)), source="bundled:minilm-l6")
+    made = SentimentTask.set_up(build_config(config), source, torch.device("cpu"))
+    assert made.carrier.base.is_portable
+    assert made.form == "full"
+
+
 # --- interruption --------------------------------------------------------------------------------
 
 
@@ -371,6 +383,14 @@ def test_every_structure_resumes_to_the_same_losses_and_weights(
     process = start_training(broken, tmp_path, stop=(total - 8, signal.SIGKILL))
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "broken" / "report.json").exists()
+    if stages == "feature":
+        other = write_text_backbone(tmp_path / "other", layers=2)
+        for changed, match in (
+            ({"source_model": str(other)}, "another source_model"),
+            ({"data": whole["data"] | {"max_tokens": 16}}, r"another data\.max_tokens"),
+        ):
+            with pytest.raises(UserError, match=match):
+                runs.train(build_config({**broken, **changed}), resume=True)
     runs.train(build_config(broken), resume=True)
     assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
     for path in (tmp_path / "whole" / "model").glob("*.safetensors"):
