@@ -73,7 +73,7 @@ def _with_head(model: Metadata, head: Mapping[str, Any]) -> str:
     if model.form == "adapter":
         lines.append("encoder = PeftModel.from_pretrained(encoder, name).merge_and_unload()")
     lines.append('head = load_file(cached_file(name, "head.safetensors"))')
-    lines += _text_inputs(model.text or {}) if is_text else _wave_inputs()
+    lines += _text_inputs(model.text or {}) if is_text else _wave_inputs(_longest_s(model))
     body = [
         "output = encoder(**batch, output_hidden_states=True)",
         *([] if is_text else _WAVE_MASK),
@@ -84,9 +84,15 @@ def _with_head(model: Metadata, head: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _one_window(text: Mapping[str, Any]) -> list[str]:
+    is_split = text.get("long_texts") == "windows"
+    return ["# A text of one window: mmtransfer averages over those of longer ones."] * is_split
+
+
 def _text_inputs(text: Mapping[str, Any]) -> list[str]:
     length = f"max_length={text.get('max_tokens')}, " if text.get("max_tokens") else ""
     return [
+        *_one_window(text),
         "tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)",
         f'batch = tokenizer(["A text."], truncation=True, {length}return_tensors="pt")',
         'mask = batch["attention_mask"]',
@@ -99,10 +105,16 @@ _WAVE_MASK = [
 ]
 
 
-def _wave_inputs() -> list[str]:
+def _longest_s(model: Metadata) -> str:
+    """How much audio the snippet's single pass may take; a classifier averages over windows."""
+    return f"{model.window_s or 30:g}"
+
+
+def _wave_inputs(longest_s: str) -> list[str]:
     return [
         "extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)",
-        'with wave.open("recording.wav") as file:  # 16 kHz, 16 bit, one channel, up to 30 s',
+        f"# 16 kHz, 16 bit, one channel, up to {longest_s} s",
+        'with wave.open("recording.wav") as file:',
         '    samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")',
         "samples = samples / np.float32(32768)",
         "step = 8000",
@@ -202,7 +214,7 @@ from tokenizers import Tokenizer
 {folder}tokenizer = Tokenizer.from_file(folder + "/tokenizer.json")
 tokenizer.enable_truncation({tokens})
 model = onnxruntime.InferenceSession(folder + "/model.onnx")
-text = tokenizer.encode("A text.")
+{note}text = tokenizer.encode("A text.")
 given = {{
     "input_ids": text.ids,
     "attention_mask": text.attention_mask,
@@ -223,7 +235,7 @@ import onnxruntime
 from huggingface_hub import snapshot_download
 
 {folder}model = onnxruntime.InferenceSession(folder + "/model.onnx")
-with wave.open("recording.wav") as file:  # 16 kHz, 16 bit, one channel, up to 30 s
+with wave.open("recording.wav") as file:  # 16 kHz, 16 bit, one channel, up to {longest_s} s
     samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
 samples = samples / np.float32(32768)
 with open(folder + "/preprocessor_config.json") as file:
@@ -307,8 +319,9 @@ def onnx_snippet(model: Metadata, *, prompt: Sequence[int] = (), longest: int = 
         return _ONNX_WHISPER.format(folder=folder, prompt=list(prompt), longest=longest)
     if model.task == "sentiment":
         tokens = (model.text or {}).get("max_tokens", 512)
-        return _ONNX_TEXT.format(folder=folder, tokens=tokens, labels=model.labels)
-    waves = _ONNX_WAVES.format(folder=folder)
+        note = "".join(f"{line}\n" for line in _one_window(model.text or {}))
+        return _ONNX_TEXT.format(folder=folder, tokens=tokens, labels=model.labels, note=note)
+    waves = _ONNX_WAVES.format(folder=folder, longest_s=_longest_s(model))
     if model.task == "ctc":
         return waves + _PATH
     shares = "np.exp(logits - logits.max())\nshares /= shares.sum()"

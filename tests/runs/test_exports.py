@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from conftest import child_environment, tone, write_media, write_text_backbone, 
 from mmtransfer.config import DataConfig, HeadConfig
 from mmtransfer.errors import UserError
 from mmtransfer.hub.checkpoint import resolve
+from mmtransfer.hub.metadata import Base, Metadata
 from mmtransfer.runs import exports
 from mmtransfer.runs.exports import export
 from mmtransfer.runs.models import load
-from mmtransfer.runs.snippets import PLACE
+from mmtransfer.runs.snippets import PLACE, onnx_snippet, snippet
 from mmtransfer.speech.ctc import new_ctc_model
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.text.classifier import new_text_model
@@ -75,6 +77,24 @@ def test_texts_as_onnx(head, tmp_path):
     found = ast.literal_eval(alone(made.usage, tmp_path / "to", tmp_path))
     loaded: Any = load(str(tmp_path / "model"))
     assert found == pytest.approx(loaded.predict(["A text."])[0].probabilities, abs=1e-4)
+
+
+def test_the_code_of_a_card_says_how_much_one_pass_takes():
+    """What is beyond is decoded in windows by mmtransfer alone."""
+    head = HeadConfig(type="classifier", layers="last").model_dump(mode="json")
+    sound = Metadata("sound", "full", Base("x"), labels=LABELS, head=head, window_s=5.0)
+    text = {"max_tokens": 64, "long_texts": "windows"}
+    sentiment = Metadata("sentiment", "full", Base("x"), labels=LABELS, head=head, text=text)
+    for code, expected in (
+        (snippet(sound, "wav2vec2"), "up to 5 s"),
+        (onnx_snippet(sound), "up to 5 s"),
+        (snippet(sentiment, "bert"), "A text of one window"),
+        (onnx_snippet(sentiment), "A text of one window"),
+        (onnx_snippet(replace(sentiment, text={"max_tokens": 64})), "Tokenizer.from_file"),
+    ):
+        assert code is not None
+        assert expected in code
+        compile(code, "card", "exec")
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2", pytest.param("wavlm", marks=pytest.mark.slow)])
