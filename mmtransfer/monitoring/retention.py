@@ -27,7 +27,7 @@ class Keeper:
 
     def __init__(self, cameras: Sequence[Camera], journal: Journal | None, clips: Path | None):
         self._cameras, self._journal, self._clips = cameras, journal, clips
-        self._oldest: dict[Path, dict[str, float]] = {}  # of files that no longer grow
+        self._oldest: dict[Path, tuple[int, dict[str, float]]] = {}  # of files of such sizes
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
 
@@ -75,9 +75,10 @@ class Keeper:
     def _forget_text(self, journal: Journal, limits: Mapping[str, float]) -> None:
         due = []
         for path in journal.files if limits else ():
-            if path not in self._oldest or path == journal.files[-1]:
-                self._oldest[path] = _oldest(path)
-            oldest = self._oldest[path]
+            size = path.stat().st_size
+            if path not in self._oldest or self._oldest[path][0] != size:  # it has grown since
+                self._oldest[path] = size, _oldest(path)
+            _, oldest = self._oldest[path]
             if any(oldest.get(name, limit) < limit for name, limit in limits.items()):
                 due.append(path)
         if not due:

@@ -219,3 +219,23 @@ def test_a_monitor_keeps_nothing_longer_than_it_may(place):
     assert b"Hexburn" not in (place / "journal" / f"{DAYS[1]}.0000.jsonl").read_bytes()
     assert list((place / "clips").rglob("*.mkv")) == []
     journal.close()
+
+
+def test_what_was_written_after_the_last_look_at_a_file_is_removed_in_its_time(tmp_path):
+    cameras = [
+        Camera("gate", "rtsp://10.0.0.7/gate", retention=Retention(text=1)),
+        Camera("yard", "rtsp://10.0.0.7/yard"),
+    ]
+    sources = {camera.name: camera.url for camera in cameras}
+    folder = tmp_path / "journal"
+    journal = Journal(folder, model="m", model_digest="d", sources=sources)
+    write(folder, DAYS[0], text("yard", EARLIER, "All is well."))
+    keeper = Keeper(cameras, journal, None)
+    keeper.enforce(EARLIER)
+    write(folder, DAYS[0], text("gate", EARLIER + 1800, "The password is Xylophon."))
+    write(folder, DAYS[1], text("yard", NOON, "All is swell."))  # the day has changed
+    keeper.enforce(NOON)
+    assert b"Xylophon" in everything(folder)
+    keeper.enforce(NOON + 3600)
+    assert b"Xylophon" not in everything(folder)
+    journal.close()
