@@ -17,13 +17,14 @@ from typing import Any, Self
 
 from mmtransfer.data.printing import whole_text
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring.journal.files import journal_files
+from mmtransfer.monitoring.journal.files import EPOCH_S, journal_files
 from mmtransfer.server.entries import Block, Plain, parsed_blocks
 from mmtransfer.server.hits import MOST_HITS, Filters, Hit, Name, Page, keys_between
-from mmtransfer.server.rows import RECORDING, Batch, Row, first_key
+from mmtransfer.server.rows import RECORDING, SLOTS, Batch, Row, first_key
 from mmtransfer.server.words import spaced
 
 _BLOCKS_AT_ONCE = 4  # in a transaction: what is written together needs not be merged later
+_ZONES = first_key(26 * 3600.0)  # how much later a day begins in one time zone than in another
 
 
 class UnreachableError(UserError):
@@ -207,6 +208,26 @@ class JournalIndex(ABC):
         if lines:
             self._forget_lines(camera, lines)
 
+    def _forget_lines(self, camera: str, lines: list[tuple[str, int]]) -> None:
+        """Forget lines by their ids and the first keys of their times. Those of recordings count
+        from a day that may have begun at another time where they were taken in.
+        """
+        found, others = list[Row](), list[tuple[str, int]]()
+        for identity, first in lines:
+            there = self._rows_of(camera, [identity], first, first + (2 << SLOTS))
+            found += there
+            if not there or any(row.start < EPOCH_S for row in there):
+                others.append((identity, first))
+        if others:
+            names, firsts = zip(*others, strict=True)
+            near = self._rows_of(camera, names, min(firsts) - _ZONES, max(firsts) + _ZONES)
+            found += [
+                row
+                for row in near
+                if row.start < EPOCH_S and any(abs(row.key - first) < _ZONES for first in firsts)
+            ]
+        self._forget_rows({row.key: row for row in found}.values())
+
     @abstractmethod
     def _transaction(self) -> AbstractContextManager[Any]:
         """All changes within it, or none; others write before it or after."""
@@ -243,8 +264,11 @@ class JournalIndex(ABC):
     def _forget_before(self, camera: str, key: int) -> None: ...
 
     @abstractmethod
-    def _forget_lines(self, camera: str, lines: list[tuple[str, int]]) -> None:
-        """Forget lines by their ids and the first keys of their times."""
+    def _rows_of(self, camera: str, identities: Sequence[str], low: int, high: int) -> list[Row]:
+        """Lines of a camera by their ids, with keys from `low` up to `high`."""
+
+    @abstractmethod
+    def _forget_rows(self, rows: Iterable[Row]) -> None: ...
 
     @abstractmethod
     def _purge(self) -> None:

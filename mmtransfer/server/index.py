@@ -245,20 +245,20 @@ class Index(JournalIndex):
     # --- forgetting ---------------------------------------------------------------------------
 
     def _forget_before(self, camera: str, key: int) -> None:
-        found = "SELECT * FROM lines WHERE camera = ? AND key < ?"
-        self._forget(self._writer.execute(found, (self._number("camera", camera), key)).fetchall())
+        query = "SELECT * FROM lines WHERE camera = ? AND key < ?"
+        found = self._writer.execute(query, (self._number("camera", camera), key)).fetchall()
+        self._forget_rows({self._row(values, self._writer) for values in found})
 
-    def _forget_lines(self, camera: str, lines: list[tuple[str, int]]) -> None:
-        number, rows = self._number("camera", camera), list[Any]()
-        for identity, first in lines:
-            found = "SELECT * FROM lines WHERE key >= ? AND key < ? AND camera = ? AND id = ?"
-            values = (first, first + (2 << SLOTS), number, identity)
-            rows += self._writer.execute(found, values)
-        self._forget(rows)
+    def _rows_of(self, camera: str, identities: Sequence[str], low: int, high: int) -> list[Row]:
+        query = (
+            "SELECT * FROM lines WHERE key >= ? AND key < ? AND camera = ? AND "
+            "id IN (SELECT value FROM json_each(?))"
+        )
+        values = (low, high, self._number("camera", camera), json.dumps(identities))
+        return [self._row(one, self._writer) for one in self._writer.execute(query, values)]
 
-    def _forget(self, rows: Iterable[Sequence[Any]]) -> None:
-        months = self._delete({self._row(values, self._writer) for values in rows})
-        stale = [(month,) for month in months]
+    def _forget_rows(self, rows: Iterable[Row]) -> None:
+        stale = [(month,) for month in self._delete(rows)]
         self._writer.executemany("INSERT OR IGNORE INTO stale VALUES (?)", stale)
 
     def _purge(self) -> None:

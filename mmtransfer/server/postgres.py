@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -222,10 +222,16 @@ class PostgresIndex(JournalIndex):
     def _forget_before(self, camera: str, key: int) -> None:
         self._forget("camera = %s AND key < %s", (_whole(camera), key))
 
-    def _forget_lines(self, camera: str, lines: list[tuple[str, int]]) -> None:
-        where = "camera = %s AND id = %s AND key >= %s AND key < %s"
-        for identity, first in lines:
-            self._forget(where, (_whole(camera), _whole(identity), first, first + (2 << SLOTS)))
+    def _rows_of(self, camera: str, identities: Sequence[str], low: int, high: int) -> list[Row]:
+        query = (
+            f"SELECT {_COLUMNS} FROM lines WHERE key >= %s AND key < %s AND camera = %s AND "
+            "id = ANY(%s)"
+        )
+        values = (low, high, _whole(camera), [_whole(identity) for identity in identities])
+        return [_row(one) for one in self._do(query, values)]
+
+    def _forget_rows(self, rows: Iterable[Row]) -> None:
+        self._forget("key = ANY(%s)", ([row.key for row in rows],))
 
     def _forget(self, where: str, values: Sequence[Any]) -> None:
         keys = [

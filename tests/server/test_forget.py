@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.journals import NOON, alert, delivered, sound, text, write
+from support.journals import NOON, alert, delivered, sound, text, time_zone, write
 
 from mmtransfer.cli import main
 from mmtransfer.monitoring import Camera, Journal, Transcript
@@ -177,6 +177,27 @@ def test_forgotten_segments_of_a_recording_are_not_transcribed_again(tmp_path):
     assert [record.text for record in found if isinstance(record, Transcript)] == ["It closes."]
     assert again.damaged == 0
     again.close()
+
+
+@pytest.mark.parametrize("own", ["UTC0", "LINT-14", "HST10"])
+@pytest.mark.parametrize("indexed", ["CET-1", "HST10", "LINT-14"])
+@pytest.mark.parametrize("what", [("--text", "hexburn"), ("--before", "2025-11-26")])
+def test_lines_of_recordings_are_forgotten_in_every_time_zone(tmp_path, own, indexed, what):
+    """They have their times from the day on which they were transcribed."""
+    journal = tmp_path / "journal"
+    secret, kept = text("talk", 3.0, "Hexburn opens."), text("hall", 3.0, "Hexbury opens.")
+    later = text("talk", 3.0, "It closes.")  # has the same id
+    write(journal, DAYS[1], secret, alert(secret, "hexburn"), kept)
+    write(journal, "2025-11-29", later)
+    with time_zone(indexed), Index(journal / FILE_NAME) as index:
+        index.catch_up(journal)
+        assert len(index.search("hexburn").hits) == 1
+    with time_zone(own):
+        assert forget(tmp_path, *what) == 0
+    if what[0] == "--text":
+        assert search(tmp_path, "hexbury") == [kept["text"]]
+    assert b"hexburn" not in everything(tmp_path).lower()
+    assert search(tmp_path, "closes") == [later["text"]]
 
 
 def test_forgetting_that_was_broken_off_is_finished_by_the_same_again(place, monkeypatch):

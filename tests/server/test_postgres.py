@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
-from support.journals import NOON, alert, sound, text, write
+from support.journals import NOON, alert, sound, text, time_zone, write
 from support.programs import postgres
 from support.servers import running
 
@@ -168,6 +168,18 @@ def test_what_is_forgotten_is_in_no_file_of_the_database(journal, address, serve
         assert [hit.text for hit in index.search().hits] == [CHINESE["text"], "alarm", GATE["text"]]
         assert index.names("camera") == ["yard"]
         assert index.names("alert") == []
+
+
+def test_a_recording_is_forgotten_in_another_time_zone_than_it_was_indexed_in(tmp_path, address):
+    journal = tmp_path / "journal"
+    write(journal, DAY, text("talk", 3.0, "Hexburn opens."), text("talk", 9.0, "It closes."))
+    with time_zone("HST10"):
+        assert main(["index", "--journal", str(journal), "--index", address]) == 0
+    with time_zone("UTC0"):
+        given = ["--journal", str(journal), "--index", address, "--text", "hexburn"]
+        assert main(["forget", *given]) == 0
+    with PostgresIndex(address, journal) as index:
+        assert [hit.text for hit in index.search().hits] == ["It closes."]
 
 
 def _files(data: Path) -> bytes:

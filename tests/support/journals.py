@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,6 +52,21 @@ def write(folder: Path, day: str, *lines: dict[str, Any]) -> Path:
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json_line(line) + "\n" for line in lines)
     return path
+
+
+@contextmanager
+def time_zone(name: str) -> Iterator[None]:
+    """Days are those of this time zone (as in POSIX's TZ) meanwhile."""
+    before = os.environ.get("TZ")
+    try:
+        os.environ["TZ"] = name
+        time.tzset()
+        yield
+    finally:
+        del os.environ["TZ"]
+        if before is not None:
+            os.environ["TZ"] = before
+        time.tzset()
 
 
 def _clip(folder: Path | None, camera: str, moment: str) -> str | None:

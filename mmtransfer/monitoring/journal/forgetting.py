@@ -139,7 +139,9 @@ class _Plan:
     files: list[Path] = field(default_factory=list)
     """With something that is due."""
     cameras: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
-    """Of which something is due, with names and times of it if there is a phrase."""
+    """Of which something is due; with names and times of it if there is a phrase, or it is of a
+    recording.
+    """
     recordings: set[str] = field(default_factory=set)
     """Sources that are none that live."""
     clips: list[_Clip] = field(default_factory=list)
@@ -216,12 +218,13 @@ def _note(plan: _Plan, rule: Rule, line: Mapping[str, Any], day: float) -> None:
         plan.counts.lines += 1
     else:
         plan.counts.events += 1
-    named = plan.cameras.setdefault(camera, [])
-    if rule.phrase is not None and isinstance(identity, str):
+    named, start, end = plan.cameras.setdefault(camera, []), line.get("start"), line.get("end")
+    # In what time zone an index has counted the days of recordings is not known here.
+    is_old = isinstance(start, int | float) and start < EPOCH_S
+    if isinstance(identity, str) and (is_old or rule.phrase is not None):
         named.append((identity, time_of(line, day)))
-        start, end = line.get("start"), line.get("end")
-        if isinstance(start, int | float) and isinstance(end, int | float):
-            plan.spoken.append((camera, start, end))
+    if rule.phrase is not None and isinstance(start, int | float) and isinstance(end, int | float):
+        plan.spoken.append((camera, start, end))
 
 
 def _note_clip(plan: _Plan, line: Mapping[str, Any], *, is_due: bool) -> None:
