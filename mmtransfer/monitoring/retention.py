@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmtransfer.monitoring.journal.files import day_of, parsed, time_of, whole_lines
+from mmtransfer.monitoring.journal.files import day_of, parsed, time_or_day, whole_lines
 from mmtransfer.monitoring.journal.forgetting import KEPT, Rule, forget, forget_clips
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.sources.cameras import Camera
@@ -102,9 +102,6 @@ def _oldest(path: Path) -> dict[str, float]:
         line: dict[str, Any] | None = parsed(raw)
         if line is None or line.get("event") in KEPT:
             continue
-        try:
-            at = time_of(line, day)
-        except (TypeError, ValueError):
-            at = day
+        at = time_or_day(line, day)
         oldest[line["camera"]] = min(at, oldest.get(line["camera"], at))
     return oldest

@@ -163,6 +163,24 @@ def test_a_damaged_line_with_the_phrase_goes_too(place):
     assert b"Hexb" not in everything(place)
 
 
+DAMAGED_TIMES = [b'"foo"', b"null", b"[]", b"NaN", b"Infinity", b"1" + b"0" * 400]
+
+
+@pytest.mark.parametrize("start", DAMAGED_TIMES)
+@pytest.mark.parametrize("event", [b"", b'"event": "alert", "keyword": "fire", '])
+def test_a_line_without_a_time_keeps_none_from_being_forgotten(place, start, event):
+    clip = next((place / "clips" / "gate").glob("gate@1764072000*"))
+    line = (
+        b'{"camera": "gate", %s"id": "%s", "start": %s, "end": %s, "text": "Hexburn", "clip": "%s"}'
+    )
+    path, *_ = journal_files(place / "journal")
+    with path.open("ab") as file:
+        file.write(line % (event, clip.stem.encode(), start, start, bytes(clip)) + b"\n")
+    assert forget(place, "--text", "hexburn") == 0
+    assert b"hexburn" not in everything(place).lower()
+    assert search(place, "hexburn") == []
+
+
 def test_forgotten_segments_of_a_recording_are_not_transcribed_again(tmp_path):
     video = tmp_path / "talk.wav"
     video.write_bytes(b"RIFF")
@@ -258,5 +276,20 @@ def test_what_was_written_after_the_last_look_at_a_file_is_removed_in_its_time(t
     keeper.enforce(NOON)
     assert b"Xylophon" in everything(folder)
     keeper.enforce(NOON + 3600)
+    assert b"Xylophon" not in everything(folder)
+    journal.close()
+
+
+def test_a_line_without_a_time_goes_with_its_day(tmp_path):
+    cameras = [Camera("gate", "rtsp://10.0.0.7/gate", retention=Retention(text=1))]
+    folder = tmp_path / "journal"
+    journal = Journal(folder, model="m", model_digest="d", sources={"gate": cameras[0].url})
+    line = b'{"camera": "gate", "id": "gate@1", "start": %s, "text": "Xylophon"}\n'
+    path = folder / f"{DAYS[0]}.0000.jsonl"
+    path.write_bytes(b"".join(line % start for start in DAMAGED_TIMES))
+    keeper = Keeper(cameras, journal, None)
+    keeper.enforce(EARLIER)
+    assert path.read_bytes().count(b"Xylophon") == len(DAMAGED_TIMES)
+    keeper.enforce(NOON + 86400)
     assert b"Xylophon" not in everything(folder)
     journal.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import uuid
@@ -120,7 +121,7 @@ def time_of(line: Mapping[str, Any], day: float) -> float:
     transcribed.
 
     Raises:
-        TypeError, ValueError: its time is no number.
+        TypeError, ValueError, OverflowError: its time is no number, or a larger one than there are.
     """
     start = line.get("start", line.get("at"))
     if start is None:  # of a delivery: what it delivered has its time in its name
@@ -128,3 +129,11 @@ def time_of(line: Mapping[str, Any], day: float) -> float:
         start = segment or 0.0
     start = float(start)
     return start if start > EPOCH_S else day + start
+
+
+def time_or_day(line: Mapping[str, Any], day: float) -> float:
+    """When a line's moment was; the day on which it was written for one that says no such thing."""
+    with suppress(TypeError, ValueError, OverflowError):
+        if math.isfinite(at := time_of(line, day)):
+            return at
+    return day

@@ -10,6 +10,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mmtransfer.monitoring.journal.files import (
     day_of,
     journal_files,
     parsed,
-    time_of,
+    time_or_day,
     whole_lines,
 )
 from mmtransfer.monitoring.journal.spool import Spool
@@ -80,11 +81,7 @@ class Rule:
         if line.get("event") in KEPT:
             return False
         limit = self.limit(line["camera"])
-        try:
-            at = time_of(line, day)
-        except (TypeError, ValueError):
-            at = day
-        if limit is None or at >= limit:
+        if limit is None or time_or_day(line, day) >= limit:
             return False
         return self.phrase is None or any(map(self._is_in, _texts(line)))
 
@@ -218,24 +215,32 @@ def _note(plan: _Plan, rule: Rule, line: Mapping[str, Any], day: float) -> None:
         plan.counts.lines += 1
     else:
         plan.counts.events += 1
-    named, start, end = plan.cameras.setdefault(camera, []), line.get("start"), line.get("end")
+    named, start = plan.cameras.setdefault(camera, []), line.get("start")
     # In what time zone an index has counted the days of recordings is not known here.
     is_old = isinstance(start, int | float) and start < EPOCH_S
     if isinstance(identity, str) and (is_old or rule.phrase is not None):
-        named.append((identity, time_of(line, day)))
-    if rule.phrase is not None and isinstance(start, int | float) and isinstance(end, int | float):
-        plan.spoken.append((camera, start, end))
+        named.append((identity, time_or_day(line, day)))
+    if rule.phrase is not None and (span := _span(line)) is not None:
+        plan.spoken.append((camera, *span))
+
+
+def _span(line: Mapping[str, Any]) -> tuple[float, float] | None:
+    """When a line begins and ends, if it says so."""
+    start, end = line.get("start"), line.get("end")
+    if isinstance(start, int | float) and isinstance(end, int | float):
+        with suppress(OverflowError):
+            return float(start), float(end)
+    return None
 
 
 def _note_clip(plan: _Plan, line: Mapping[str, Any], *, is_due: bool) -> None:
-    camera, moment = line["camera"], line.get("segment", line.get("id"))
-    start, end = line.get("start"), line.get("end")
-    if not isinstance(start, int | float) or not isinstance(end, int | float):
+    camera, moment, span = line["camera"], line.get("segment", line.get("id")), _span(line)
+    if span is None:
         return
     # What a damaged journal may name is not removed, only what a monitor has written.
     named = clip_path(Path(), camera, str(moment))
     if Path(line["clip"]).parts[-2:] == named.parts:
-        plan.clips.append(_Clip(camera, str(moment), start, end, line["clip"], is_due))
+        plan.clips.append(_Clip(camera, str(moment), *span, line["clip"], is_due))
 
 
 def _forget_named_clips(plan: _Plan, folder: Path | None, *, dry_run: bool) -> None:
