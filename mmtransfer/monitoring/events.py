@@ -22,6 +22,8 @@ class Occurrence(StrEnum):
     """A file of a folder."""
     SKIPPED = "skipped"
     """Files of a folder whose suffixes are not those of recordings."""
+    UNDATED = "undated"
+    """A file of a folder whose date cannot be that of a recording."""
     NO_CLIP = "no clip"
     """What was around an alert could not be kept."""
     UNCLASSIFIED = "unclassified"

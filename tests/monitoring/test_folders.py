@@ -273,6 +273,24 @@ def test_a_broken_recording_is_heard_once_it_is_repaired(speech, spoken, tmp_pat
     assert len(texts(lines)) == len(spoken)
 
 
+@pytest.mark.parametrize("dated", [3600.0, 946_684_800.0, 1_000_000_000.5])
+def test_a_recording_of_a_clock_that_was_never_set_has_the_time_it_came(
+    speech, spoken, tmp_path, dated
+):
+    folder, journal, before = tmp_path / "in", tmp_path / "j", time.time() - 60
+    write_at(folder / "gate.wav", speech, dated)
+    items, _ = watch(folder, journal, lambda items: len(said(items)) >= 1)
+    assert happened(items) == ["undated"]
+    write_at(folder / "yard.wav", speech, before)
+    length_s = len(speech) / SAMPLE_RATE
+    # What a second session reads on has the times that the first one gave.
+    _, lines = watch(folder, journal, lambda items: any("yard" in t.id for t in said(items)))
+    found = [line["start"] for line in texts(lines, "gate")]
+    began = (folder / "gate.wav").stat().st_ctime - length_s
+    assert began > before - length_s
+    assert found == pytest.approx([began + start for start, _ in spoken], abs=0.15)
+
+
 def test_speech_up_to_a_files_end_does_not_wait_for_the_next_file(speech, spoken, tmp_path):
     folder = tmp_path / "in"
     middle = int((spoken[-1][0] + 1.0) * SAMPLE_RATE)

@@ -18,6 +18,7 @@ import numpy as np
 
 from mmtransfer.data.printing import printable
 from mmtransfer.monitoring.events import FileDone, Occurrence, Recording, SourceEvent
+from mmtransfer.monitoring.journal.files import EPOCH_S
 from mmtransfer.monitoring.sources.cameras import same_form
 from mmtransfer.monitoring.sources.readers import Reader
 from mmtransfer.speech.audio import (
@@ -86,12 +87,16 @@ def goes_on(path: Path, before: FileDone, channel: int | None = None) -> bool:
 
 
 def recorded_at(path: Path) -> float:
-    """When a recording began, in seconds since 1970: when it was complete, less its length.
+    """When a recording began, in seconds since 1970: when it was complete, less its length. Of one
+    dated before there are such times (by a clock that was never set): when it came here.
 
     Raises:
         MediaError: the file cannot be read.
     """
-    return path.stat().st_mtime - (recording_length_s(path) or 0.0)
+    state, length_s = path.stat(), recording_length_s(path) or 0.0
+    # That of its last change stays, so that what is read on keeps its times.
+    ends = (state.st_mtime, state.st_ctime, time.time())
+    return next((end for end in ends if end - length_s > EPOCH_S), ends[-1]) - length_s
 
 
 def series(name: str) -> str:
@@ -349,6 +354,9 @@ def _read_file(reader: Reader, unread: Unread, chains: list[_Chain]) -> FileDone
         # Another recording under a known name, and what was added to one, has ids of its own.
         is_new = before is None and all(one.name != name for one in unread.before)
         of = f"{reader.name}/{name}" + ("" if is_new else f"~{done.mtime_ns:x}")
+        if before is None and at > done.mtime_ns / 1e9:  # it cannot have begun after its end
+            detail = f"{name}: dated before 2001-09-09, so its times count from when it came here"
+            reader.report(SourceEvent(reader.name, Occurrence.UNDATED, reader.clock(), detail))
         known_s = done_s = before.seconds if before is not None else 0.0
         distances = [one.follows(name, at, known_s) for one in chains]
         if any(distances):
