@@ -47,6 +47,7 @@ _IDLE_S = 3600.0  # after which the broker forgets who took nothing
 _AGAIN_S = (1.0, 30.0)  # while nothing answers, longer and longer
 _HEADER_BYTES = 4096
 _SITE, _FILE, _PLACE = "Mmtransfer-Site", "Mmtransfer-File", "Mmtransfer-Place"
+_SITE_NAME = r"[\w.-]*"
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def ship(journal: str | Path, address: str, *, site: str = "", once: bool = Fals
     folder, done = Path(journal), Shipped()
     if not journal_files(folder) and not (folder / "journal.json").is_file():
         raise UserError(f"{journal}: expected the folder of a journal, found none.")
-    if not re.fullmatch(r"[\w.-]*", site):
+    if not re.fullmatch(_SITE_NAME, site):
         raise UserError(f"site: expected letters, digits, '.', '_' and '-', found {site!r:.40}.")
     if is_broker(address):
         checked_address(address)
@@ -297,12 +298,18 @@ async def _taken(sink: Sink, lines: list[Line], marks: dict[str, int]) -> None:
 def _line(message: Any) -> Line | None:
     """The line in a message; None for what others have sent."""
     headers, journal = message.headers or {}, message.subject.partition(".")[2]
-    name, place = headers.get(_FILE, ""), headers.get(_PLACE, "")
-    is_named = re.fullmatch(r"\d{4}-\d\d-\d\d\.\d+\.jsonl", name)
-    if not is_named or not place.isdecimal() or not message.data.endswith(b"\n"):
+    name, place, site = (headers.get(key, "") for key in (_FILE, _PLACE, _SITE))
+    expected = (
+        (r"[\w.-]{1,100}", journal),
+        (_SITE_NAME, site),
+        (r"\d{4}-\d\d-\d\d\.\d{1,9}\.jsonl", name),
+        (r"\d{1,18}", place),  # sinks have 63 bits for it
+    )
+    fits = all(re.fullmatch(pattern, found) for pattern, found in expected)
+    if not fits or not message.data.endswith(b"\n"):
         logger.warning("%s: a message that is no line of a journal was left out", STREAM)
         return None
-    return Line(journal, headers.get(_SITE, ""), name, int(place), message.data)
+    return Line(journal, site, name, int(place), message.data)
 
 
 # --- the broker ----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmtransfer.cache import atomic_path, make_private
+from mmtransfer.data.printing import whole_text
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.journal.files import day_of, parsed, time_of
 from mmtransfer.scale.ship import Line, Sink
 from mmtransfer.server.entries import block_of
 from mmtransfer.server.indexing import is_address, open_index
+from mmtransfer.server.rows import LATEST_S
 
 _OFFSETS = b"mmtransfer"  # in the metadata of a file: how far journals are in it and in others
 _COLUMNS = pa.schema(
@@ -40,9 +43,7 @@ _COLUMNS = pa.schema(
     ]
 )
 
-_FITS: dict[str, Any] = {
-    column.name: str if column.type == pa.string() else (int, float) for column in _COLUMNS
-}
+_KINDS = {column.name: str(column.type) for column in _COLUMNS}
 
 
 def open_sink(place: str) -> Sink:
@@ -153,18 +154,30 @@ def _file(line: Line) -> tuple[str, str, str]:
     return line.journal, line.site, line.file
 
 
+def _fitting(value: Any, kind: str) -> Any:
+    """A value as a column takes it; None for one that it does not, also of a damaged line."""
+    if kind == "string":
+        return whole_text(value) if isinstance(value, str) else None
+    if not isinstance(value, int | float):
+        return None
+    if kind == "int32":
+        return value if isinstance(value, int) and abs(value) < 1 << 31 else None
+    with suppress(OverflowError):
+        return float(value)
+    return None
+
+
 def _row(line: Line) -> dict[str, Any]:
     found = parsed(line.data) or {}
     row: dict[str, Any] = {}
-    for name, fits in _FITS.items():
-        value = found.get(name)
-        row[name] = value if isinstance(value, fits) else None  # also of a damaged line
+    for name, kind in _KINDS.items():
+        row[name] = _fitting(found.get(name), kind)
     if isinstance(found.get("segment"), str):  # of an alert
-        row["id"] = found["segment"]
-    try:
-        row["at"] = int(time_of(found, day_of(Path(line.file))) * 1e6)
-    except (TypeError, ValueError, OverflowError):
-        row["at"] = None
+        row["id"] = whole_text(found["segment"])
+    row["at"] = None
+    with suppress(TypeError, ValueError, OverflowError):
+        at = time_of(found, day_of(Path(line.file)))
+        row["at"] = int(at * 1e6) if abs(at) <= LATEST_S else None
     if line.site and row["camera"]:
         row["camera"] = f"{line.site}/{row['camera']}"
     text = line.data.decode("utf-8", "replace").rstrip("\n")

@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from mmtransfer.data.printing import whole_text
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.journal.files import EPOCH_S, journal_files
 from mmtransfer.server.entries import Block, Plain, parsed_blocks
@@ -199,14 +198,10 @@ class JournalIndex(ABC):
 
     def _forget_line(self, line: dict[str, Any]) -> None:
         """Let go of what a line of the journal says was forgotten."""
-        camera, before = whole_text(line["camera"]), line.get("before")
-        if not camera:
-            return  # it was itself
-        if isinstance(before, int | float):
-            self._forget_before(camera, first_key(before))
-        lines = [(whole_text(identity), first_key(at)) for identity, at in line.get("lines", ())]
-        if lines:
-            self._forget_lines(camera, lines)
+        if line["before"] is not None:
+            self._forget_before(line["camera"], line["before"])
+        if line["lines"]:
+            self._forget_lines(line["camera"], line["lines"])
 
     def _forget_lines(self, camera: str, lines: list[tuple[str, int]]) -> None:
         """Forget lines by their ids and the first keys of their times. Those of recordings count

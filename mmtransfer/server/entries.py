@@ -14,7 +14,7 @@ from mmtransfer.data.printing import whole_text
 from mmtransfer.monitoring.events import LineKind
 from mmtransfer.monitoring.journal.files import day_of, journal_files, parsed, time_of
 from mmtransfer.monitoring.journal.forgetting import FORGOTTEN
-from mmtransfer.server.rows import ALERT, LINE, RECORDING, SOUND, Row, key_of
+from mmtransfer.server.rows import ALERT, LATEST_S, LINE, RECORDING, SOUND, Row, first_key, key_of
 from mmtransfer.server.words import spaced
 
 LOUD = "loud"
@@ -22,6 +22,7 @@ LOUD = "loud"
 _BLOCK_BYTES = 8 << 20
 _MANY_BYTES = 64 << 20  # from which another process is worth its start
 _AHEAD = 3  # blocks
+_LONGEST_NAMES = 2000  # bytes; PostgreSQL's keys end at 2704
 Plain = tuple[Any, ...]
 """The values of a row, and its words as `spaced` gives them."""
 
@@ -40,8 +41,8 @@ class Block:
     plain: list[Plain] = field(default_factory=list)
     """Lines of text and sounds that nothing else in the block is about, by their keys."""
     others: list[Row | dict[str, Any]] = field(default_factory=list)
-    """The rest, in its order. A line that says what was forgotten is there as it is, and with one
-    everything is here."""
+    """The rest, in its order. Of a line that says what was forgotten `camera`, the key `before` and
+    the ids and first keys of `lines` are there, and with one everything is here."""
 
 
 def parsed_blocks(
@@ -126,14 +127,32 @@ def _entry(raw: bytes, day: float, site: str) -> Row | dict[str, Any] | tuple[()
             alerts = ("", keyword) if keyword else ("",)
             return _row(ALERT, line, line["segment"], line.get("text", ""), None, alerts, day)
         if event == LineKind.READING and isinstance(line["of"], str):
-            camera, name, began = whole_text(line["camera"]), line["of"], time_of(line, day)
+            (camera, name), began = _names(line["camera"], line["of"]), time_of(line, day)
             return Row(0, RECORDING, camera, name, began, 0.0, "", None, (), None, None, None)
         if event in (LineKind.SOUND, LineKind.SOUND_CLASS):
             label = line["label"] if event == LineKind.SOUND_CLASS else LOUD
             return _row(SOUND, line, line["id"], label, label, (), day)
+        return _forgotten(line) if event == FORGOTTEN else ()
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None
-    return line if event == FORGOTTEN else ()
+
+
+def _forgotten(line: Mapping[str, Any]) -> dict[str, Any] | tuple[()]:
+    """What a line says was forgotten."""
+    camera, before = whole_text(line["camera"]), line.get("before")
+    key = None if before is None else first_key(before)
+    lines = [(whole_text(identity), first_key(at)) for identity, at in line.get("lines") or ()]
+    if not camera or (key is None and not lines):  # it was itself
+        return ()
+    return {"camera": camera, "before": key, "lines": lines}
+
+
+def _names(*texts: str) -> tuple[str, ...]:
+    """Texts that an index may have in a key together."""
+    names = tuple(map(whole_text, texts))
+    if sum(map(len, names)) > _LONGEST_NAMES // 4 and len("".join(names).encode()) > _LONGEST_NAMES:
+        raise ValueError("names that are too long")
+    return names
 
 
 def _row(
@@ -145,12 +164,16 @@ def _row(
     alerts: tuple[str, ...],
     day: float,
 ) -> Row:
-    camera, start, end = whole_text(line["camera"]), float(line["start"]), float(line["end"])
+    (camera,), start, end = _names(line["camera"]), float(line["start"]), float(line["end"])
     prob, clip, source = line.get("sentiment_prob"), line.get("clip"), line.get("source")
-    identity = whole_text(identity)
-    key = key_of(camera, identity, time_of(line, day))
-    prob = None if prob is None else float(prob)
-    names = [None if value is None else whole_text(value) for value in (name, clip, source)]
-    alerts = tuple(map(whole_text, alerts))
+    identity, at = whole_text(identity), time_of(line, day)
+    if at >= LATEST_S:  # no table's month ends later
+        raise ValueError("a time that is too late")
+    key = key_of(camera, identity, at)
+    # PostgreSQL's `real` ends at 1e-45 and 1e38.
+    prob = None if prob is None else min(max(round(float(prob), 9), 0.0), 1.0)
+    name = None if name is None else _names(name)[0]
+    places = [None if value is None else whole_text(value) for value in (clip, source)]
+    alerts = _names(*alerts)
     text = whole_text(text)
-    return Row(key, kind, camera, identity, start, end, text, names[0], alerts, prob, *names[1:])
+    return Row(key, kind, camera, identity, start, end, text, name, alerts, prob, *places)

@@ -1,6 +1,7 @@
 """Journals of many sites arrive in one place, each line once, whatever goes down meanwhile."""
 
 import time
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +11,7 @@ from support.programs import Nats, postgres
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
-from mmtransfer.scale.ship import collect, ship
+from mmtransfer.scale.ship import Line, _line, collect, ship
 from mmtransfer.scale.sinks import ParquetSink, open_sink
 from mmtransfer.server.hits import Hit
 from mmtransfer.server.index import Index
@@ -109,6 +110,52 @@ def test_another_journal_in_its_place_is_sent_anew(journal, broker, tmp_path):
     assert collect(broker.address, sink, once=True).lines == 4
     sink.close()
     assert len(found(tmp_path / "index.sqlite")) == 3
+
+
+def test_what_no_column_takes_is_empty_and_the_line_is_there(tmp_path):
+    strange = {
+        "revision": ["4294967296", "1.5", "-1e999", '"a"'],
+        "text": [r'"\ud800"', "7"],
+        "segment": [r'"\ud800"'],
+        "start": ["1" + "0" * 400, "1e300", "NaN", "1e999", '"a"'],
+        "end": ["1" + "0" * 400, "[]"],
+    }
+    texts = [
+        f'{{"camera": "gate", "{name}": {value}}}\n'
+        for name, values in strange.items()
+        for value in values
+    ]
+    lines, begin = list[Line](), 0
+    for one in [*texts, '{"camera": "gate", "revision": 1, "start": true, "end": 2}\n']:
+        lines.append(Line("j", "", f"{DAY}.0000.jsonl", begin, one.encode()))
+        begin = lines[-1].end
+    ParquetSink(tmp_path / "lines").take(lines, {})
+    rows = pq.read_table(tmp_path / "lines").to_pylist()
+    assert [row["line"] + "\n" for row in rows] == [line.data.decode() for line in lines]
+    assert {row["revision"] for row in rows[:-1]} == {None}
+    assert [row["text"] for row in rows[4:6]] == ["\ufffd", None]
+    assert rows[6]["id"] == "\ufffd"
+    assert [rows[7]["start"], rows[7]["at"], rows[8]["at"]] == [None, None, None]
+    assert (rows[-1]["revision"], rows[-1]["start"], rows[-1]["end"]) == (1, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"Mmtransfer-Place": place} for place in (str(10**30), "9" * 5000, "-1", "")),
+        *({"Mmtransfer-Site": site} for site in ("a/b", "a\0", "\ud800")),
+        *({"Mmtransfer-File": f"{DAY}.{number}.jsonl"} for number in ("9" * 5000, "a")),
+        *({"subject": f"mmtransfer.{journal}"} for journal in ("a\0", "a" * 5000, "")),
+    ],
+)
+def test_a_message_that_is_no_line_is_left_out(changed):
+    headers = {"Mmtransfer-Site": "north", "Mmtransfer-File": f"{DAY}.0000.jsonl"}
+    headers["Mmtransfer-Place"] = "9" * 18
+    message = SimpleNamespace(subject="mmtransfer.a1b2", headers=headers, data=b"{}\n")
+    assert _line(message) == Line("a1b2", "north", f"{DAY}.0000.jsonl", 10**18 - 1, b"{}\n")
+    message.subject = changed.get("subject", message.subject)
+    message.headers = headers | changed
+    assert _line(message) is None
 
 
 @pytest.mark.parametrize(

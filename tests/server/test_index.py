@@ -208,6 +208,13 @@ def test_damaged_lines_are_counted_and_the_others_are_found(journal):
         b'{"camera": "gate", "id": "a", "start": 1, "end": 2, "text": "x", "clip": 7}',
         b'{"camera": "gate", "id": "a", "start": 1, "end": 2, "text": ["x"]}',
         b"\xff\xfe",
+        b'{"camera": "gate", "event": "forgotten", "lines": 5}',
+        b'{"camera": "gate", "event": "forgotten", "lines": [["a"]]}',
+        b'{"camera": "gate", "event": "forgotten", "lines": [["a", NaN]]}',
+        b'{"camera": "gate", "event": "forgotten", "lines": [[1, 2]]}',
+        b'{"camera": "gate", "event": "forgotten", "before": NaN}',
+        b'{"camera": "gate", "event": "forgotten", "before": "a"}',
+        b'{"camera": "gate", "event": "reading", "of": "a", "at": 1%s}' % (b"0" * 400),
     ]
     (path, _) = sorted(journal.glob("*.jsonl"))
     with path.open("ab") as file:

@@ -182,6 +182,33 @@ def test_a_recording_is_forgotten_in_another_time_zone_than_it_was_indexed_in(tm
         assert [hit.text for hit in index.search().hits] == ["It closes."]
 
 
+def test_no_line_keeps_those_behind_it_from_being_taken_in(tmp_path, address):
+    """What PostgreSQL or SQLite do not take as it is."""
+    journal, long = tmp_path / "journal", "".join(map(chr, range(0x4E00, 0x4E00 + 2000)))
+    strange = [
+        {"camera": "gate", "event": "reading", "of": "gate/\ud800\0", "at": NOON},
+        text("gate", NOON + 1, "sure", sentiment="neutral", sentiment_prob=1e-50),
+        text("gate", NOON + 2, "large", sentiment="neutral", sentiment_prob=1e300),
+    ]
+    damaged = [
+        text("gate", 1e10, "late"),
+        text("gate", 1e300, "later"),
+        {"camera": "gate", "event": "reading", "of": long, "at": NOON},
+        text("gate", NOON + 3, "class", sentiment=long),
+        text(long, NOON + 4, "camera"),
+        alert(FIRE, long),
+        {"camera": "gate", "event": "forgotten", "lines": [["gate@1", float("nan")]]},
+    ]
+    write(journal, DAY, *strange, *damaged, FIRE)
+    for index in (PostgresIndex(address, journal), Index(journal / FILE_NAME)):
+        with index:
+            assert index.catch_up(journal).damaged == len(damaged)
+            found = [hit.text for hit in index.search().hits]
+            assert found == ["large", "sure", FIRE["text"]]
+            probs = [hit.sentiment_prob for hit in index.search(sentiment="neutral").hits]
+            assert probs == [1.0, 0.0]
+
+
 def _files(data: Path) -> bytes:
     """Tables and indexes; the log of what was written is another one's to keep."""
     return b"".join(path.read_bytes() for path in (data / "base").rglob("*") if path.is_file())
