@@ -58,9 +58,9 @@ class Worker:
 
 
 def cut_ahead(
-    group: Group, window_s: float, known: set[int], options: RecognitionOptions
+    group: Group, window_s: float, known: set[str], options: RecognitionOptions
 ) -> Iterator[Any]:
-    """What `cut` gives, as objects: ends as they are, of a piece its number and, if it is not
+    """What `cut` gives, as objects: ends as they are, of a piece its name and, if it is not
     known, the piece; last the processor time that it took.
     """
     started = time.process_time()
@@ -70,8 +70,8 @@ def cut_ahead(
         if isinstance(found, FileEnd):
             yield found
             continue
-        yield found.number
-        if found.number not in known:
+        yield found.name
+        if found.name not in known:
             yield found
     yield time.process_time() - started
 
@@ -138,9 +138,9 @@ class _Driver:
         self._window_s: float | None = None  # known with the first worker
         self._groups = deque(run.todo)
         # Generator -> group, pieces that it leaves out, pieces so far.
-        self._cutting: dict[Any, tuple[Group, set[int], int]] = {}
-        self._waiting: deque[tuple[Group, int, Any]] = deque()  # pieces
-        self._calls: dict[Any, tuple[Group, int, Any]] = {}
+        self._cutting: dict[Any, tuple[Group, set[str], list[str]]] = {}
+        self._waiting: deque[tuple[Group, str, Any]] = deque()  # pieces
+        self._calls: dict[Any, tuple[Group, str, Any]] = {}
         self._attempts: Counter[str] = Counter()
 
     def work(self) -> None:
@@ -165,33 +165,33 @@ class _Driver:
     def _hand_out(self) -> None:
         while self._groups and self._window_s is not None and len(self._cutting) < self._cutters:
             group = self._groups.popleft()
-            called = {n for own, n, _ in self._calls.values() if own == group}
+            called = {name for own, name, _ in self._calls.values() if own == group}
             known = self._run.begin(group) | called
             self._cutting[self._cut.remote(group, self._window_s, known, self._recognition)] = (
                 group,
                 known,
-                0,
+                [],
             )
         while self._waiting and self._workers.has_room:
-            group, number, piece = self._waiting.popleft()
+            group, name, piece = self._waiting.popleft()
             call = self._workers.call("transcribe", piece, group.files)
-            self._calls[call] = (group, number, piece)
+            self._calls[call] = (group, name, piece)
 
     def _take(self, generator: Any) -> None:
         """Take what a cutter gives next."""
-        group, known, count = self._cutting[generator]
+        group, known, names = self._cutting[generator]
         try:
             found = got(next(generator))
             if isinstance(found, FileEnd):
                 self._run.ended(group, found)
-            elif isinstance(found, int):
-                self._cutting[generator] = (group, known, count + 1)
+            elif isinstance(found, str):
+                names.append(found)
                 if found not in known:
                     self._waiting.append((group, found, next(generator)))
             else:
                 del self._cutting[generator]
                 self._run.summary.cpu_s += found
-                self._run.all_cut(group, count)
+                self._run.all_cut(group, names)
         except self._ray.exceptions.RayError as error:
             self._again(group, error)
 
@@ -201,13 +201,13 @@ class _Driver:
             with suppress(ray.exceptions.RayError):
                 self._workers.result(call)
             return
-        group, number, piece = self._calls.pop(call)
+        group, name, piece = self._calls.pop(call)
         try:
-            self._run.add(group, number, self._workers.result(call))
+            self._run.add(group, name, self._workers.result(call))
         except ray.exceptions.RayActorError as error:
             self._attempts[group.id] += 1
             if self._attempts[group.id] < _ATTEMPTS:
-                self._waiting.appendleft((group, number, piece))
+                self._waiting.appendleft((group, name, piece))
             else:
                 self._again(group, error)
         except ray.exceptions.RayError as error:
@@ -215,6 +215,8 @@ class _Driver:
 
     def _again(self, group: Group, error: Exception) -> None:
         """Cut a group once more, since what was cut, or who cut it, is lost."""
+        if self._run.is_finished(group):  # what is lost was of an earlier cutting
+            return
         self._attempts[group.id] += 1
         self._waiting = deque(one for one in self._waiting if one[0] != group)
         self._cutting = {g: one for g, one in self._cutting.items() if one[0] != group}

@@ -5,6 +5,7 @@ that a piece is work of its own for whoever transcribes it.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from mmtransfer.speech.segments import Segment, Segmenter, SegmenterSettings, Wi
 
 PIECE_S = 240.0
 """Speech in a piece: full batches of several contexts, and little to do again after a kill."""
-_DIGITS = 16  # of a file's digest, in ids
+_DIGITS = 16  # of a digest, in ids and names
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,15 @@ class Piece:
 
     number: int
     spoken: tuple[Spoken, ...]
+
+    @property
+    def name(self) -> str:
+        """Its number, and a digest of what is in it: cut again, a group whose audio is no longer
+        the same has other pieces.
+        """
+        parts = [(spoken.file, spoken.id, spoken.segment.end) for spoken in self.spoken]
+        digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return f"{self.number:06d}-{digest[:_DIGITS]}"
 
 
 @dataclass(frozen=True)

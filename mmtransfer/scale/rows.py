@@ -123,31 +123,33 @@ class Output(RunFolder):
 
     # --- pieces of a group that is not finished ---------------------------------------------------
 
-    def pieces(self, group: Group) -> set[int]:
-        """Numbers of the pieces that are transcribed."""
+    def pieces(self, group: Group) -> set[str]:
+        """Names of the pieces that are transcribed."""
         names = self.storage.names(f"{_PIECES}/{group.id}")
-        return {int(name.removesuffix(".json")) for name in names}
+        return {name.removesuffix(".json") for name in names}
 
-    def write_piece(self, group: Group, number: int, lines: Sequence[tuple[int, Line]]) -> None:
+    def write_piece(self, group: Group, name: str, lines: Sequence[tuple[int, Line]]) -> None:
         """Keep what became of a piece until its group is finished: (number of a file, line)."""
         rows = [[file, isinstance(line, NoText), asdict(line)] for file, line in lines]
-        self.storage.write(_piece(group, number), json.dumps(rows).encode())
+        self.storage.write(_piece(group, name), json.dumps(rows).encode())
 
-    def _piece(self, group: Group, number: int) -> list[tuple[int, Line]]:
-        rows = json.loads(self.storage.read(_piece(group, number)) or b"")
+    def _piece(self, group: Group, name: str) -> list[tuple[int, Line]]:
+        rows = json.loads(self.storage.read(_piece(group, name)) or b"")
         return [
             (file, NoText(**row) if no_text else Transcript(**row)) for file, no_text, row in rows
         ]
 
     # --- a whole group ----------------------------------------------------------------------------
 
-    def finish(self, group: Group, count: int, ends: Mapping[int, FileEnd]) -> list[dict[str, Any]]:
-        """Write the rows of a group of so many pieces; returns those of its files. That of the
-        files is written last, and says that all is there.
+    def finish(
+        self, group: Group, pieces: Sequence[str], ends: Mapping[int, FileEnd]
+    ) -> list[dict[str, Any]]:
+        """Write the rows of a group of these pieces; returns those of its files. That of the files
+        is written last, and says that all is there.
         """
         lines: dict[int, list[Line]] = {place: [] for place in range(len(group.files))}
-        for number in range(count):
-            for place, line in self._piece(group, number):
+        for name in pieces:
+            for place, line in self._piece(group, name):
                 lines[place].append(line)
         files, rows, sounds = [], [], []
         for place, file in enumerate(group.files):
@@ -215,8 +217,8 @@ class Output(RunFolder):
         self.write_table(name, pa.Table.from_pylist(list(rows), schema))
 
 
-def _piece(group: Group, number: int) -> str:
-    return f"{_PIECES}/{group.id}/{number:06d}.json"
+def _piece(group: Group, name: str) -> str:
+    return f"{_PIECES}/{group.id}/{name}.json"
 
 
 def _files(group: Group) -> str:

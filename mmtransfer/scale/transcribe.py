@@ -131,11 +131,11 @@ class BulkSummary:
 class _Work:
     """A group that is not finished."""
 
-    pieces: set[int]
-    """Transcribed."""
+    pieces: set[str]
+    """Transcribed, of this cutting or of one before."""
     ends: dict[int, FileEnd] = field(default_factory=dict)
-    count: int | None = None
-    """Its pieces, once they are all cut."""
+    cut: Sequence[str] | None = None
+    """Its pieces, in order, once they are all cut."""
 
 
 class BulkRun:
@@ -154,7 +154,11 @@ class BulkRun:
         self._progress = BulkProgress(left, sum(group.size for group in self.todo))
         self._started = time.monotonic()
 
-    def begin(self, group: Group) -> set[int]:
+    def is_finished(self, group: Group) -> bool:
+        """Whether the rows of a group are written."""
+        return group.id in self._output.done
+
+    def begin(self, group: Group) -> set[str]:
         """Begin with a group, or once more; returns the pieces that are transcribed already."""
         self._work[group.id] = work = _Work(self._output.pieces(group))
         return work.pieces
@@ -165,20 +169,20 @@ class BulkRun:
         if end.error:
             logger.warning("%s", end.error)
 
-    def add(self, group: Group, number: int, lines: Sequence[tuple[int, Line]]) -> None:
+    def add(self, group: Group, piece: str, lines: Sequence[tuple[int, Line]]) -> None:
         """A piece has been transcribed; once more makes no difference."""
         work = self._work.get(group.id)
-        if work is None or number in work.pieces:
+        if work is None or piece in work.pieces:
             return
-        self._output.write_piece(group, number, lines)
-        work.pieces.add(number)
+        self._output.write_piece(group, piece, lines)
+        work.pieces.add(piece)
         self.summary.pieces += 1
         self._advance(0, 0)
         self._finish(group)
 
-    def all_cut(self, group: Group, count: int) -> None:
-        """A group has so many pieces."""
-        self._work[group.id].count = count
+    def all_cut(self, group: Group, pieces: Sequence[str]) -> None:
+        """A group has these pieces."""
+        self._work[group.id].cut = pieces
         self._finish(group)
 
     def _advance(self, files: int, size: int) -> None:
@@ -188,7 +192,7 @@ class BulkRun:
 
     def give_up(self, group: Group, why: str) -> None:
         """A group cannot be transcribed: its files are errors."""
-        work = self._work[group.id] = _Work(set(), count=0)
+        work = self._work[group.id] = _Work(set(), cut=())
         for number, file in enumerate(group.files):
             work.ends[number] = FileEnd(number, error=f"{file.shown}: {why}")
         self._finish(group)
@@ -200,9 +204,9 @@ class BulkRun:
             UserError: too many files of the run could not be used.
         """
         work, summary = self._work[group.id], self.summary
-        if work.count is None or len(work.pieces) < work.count:
+        if work.cut is None or not work.pieces.issuperset(work.cut):
             return
-        rows = self._output.finish(group, work.count, work.ends)
+        rows = self._output.finish(group, work.cut, work.ends)
         del self._work[group.id]
         failed = sum(bool(row["error"]) for row in rows)
         summary.files += len(rows)
@@ -313,30 +317,30 @@ def transcribe_here(
     """Transcribe in this process: this thread decodes and cuts, the recogniser's workers take
     pieces; few of them wait.
     """
-    running: dict[Future[list[tuple[int, Line]]], tuple[Group, int]] = {}
+    running: dict[Future[list[tuple[int, Line]]], tuple[Group, str]] = {}
 
     def collect(most: int) -> None:
         while len(running) > most:
             for done in wait(running, return_when=FIRST_COMPLETED).done:
-                group, number = running.pop(done)
-                run.add(group, number, done.result())
+                group, piece = running.pop(done)
+                run.add(group, piece, done.result())
                 give_back()
 
     with ThreadPoolExecutor(transcriber.workers, thread_name_prefix="recognizer") as pool:
         try:
             for group in run.todo:
-                known, count = run.begin(group), 0
+                known, names = run.begin(group), list[str]()
                 for found in cut(group, transcriber.window_s, sounds):
                     if isinstance(found, FileEnd):
                         run.ended(group, found)
                         continue
-                    count += 1
-                    if found.number in known:
+                    names.append(found.name)
+                    if found.name in known:
                         continue
                     work = pool.submit(transcriber.transcribe, found, group.files)
-                    running[work] = (group, found.number)
+                    running[work] = (group, found.name)
                     collect(2 * transcriber.workers - 1)
-                run.all_cut(group, count)
+                run.all_cut(group, names)
             collect(0)
         finally:
             pool.shutdown(cancel_futures=True)

@@ -21,8 +21,11 @@ from mmtransfer.errors import UserError
 from mmtransfer.monitoring import ClassifiedSound, Monitor, RecognitionOptions, load_monitor
 from mmtransfer.monitoring.sound_events import SoundClasses
 from mmtransfer.scale import pieces, transcribe
+from mmtransfer.scale.on_ray import cut_ahead
+from mmtransfer.scale.pieces import cut
 from mmtransfer.scale.recognising import Transcriber
 from mmtransfer.scale.rows import Output
+from mmtransfer.scale.sources import grouped, list_files
 from mmtransfer.scale.transcribe import BulkOptions
 from mmtransfer.speech import segments
 from mmtransfer.speech.audio import stream_audio
@@ -142,6 +145,84 @@ def test_a_killed_run_goes_on_and_ends_the_same(archive, engine, tmp_path, monke
     again = bulk([archive], out)
     assert (again.files, again.known, decoded) == (0, 8, [])
     assert tree(out) == tree(tmp_path / "whole")
+
+
+def gone(path):
+    path.unlink()
+
+
+def longer(path):
+    write_media(path, utterances([1.0] * 5))
+
+
+def without(folder, name, kind="lines"):
+    """Rows of all files but one."""
+    return [row for row in rows(folder, kind) if not row["file"].endswith(name)]
+
+
+@pytest.mark.parametrize("change", [gone, longer])
+@pytest.mark.parametrize("former", [False, True])
+def test_a_changed_file_leaves_the_lines_of_others_in_a_half_done_group(
+    engine, tmp_path, monkeypatch, change, former
+):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    engine.workers = 1  # the first piece is the first that is kept
+    for name in "abcd":  # all but the first have one content
+        write_media(folder / f"{name}.wav", utterances([1.0] * (1 if name == "a" else 3)))
+    bulk([folder], tmp_path / "whole")
+    write = Output.write_piece
+
+    def killed(*given):
+        write(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "write_piece", killed)
+        with pytest.raises(KeyboardInterrupt):
+            bulk([folder], out)
+    (piece,) = (out / "_run" / "pieces").glob("*/*.json")
+    if former:  # by its number alone, as versions before named it
+        piece.rename(piece.with_name("000000.json"))
+    change(folder / "a.wav")
+    bulk([folder], out)
+    assert without(out, "a.wav") == without(tmp_path / "whole", "a.wav")
+    counts = [(row["lines"], row["error"]) for row in without(out, "a.wav", "files")]
+    assert counts == [(3, "")] * 3
+    (row,) = [row for row in rows(out, "files") if row["file"].endswith("a.wav")]
+    assert row["lines"] == len(rows(out)) - 9 == (0 if change is gone else 5)
+    assert not list((out / "_run").glob("pieces/*"))
+
+
+def test_a_group_that_is_cut_again_has_the_pieces_of_its_last_cutting(engine, tmp_path):
+    for name in "ab":
+        write_media(tmp_path / f"{name}.wav", utterances([1.0] * 3))
+    (group,) = grouped(list_files([str(tmp_path)]))
+    transcriber = Transcriber(Recognizer(engine))
+    options = BulkOptions(RecognitionOptions(MODEL), [], "", max_errors=50.0)
+    output = Output(str(tmp_path / "out"), {"model": "m", "sounds": None}, partition="folder")
+    run = transcribe.BulkRun(output, [group], options)
+    run.begin(group)
+    first = [found for found in cut(group, 0.0) if isinstance(found, pieces.Piece)]
+    late = first.pop(1)
+    for piece in first:
+        run.add(group, piece.name, transcriber.transcribe(piece, group.files))
+    gone(tmp_path / "a.wav")
+    known, names = run.begin(group), []
+    for found in cut_ahead(group, 0.0, known, options.recognition):
+        if isinstance(found, pieces.FileEnd):
+            run.ended(group, found)
+        elif isinstance(found, str):
+            names.append(found)
+        elif isinstance(found, pieces.Piece):
+            run.add(group, found.name, transcriber.transcribe(found, group.files))
+    run.add(group, late.name, transcriber.transcribe(late, group.files))
+    run.all_cut(group, names)
+    assert run.is_finished(group)
+    assert [row["lines"] for row in rows(tmp_path / "out", "files")] == [0, 3]
+    found = rows(tmp_path / "out")
+    assert len({row["id"] for row in found}) == len(found) == 3
+    assert {row["file"] for row in found} == {str(tmp_path / "b.wav")}
 
 
 def test_what_is_new_is_transcribed_and_what_changed_is_said(archive, engine, tmp_path, caplog):
