@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from mmtransfer.data.printing import printable
 from mmtransfer.data.tables import SUFFIXES, numbered_rows
 from mmtransfer.errors import UserError
 from mmtransfer.scale.storage import is_remote, open_storage, problem
-from mmtransfer.speech.addresses import public_address
+from mmtransfer.speech.addresses import HIDDEN, public_address
 from mmtransfer.speech.recordings import is_recording, is_visible
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,9 @@ _COLUMNS = ("file_name", "file", "path")
 _GROUP_FILES, _GROUP_BYTES = 64, 32 << 20
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 _VERSIONS = ("ETag", "etag", "blob_id", "md5Hash", "generation")
+_OBJECTS = ("gcs", "gs", "memory", "s3", "s3a")  # in these a path is a name, with any # and = in it
+_USER = re.compile(r"^[^/]*:.*@", re.DOTALL)
+_QUERY = re.compile(r"\?[^?]*=.*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,11 @@ class BulkFile:
 
     @property
     def shown(self) -> str:
-        """Its address without secrets."""
-        return printable(public_address(self.address))
+        """Its address without secrets; where there are some, with a digest, since addresses may
+        differ in nothing else.
+        """
+        shown = _public(self.address)
+        return printable(shown if shown == self.address else f"{shown}~{_digest(self.address)}")
 
 
 @dataclass(frozen=True)
@@ -122,9 +129,28 @@ def list_files(sources: Sequence[str], by: Partition = "folder") -> list[BulkFil
 
 def distinct(file: BulkFile) -> BulkFile:
     """With a name of its own, where files of several sources have the same."""
-    digest = hashlib.sha256(file.address.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    path = PurePosixPath(file.name)
+    path, digest = PurePosixPath(file.name), _digest(file.address)
     return replace(file, name=str(path.with_name(f"{path.stem}-{digest}{path.suffix}")))
+
+
+def _digest(address: str) -> str:
+    return hashlib.sha256(address.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def _public(address: str) -> str:
+    scheme, _, rest = address.partition("://")
+    if scheme not in _OBJECTS:
+        return public_address(address)
+    return f"{scheme}://{_USER.sub('', _QUERY.sub(f'?{HIDDEN}', rest))}"
+
+
+def _path(name: str, source: str) -> PurePosixPath:
+    """A path as a listing has it, without what may be a secret in a remote one."""
+    if "://" in name:
+        name = public_address(name).partition("?")[0]
+    elif is_remote(source):
+        name = _QUERY.sub("", name)
+    return PurePosixPath(name)
 
 
 def _listed(source: str, by: Partition, skipped: Counter[str]) -> Iterator[BulkFile]:
@@ -142,7 +168,7 @@ def _listed(source: str, by: Partition, skipped: Counter[str]) -> Iterator[BulkF
             return
         if storage.isfile(path):
             entry = storage.info(path)
-            yield _file(storage, entry, source, str(PurePosixPath(path).parent), by, is_named=True)
+            yield _file(storage, entry, source, None, by)
             return
         if not storage.isdir(path):
             raise UserError(f"{shown}: no such file or folder.")
@@ -177,28 +203,27 @@ def _of_manifest(source: str, by: Partition) -> Iterator[BulkFile]:
             entry = storage.info(path)
         except Exception:  # it is among the errors, when it is its turn
             entry = {"name": path, "size": 0}
-        root = str(PurePosixPath(path).parent)
-        yield _file(storage, entry, address, root, by, is_named=True, name=named)
+        yield _file(storage, entry, address, None, by, name=named)
 
 
 def _file(
     storage: Any,
     entry: dict[str, Any],
     source: str,
-    root: str,
+    root: str | None,
     by: Partition,
     *,
-    is_named: bool = False,
     name: str = "",
 ) -> BulkFile:
-    """A file of a listing, under a root; or, if it `is_named`, the source itself."""
-    path = PurePosixPath(entry["name"])
-    inside = path.relative_to(root) if path.is_relative_to(root) else PurePosixPath(path.name)
+    """A file of a listing, under a root; or, without one, the source itself."""
+    path = _path(entry["name"], source)
+    above = path.parent if root is None else _path(root, source)
+    inside = path.relative_to(above) if path.is_relative_to(above) else PurePosixPath(path.name)
     if name and "://" not in name:
         inside = PurePosixPath(os.path.normpath(name).lstrip("./"))
-    address = str(path)
+    address = str(PurePosixPath(entry["name"]))
     if is_remote(source):
-        address = source if is_named else _address(storage, source, entry["name"])
+        address = source if root is None else _address(storage, source, entry["name"])
     when = next((entry[name] for name in _TIMES if entry.get(name)), None)
     version = next((str(entry[name]) for name in _VERSIONS if entry.get(name)), str(when or ""))
     partition = _day(when) if by == "day" else str(inside.parent)

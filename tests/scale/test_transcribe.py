@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from io import BytesIO
@@ -20,12 +21,12 @@ from mmtransfer.cli import main
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring import ClassifiedSound, Monitor, RecognitionOptions, load_monitor
 from mmtransfer.monitoring.sound_events import SoundClasses
-from mmtransfer.scale import pieces, transcribe
+from mmtransfer.scale import pieces, sources, transcribe
 from mmtransfer.scale.on_ray import cut_ahead
 from mmtransfer.scale.pieces import cut
 from mmtransfer.scale.recognising import Transcriber
 from mmtransfer.scale.rows import Output
-from mmtransfer.scale.sources import grouped, list_files
+from mmtransfer.scale.sources import BulkFile, grouped, list_files
 from mmtransfer.scale.transcribe import BulkOptions
 from mmtransfer.speech import segments
 from mmtransfer.speech.audio import stream_audio
@@ -318,6 +319,65 @@ def test_addresses_are_listed_fetched_and_written(archive, engine, tmp_path, mon
     finally:
         memory.rm("/shelf", recursive=True)
         memory.rm("/rows", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("s3://b/Call #1.wav", "s3://b/Call #1.wav"),
+        ("gs://b/session=a/al@ex.com/What?.wav", "gs://b/session=a/al@ex.com/What?.wav"),
+        ("s3://me:secret/secret@b/x.wav?token=secret", r"s3://b/x.wav?***~\w{8}"),
+        ("https://nvr/download?file=secret.wav", r"https://nvr/download?file=***~\w{8}"),
+        ("https://nvr/session=secret/x.wav", r"https://nvr/session=***/x.wav~\w{8}"),
+        ("ftp://me:secret@nvr/x.wav", r"ftp://nvr/x.wav~\w{8}"),
+        ("/calls/#1?a=b.wav", "/calls/#1?a=b.wav"),
+    ],
+)
+def test_an_address_is_shown_without_secrets_and_as_no_other(address, shown):
+    files = [BulkFile(each, "", "", 0, "") for each in (address, address.replace("secret", "or"))]
+    pattern = re.escape(shown).replace(re.escape(r"\w{8}"), r"\w{8}")
+    assert all(re.fullmatch(pattern, file.shown) for file in files)
+    assert len({file.shown for file in files}) == len({file.address for file in files})
+
+
+def test_broken_files_of_any_names_are_counted_one_by_one(archive, engine, tmp_path):
+    memory = fsspec.filesystem("memory")
+    good = (archive / "gate" / "0.wav").read_bytes()
+    for number in range(6):
+        memory.pipe_file(f"/calls/session={number}/Call #{number}.wav", good)
+        memory.pipe_file(f"/calls/session={number}/bad?id={number}", b"no recording")
+    table = tmp_path / "some.csv"
+    rest = "".join(f"memory://calls/session={n}/bad?id={n}\n" for n in range(6))
+    table.write_text(f"file\n{rest}")
+    try:
+        sources = ["memory://calls", table]
+        with pytest.raises(UserError, match="6 of 12 files could not be used"):
+            bulk(sources, tmp_path / "out", max_errors=10.0)
+        bulk(sources, tmp_path / "out", retry_errors=True)
+    finally:
+        memory.rm("/calls", recursive=True)
+    assert len({row["file"] for row in rows(tmp_path / "out")}) == 6
+    errors = pq.read_table(tmp_path / "out" / "errors.parquet").to_pylist()
+    assert len({row["file"] for row in errors}) == 6
+
+
+def test_a_recording_has_no_name_with_a_secret(tmp_path, monkeypatch):
+    class Web:
+        """Names files of the web by their whole addresses, as fsspec does."""
+
+        def info(self, path):
+            return {"name": path.removeprefix("s3://"), "size": 1}
+
+    monkeypatch.setattr(sources, "open_storage", lambda address: (Web(), address))
+    table = tmp_path / "some.csv"
+    table.write_text(
+        "file\nhttps://nvr/a/x.wav?token=secret\nhttps://nvr/a/x.wav?token=se/cret\n"
+        "https://me:secret@nvr\nhttps://nvr/y.wav?secret\ns3://b/z.wav?token=secret/1\n"
+    )
+    files = list_files([str(table)])
+    assert len({file.name for file in files}) == 5
+    names = [re.sub(r"-\w{8}(?=\.wav)", "", file.name) for file in files]
+    assert sorted(names) == ["nvr", "x.wav", "x.wav", "y.wav", "z.wav"]
 
 
 def test_sources_are_patterns_manifests_and_files_by_day(archive, engine, tmp_path):
