@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -77,6 +78,9 @@ FILES = pa.schema(
 
 _PLAN, _PIECES = "_run/plan.jsonl", "_run/pieces"
 _ERRORS = "errors.parquet"
+_LONGEST = 255  # bytes of a name
+_ENDING = 21  # bytes of `.jsonl`, and of what a file is called until it is whole
+_KEPT = 180  # bytes of a name that is cut
 
 
 class Output(RunFolder):
@@ -172,8 +176,7 @@ class Output(RunFolder):
             if texts or not end.error:
                 self._write_texts(file.name, texts)
         self._note_errors(files)
-        own = quote(group.partition, safe="", errors="backslashreplace")
-        part = f"{self._partition}={own}/{group.id}.parquet"
+        part = f"{_folder(self._partition, group.partition)}/{group.id}.parquet"
         if rows:
             self._write_rows(f"lines/{part}", rows, LINES)
         if sounds:
@@ -204,6 +207,9 @@ class Output(RunFolder):
         return {**own, "file": shown, "model": self._settings["sounds"]}
 
     def _write_texts(self, name: str, lines: Sequence[Transcript]) -> None:
+        *above, last = name.split("/")
+        parts = [*(_fitting(part, _LONGEST) for part in above), _fitting(last, _LONGEST - _ENDING)]
+        path = "/".join(parts)
         for kind in self._formats:
             if kind == "jsonl":
                 text = "".join(json_line(asdict(line)) + "\n" for line in lines)
@@ -211,10 +217,27 @@ class Output(RunFolder):
                 is_vtt = kind == "vtt"
                 cues = (cue(line, n, is_vtt=is_vtt) for n, line in enumerate(lines, 1))
                 text = (VTT_HEADER if is_vtt else "") + "".join(cues)
-            self.storage.write(f"texts/{name}.{kind}", text.encode("utf-8", "backslashreplace"))
+            self.storage.write(f"texts/{path}.{kind}", text.encode("utf-8", "backslashreplace"))
 
     def _write_rows(self, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
         self.write_table(name, pa.Table.from_pylist(list(rows), schema))
+
+
+def _folder(partition: str, value: str) -> str:
+    quoted = f"{partition}={quote(value, safe='', errors='backslashreplace')}"
+    if len(quoted) <= _LONGEST:
+        return quoted
+    return f"{partition}={quote(_cut(value, _KEPT // 3), safe='')}"  # a byte takes up to three
+
+
+def _fitting(name: str, most: int) -> str:
+    """A name that is not too long for a file."""
+    return name if len(name.encode("utf-8", "surrogatepass")) <= most else _cut(name, _KEPT)
+
+
+def _cut(name: str, most: int) -> str:
+    data = name.encode("utf-8", "surrogatepass")
+    return f"{data[:most].decode('utf-8', 'ignore')}-{hashlib.sha256(data).hexdigest()[:16]}"
 
 
 def _piece(group: Group, name: str) -> str:

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -378,6 +379,29 @@ def test_a_recording_has_no_name_with_a_secret(tmp_path, monkeypatch):
     assert len({file.name for file in files}) == 5
     names = [re.sub(r"-\w{8}(?=\.wav)", "", file.name) for file in files]
     assert sorted(names) == ["nvr", "x.wav", "x.wav", "y.wav", "z.wav"]
+
+
+def test_long_names_are_cut_and_others_stay(engine, tmp_path):
+    folder = tmp_path / "in"
+    deep = "Записи совещаний/Конференц-зал на втором этаже "
+    paths = [f"{deep}{n}/{'я' * 118}{n}.wav" for n in (1, 2)]
+    short = ["Записи/зал.wav", f"{'a' * 240}/{'b' * 230}.wav"]  # as long as they may be
+    for path in [*paths, *short]:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        write_media(folder / path, utterances([1.0]))
+    bulk([folder], tmp_path / "out", formats=["srt", "jsonl"])
+    found = {row["file"]: row["folder"] for row in rows(tmp_path / "out")}
+    assert len(found) == len(set(found.values())) == 4
+    for path in paths:
+        value = found[str(folder / path)]
+        assert value.startswith("Записи совещаний/Конференц-")
+        assert re.search(r"-[0-9a-f]{16}$", value)
+    for path in short:
+        assert found[str(folder / path)] == str(Path(path).parent)
+        assert (tmp_path / "out" / "texts" / f"{path}.jsonl").is_file()
+    for number in (1, 2):
+        (text,) = (tmp_path / "out" / "texts" / f"{deep}{number}").glob("*.jsonl")
+        assert re.fullmatch(r"я{90}-[0-9a-f]{16}\.jsonl", text.name)
 
 
 def test_sources_are_patterns_manifests_and_files_by_day(archive, engine, tmp_path):
