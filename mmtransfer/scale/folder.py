@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Any
 
@@ -22,7 +22,8 @@ class RunFolder:
     """A folder that belongs to `settings`: what its rows depend on.
 
     Raises:
-        UserError: the output of another model or of other settings.
+        UserError: the output of another model or of other settings, or one whose settings are
+            damaged.
     """
 
     def __init__(self, address: str, settings: Mapping[str, Any]):
@@ -36,13 +37,23 @@ class RunFolder:
                 )
             self.storage.write(_SETTINGS, json.dumps(dict(settings), indent=1).encode())
             return
-        before = json.loads(found)
+        before = self._before(found)
         for name, value in settings.items():
             if before.get(name) != value:
                 raise UserError(
                     f"{self.storage.name}: was made with {name} {_shown(before.get(name))}, and "
                     f"{_shown(value)} was asked for. Choose another --output."
                 )
+
+    def _before(self, found: bytes) -> dict[str, Any]:
+        with suppress(ValueError):
+            before = json.loads(found)
+            if isinstance(before, dict):
+                return before
+        raise UserError(
+            f"{self.storage.name}/{_SETTINGS}: expected the settings of an earlier run, found a "
+            "damaged file. Put it back, or choose another --output."
+        )
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file, as a whole."""

@@ -300,6 +300,15 @@ def test_an_output_belongs_to_a_model_its_settings_and_one_run(archive, engine, 
         bulk([archive / "gate"], out)
 
 
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
+def test_damaged_settings_are_one_line(archive, engine, tmp_path, damaged):
+    out = tmp_path / "out"
+    bulk([archive / "gate"], out)
+    (out / "_run" / "settings.json").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"out/_run/settings\.json: expected .* found a damaged"):
+        bulk([archive / "gate"], out)
+
+
 def test_addresses_are_listed_fetched_and_written(archive, engine, tmp_path, monkeypatch):
     memory = fsspec.filesystem("memory")
     for path in archive.rglob("*.wav"):
