@@ -28,6 +28,7 @@ _GROUP_FILES, _GROUP_BYTES = 64, 32 << 20
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 _VERSIONS = ("ETag", "etag", "blob_id", "md5Hash", "generation")
 _OBJECTS = ("gcs", "gs", "memory", "s3", "s3a")  # in these a path is a name, with any # and = in it
+_UNNAMED = "recording"  # what is a folder, or the root of a site
 _USER = re.compile(r"^[^/]*:.*@", re.DOTALL)
 _QUERY = re.compile(r"\?[^?]*=.*", re.DOTALL)
 
@@ -221,6 +222,7 @@ def _file(
     inside = path.relative_to(above) if path.is_relative_to(above) else PurePosixPath(path.name)
     if name and "://" not in name:
         inside = PurePosixPath(os.path.normpath(name).lstrip("./"))
+    inside = inside if inside.name else PurePosixPath(_UNNAMED)
     address = str(PurePosixPath(entry["name"]))
     if is_remote(source):
         address = source if root is None else _address(storage, source, entry["name"])

@@ -309,6 +309,19 @@ def test_damaged_settings_are_one_line(archive, engine, tmp_path, damaged):
         bulk([archive / "gate"], out)
 
 
+def test_folders_in_a_manifest_are_errors(archive, engine, tmp_path):
+    table = archive / "some.csv"
+    table.write_text("file\n.\n..\ngate\ngate/0.wav\n")
+    bulk([table], tmp_path / "out", formats=["srt"], max_errors=80.0)
+    errors = pq.read_table(tmp_path / "out" / "errors.parquet").to_pylist()
+    assert [row["error"] for row in errors] == [
+        f"{folder}: expected a video or audio file, found a folder."
+        for folder in (archive, archive / "..", archive / "gate")
+    ]
+    texts = [path for path in (tmp_path / "out" / "texts").rglob("*") if path.is_file()]
+    assert [path.name for path in texts] == ["0.wav.srt"]
+
+
 def test_addresses_are_listed_fetched_and_written(archive, engine, tmp_path, monkeypatch):
     memory = fsspec.filesystem("memory")
     for path in archive.rglob("*.wav"):
