@@ -27,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmtransfer.data.printing import json_line
+from mmtransfer.errors import UserError
 from mmtransfer.server.problems import Problem, answer
 from mmtransfer.server.tokens import Role, Token, Tokens
 from mmtransfer.server.uploads import drain
@@ -158,6 +159,21 @@ class Access:
             return Who(token.name, token.role)
         return self._by_session(connection)
 
+    def is_valid(self, connection: HTTPConnection) -> bool:
+        """Whether the token or session that a stream was opened with still is, and its role."""
+        if self._tokens is None:
+            return True
+        given = _bearer(connection)
+        try:
+            if given is not None:
+                token = self._tokens.find(given)
+            else:
+                session = self._session(connection)
+                token = session.token if session is not None else None
+        except UserError:  # a file of tokens that cannot be used
+            return False
+        return token is not None and token.role == connection.state.who.role
+
     async def log_in(self, request: Request) -> Response:
         """Give a browser a session for a token (JSON `{"token": ...}`)."""
         server = request.app.state.server
@@ -227,16 +243,21 @@ class Access:
         )
 
     def _by_session(self, connection: HTTPConnection) -> Who | None:
-        found = self._sessions.get(connection.cookies.get(self._cookie, ""))
-        if self._tokens is None or found is None or found.until < time.monotonic():
-            return None
-        if found.token not in self._tokens.all():  # it was removed
+        found = self._session(connection)
+        if found is None:
             return None
         is_change = connection.scope.get("method", "GET") not in ("GET", "HEAD")
         given = connection.headers.get(CSRF, "")
         if is_change and not hmac.compare_digest(given.encode(), found.csrf.encode()):
             raise Problem(403, f"expected the session's {CSRF}.", code="csrf")
         return found.who
+
+    def _session(self, connection: HTTPConnection) -> _Session | None:
+        """The session of a browser, unless it has ended."""
+        found = self._sessions.get(connection.cookies.get(self._cookie, ""))
+        if self._tokens is None or found is None or found.until < time.monotonic():
+            return None
+        return found if found.token in self._tokens.all() else None  # it was removed
 
     def _check_origin(self, connection: HTTPConnection) -> None:
         """Refuse what a browser sends from another site's page, also one whose name was made to

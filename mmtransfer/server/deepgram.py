@@ -30,7 +30,7 @@ from mmtransfer.errors import UserError
 from mmtransfer.monitoring.events import Occurrence, Partial, SourceEvent, Transcript
 from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.monitoring.sources.live import LiveSettings
-from mmtransfer.server.access import require
+from mmtransfer.server.access import Access, require
 from mmtransfer.server.problems import Problem
 from mmtransfer.server.shared import Urgency
 from mmtransfer.server.streams import ENCODINGS, PushedAudio, Raw
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 _NAME = "stream"
 _SILENT_S = 12.0  # without a message of the client; Deepgram's own limit
 _FINALIZED_S = 0.05  # how often it is looked whether everything has its text
+_VALID_S = 2.0  # how often it is looked whether the token still is
 _RATES = (8_000, 192_000)
 _MOST_CHANNELS = 8
 
@@ -65,7 +66,7 @@ def routes(server: Server) -> list[WebSocketRoute]:
                 live = LiveSettings(partial_s=LiveSettings.partial_s if asked.interim else math.inf)
                 camera = Camera(_NAME, "websocket://client", live=True)
                 work = Transcription(door, camera, live=live, audio=audio)
-                await _Stream(socket, work, audio, asked.model).run()
+                await _Stream(socket, work, audio, asked.model, server.access).run()
             finally:
                 door.close()
                 server.metrics.add_audio("deepgram", audio.seconds)
@@ -125,8 +126,16 @@ def _number(given: QueryParams, name: str, default: int, least: int, most: int) 
 class _Stream:
     """One client: what it sends goes to the monitor, what that finds goes to it."""
 
-    def __init__(self, socket: WebSocket, work: Transcription, audio: PushedAudio, model: str):
+    def __init__(
+        self,
+        socket: WebSocket,
+        work: Transcription,
+        audio: PushedAudio,
+        model: str,
+        access: Access,
+    ):
         self._socket, self._work, self._audio, self._model = socket, work, audio, model
+        self._access = access
         self._id = str(uuid.uuid4())
         self._finalized: asyncio.Task[None] | None = None
         self._close: tuple[int, str] = (1000, "")
@@ -135,6 +144,7 @@ class _Stream:
         """Until the client closes the stream, or leaves."""
         await self._socket.accept(headers=[(b"dg-request-id", self._id.encode())])
         receiving = asyncio.create_task(self._follow())
+        watching = asyncio.create_task(self._watch())
         try:
             async with aclosing(self._work.items()) as items:
                 async for item in items:
@@ -142,7 +152,7 @@ class _Stream:
                         await self._send(self._results(item))
                     elif isinstance(item, SourceEvent) and item.event == Occurrence.LOST:
                         self._finalized = asyncio.create_task(self._finalize(self._finalized))
-            if self._audio.error is not None:
+            if self._audio.error is not None and not watching.done():
                 self._close = 1008, "DATA-0000: the audio could not be decoded"
                 logger.info("stream: the audio could not be decoded (%s)", self._audio.error)
             if self._finalized is not None:
@@ -152,7 +162,7 @@ class _Stream:
         except (WebSocketDisconnect, RuntimeError):  # it has left while something was sent
             pass
         finally:
-            for task in (receiving, self._finalized):
+            for task in (receiving, watching, self._finalized):
                 if task is not None:
                     task.cancel()
                     with suppress(asyncio.CancelledError):
@@ -162,6 +172,13 @@ class _Stream:
         """Take what the client sends until it has left; then nobody waits for the rest."""
         with suppress(WebSocketDisconnect, RuntimeError):
             await self._receive()
+        self._work.leave()
+
+    async def _watch(self) -> None:
+        """End it when the token is not valid any more."""
+        while self._access.is_valid(self._socket):
+            await asyncio.sleep(_VALID_S)
+        self._close = 1008, "the token is not valid any more"
         self._work.leave()
 
     async def _receive(self) -> None:

@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -104,25 +105,26 @@ class _Page:
         require(request, Role.VIEWER)
         if self._followers >= _FOLLOWERS:
             raise Problem(503, "too many follow; come again later.", headers={"Retry-After": "10"})
-        return StreamingResponse(self._events(), media_type="text/event-stream")
+        return StreamingResponse(self._events(request), media_type="text/event-stream")
 
-    async def _events(self) -> AsyncGenerator[str, None]:
+    async def _events(self, request: Request) -> AsyncGenerator[str, None]:
+        """Until the server stops, or the token or the session is not valid any more."""
         self._followers += 1
         try:
             with self._server.live.follow() as follower:
                 missed, due = 0, 0.0
                 while True:
                     left = due - time.monotonic()
-                    try:
+                    shown = None
+                    with suppress(TimeoutError):
                         item = await asyncio.wait_for(follower.next(), max(0.01, left))
-                    except TimeoutError:
-                        pass
-                    else:
                         if item is None:
                             return
                         shown = _shown(item)
-                        if shown is not None:
-                            yield _event(shown)
+                    if not self._server.access.is_valid(request):
+                        return
+                    if shown is not None:
+                        yield _event(shown)
                     if time.monotonic() >= due:
                         due = time.monotonic() + _EVERY_S
                         yield _event({"type": "cameras", "cameras": self._cameras()})

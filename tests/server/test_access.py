@@ -3,14 +3,21 @@
 import json
 import stat
 import time
+from contextlib import suppress
+from dataclasses import replace
 
 import httpx
 import pytest
 from support.servers import running, write_certificate
+from support.web import wait_for
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
-from mmtransfer.server import access
+from mmtransfer.monitoring import SourceEvent
+from mmtransfer.monitoring.events import Occurrence
+from mmtransfer.server import access, deepgram, page
 from mmtransfer.server.options import ServerOptions
 from mmtransfer.server.serve import program
 from mmtransfer.server.tokens import Role, Tokens
@@ -112,6 +119,59 @@ def test_a_browser_has_a_session_whose_changes_carry_a_token(tokens, fake_recogn
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     assert [line["action"] for line in lines] == ["log in", "log out", "log in"]
     assert lines[0]["who"] == "admin"
+
+
+@pytest.mark.parametrize("end", ["removed", "broken", "logged out", "over"])
+def test_who_may_no_more_is_told_nothing_more(end, tokens, fake_recognizer, monkeypatch):
+    monkeypatch.setattr(page, "_EVERY_S", 0.1)
+    fake_recognizer()
+    path, given = tokens
+    with running(tokens=path) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        session = client.post("/login", json={"token": given[Role.VIEWER]}).json()
+        opened = {} if end in ("logged out", "over") else bearer(given[Role.VIEWER])
+        other = bearer(given[Role.ADMIN])
+        live = server.state.live
+        with (
+            client.stream("GET", "/api/live", headers=opened) as stream,
+            httpx.stream("GET", f"{server.url}/api/live", headers=other, timeout=60) as goes_on,
+        ):
+            following, lines = stream.iter_lines(), goes_on.iter_lines()
+            for found in (following, lines):
+                assert "cameras" in next(found)
+            if end == "removed":
+                Tokens(path).remove("viewer")
+            elif end == "broken":
+                path.write_text("none")
+            elif end == "logged out":
+                client.post("/logout", headers={"X-CSRF-Token": session["csrf"]})
+            else:
+                sessions = server.state.access._sessions
+                for name, one in sessions.items():
+                    sessions[name] = replace(one, until=0.0)
+            live.put(SourceEvent("gate", Occurrence.CONNECTED, 1.0))
+            assert not any("gate" in line for line in following)  # it has an end
+            assert any("gate" in line for line in lines) == (end != "broken")
+
+
+@pytest.mark.parametrize("form", ["", "&encoding=linear16&sample_rate=16000"])
+def test_a_removed_token_ends_its_stream(form, tokens, fake_recognizer, monkeypatch):
+    monkeypatch.setattr(deepgram, "_VALID_S", 0.1)
+    fake_recognizer()
+    path, given = tokens
+    with running(tokens=path, streams=1) as server:
+        url = f"ws://127.0.0.1:{server.port}/v1/listen?{form}"
+        with connect(url, additional_headers=bearer(given[Role.OPERATOR], "Token")) as stream:
+            stream.send(b"\0" * 3200)
+            stream.send('{"type": "Finalize"}')
+            if form:
+                assert "from_finalize" in stream.recv(timeout=60)
+            Tokens(path).remove("operator")
+            with suppress(ConnectionClosedError):
+                while True:
+                    stream.recv(timeout=60)
+        assert stream.close_code == 1008
+        assert stream.close_reason == "the token is not valid any more"
+        wait_for(lambda: server.state.streams.taken == 0)
 
 
 @pytest.mark.parametrize(
