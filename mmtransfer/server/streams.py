@@ -93,14 +93,21 @@ class PushedAudio:
         """Why it could not be decoded."""
 
     async def put(self, data: bytes) -> None:
-        """Hand on bytes; waits while too much waits."""
+        """Hand on bytes; waits while too much waits. Behind the end nobody takes them."""
         with self._changed:
+            if self._has_ended:
+                return
             self._data.append(data)
             self._size += len(data)
             if self._size > _WAITING_BYTES:
                 self._has_room.clear()
             self._changed.notify_all()
         await self._has_room.wait()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more is taken."""
+        return self._has_ended
 
     def flush(self) -> None:
         """What is being spoken is over, as far as it has been sent; the monitor hands out an event

@@ -80,9 +80,10 @@ class Wyoming:
                 asked = event.data
             elif event.type == "audio-start":
                 try:
-                    text, language = await self._transcribe(asked, event.data, reader)
-                    found = {"text": text, "language": language} if language else {"text": text}
+                    found, is_whole = await self._transcribe(asked, event.data, reader)
                     await _send(writer, _Event("transcript", found))
+                    if not is_whole:
+                        await _skip(reader)
                 except Problem as problem:
                     code = problem.code or str(problem.status_code)
                     await _send(writer, _Event("error", {"text": problem.detail, "code": code}))
@@ -91,8 +92,9 @@ class Wyoming:
 
     async def _transcribe(
         self, asked: dict[str, Any], form: dict[str, Any], reader: asyncio.StreamReader
-    ) -> tuple[str, str | None]:
-        """The text of the audio that follows, and its language.
+    ) -> tuple[dict[str, Any], bool]:
+        """The text of the audio that follows with its language, and whether that is all of it; not
+        where it is longer than may be.
 
         Raises:
             Problem: a form, a model or a language that cannot be used, or no place.
@@ -110,7 +112,7 @@ class Wyoming:
                 async with aclosing(_lines(work)) as found:
                     async for line in found:
                         lines.append(line)
-                await feeding
+                is_whole = await feeding
             finally:
                 work.leave()
                 feeding.cancel()
@@ -118,7 +120,8 @@ class Wyoming:
                     await feeding
                 server.metrics.add_audio("wyoming", audio.seconds)
         languages = [line.language for line in lines if line.language]
-        return " ".join(line.text for line in lines), languages[0] if languages else None
+        text = {"text": " ".join(line.text for line in lines)}
+        return text | ({"language": languages[0]} if languages else {}), is_whole
 
     def _door(self, asked: dict[str, Any]) -> Door:
         shared = self._server.models.recognizer(str(asked.get("name") or ""))
@@ -157,12 +160,16 @@ async def _skip(reader: asyncio.StreamReader) -> None:
             pass
 
 
-async def _feed(reader: asyncio.StreamReader, audio: PushedAudio) -> None:
-    """Hand on audio until it stops."""
+async def _feed(reader: asyncio.StreamReader, audio: PushedAudio) -> bool:
+    """Hand on audio until it stops, or no more is taken; returns whether it has stopped."""
     try:
-        while (event := await _next(reader, _AUDIO_S)).type != "audio-stop":
+        while not audio.has_ended:
+            event = await _next(reader, _AUDIO_S)
+            if event.type == "audio-stop":
+                return True
             if event.type == "audio-chunk":
                 await audio.put(event.payload)
+        return False
     finally:
         audio.end()
 

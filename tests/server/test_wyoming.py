@@ -7,6 +7,7 @@ import socket
 import numpy as np
 import pytest
 from support.servers import running
+from support.web import wait_for
 from wyoming.asr import Transcribe, Transcript
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncTcpClient
@@ -88,6 +89,31 @@ def test_what_is_no_event_ends_the_connection(sent, served, monkeypatch):
             assert connection.recv(100) == b""
         except ConnectionResetError:
             pass  # what it did not take was still on its way
+
+
+@pytest.mark.parametrize("farewell", [True, False])
+def test_a_command_longer_than_may_be_gets_the_text_so_far(farewell, fake_recognizer, speech):
+    fake_recognizer()
+    sent = np.tile(speech, 4)  # more than waits for a reader
+    with running(wyoming=0, streams=1, max_audio_s=5.0) as server:
+        for _ in range(2):  # its place is free again
+            if farewell:
+                found = asyncio.run(command(server.wyoming, sent))
+                assert Transcript.from_event(found).text == "some words here"
+            else:
+                asyncio.run(leave_in(server.wyoming, sent))
+            wait_for(lambda: server.state.streams.taken == 0)
+        assert server.state.streams.refused == 0
+
+
+async def leave_in(port, samples):
+    """Leave in the middle of a command, without a word."""
+    async with AsyncTcpClient("127.0.0.1", port) as client:
+        await client.write_event(AudioStart(16_000, 2, 1).event())
+        data = (32767 * samples).astype("<i2").tobytes()
+        for start in range(0, len(data), 32_000):
+            chunk = AudioChunk(16_000, 2, 1, data[start : start + 32_000])
+            await client.write_event(chunk.event())
 
 
 def test_who_stops_talking_without_a_word_loses_the_place(served, monkeypatch):
