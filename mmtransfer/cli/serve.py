@@ -99,7 +99,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--language",
-        help="ISO code, for multilingual models; detected for each segment where it is not given",
+        help="ISO code, for multilingual models; detected for each segment where it is not given, "
+        "but for cameras whose model was trained in one",
     )
     add_engine(parser)
     parser.add_argument(

@@ -21,18 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 def camera_options(options: ServerOptions) -> MonitorOptions | None:
-    """What the file of cameras says, with a model that is served where it names none; None without
-    one.
+    """What the file of cameras says. Where it names no model, it is one that is served; where it
+    says nothing of how a model computes and searches, that is as for requests. None without one.
 
     Raises:
         UserError: a file that cannot be used.
     """
     if options.cameras is None:
         return None
-    given: dict[str, object] = {"partial": True}
+    content = read_yaml(Path(options.cameras))
+    shared = {name: value for name, value in options.recognizing.items() if name not in content}
+    given: dict[str, object] = {"partial": True, **shared}
     if options.journal is not None:
         given["journal"] = options.journal
-    if options.models and "model" not in read_yaml(Path(options.cameras)):
+    if options.models and "model" not in content:
         given["model"] = next(iter(options.models.values()))
     return load_options(options.cameras, **given)
 

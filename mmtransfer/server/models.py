@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from mmtransfer.hub.checkpoint import Checkpoint, resolve
 from mmtransfer.monitoring.options import MonitorOptions, RecognitionOptions
-from mmtransfer.server.options import ServerOptions, short_name
+from mmtransfer.monitoring.sources.cameras import Camera
+from mmtransfer.server.options import COMPUTING, RECOGNIZING, ServerOptions, short_name
 from mmtransfer.server.problems import Problem
 from mmtransfer.server.shared import Door, SharedRecognizer, Urgency
+from mmtransfer.speech.engine import DecodingOptions
 from mmtransfer.speech.recognizers import open_recognizer
 
 if TYPE_CHECKING:
@@ -28,8 +30,8 @@ class Models:
     sounds: dict[str, SoundModel] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
     """When they were loaded, in seconds since 1970."""
-    _shared: dict[str, SharedRecognizer] = field(default_factory=dict)
-    """Recognisers by the digests of their checkpoints."""
+    _shared: dict[tuple[Any, ...], SharedRecognizer] = field(default_factory=dict)
+    """Recognisers by the digests of their checkpoints and by how they compute and search."""
 
     @property
     def names(self) -> list[str]:
@@ -44,15 +46,49 @@ class Models:
         """
         return named(self.speech, name or next(iter(self.speech), ""), "speech")
 
-    def open_speech(self, checkpoint: Checkpoint, **options: Any) -> Door:
-        """As `open_recognizer`, for a camera: of a model that is served already, that one."""
-        shared = self._shared.get(checkpoint.digest)
-        if shared is None:
-            shared = self._shared[checkpoint.digest] = SharedRecognizer(
-                open_recognizer(checkpoint, **options)
-            )
-        language, decoding = options.get("language"), options["options"]
-        return shared.open(Urgency.CAMERA, language=language, prompt=decoding.prompt)
+    def open_speech(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        language: str | None,
+        context_s: float | None,
+        options: DecodingOptions,
+        **computing: Any,
+    ) -> Door:
+        """As `open_recognizer`, for a camera: of a model that is open already and computes and
+        searches as the camera wants it, that one.
+        """
+        shared = self._open(checkpoint, None, options, computing)
+        return shared.open(
+            Urgency.CAMERA,
+            language=language or shared.language,
+            prompt=options.prompt,
+            context_s=context_s,
+        )
+
+    def _open(
+        self,
+        checkpoint: Checkpoint,
+        language: str | None,
+        options: DecodingOptions,
+        computing: Mapping[str, Any],
+    ) -> SharedRecognizer:
+        """A recogniser that detects the language where none is given; each door may have its own,
+        and its own prompt.
+        """
+        own = (checkpoint.digest, *sorted(computing.items()), options.beam_size)
+        if checkpoint.kind == "ctc":  # it has no words with times, nor languages
+            keys: list[tuple[Any, ...]] = [own]
+        else:
+            # One that gives all words their times does for those who need fewer.
+            keys = [(*own, words_from_s) for words_from_s in (0.0, options.words_from_s)]
+            language, options = language or "auto", replace(options, prompt="")
+        for key in keys:
+            if key in self._shared:
+                return self._shared[key]
+        opened = open_recognizer(checkpoint, language=language, options=options, **computing)
+        shared = self._shared[keys[-1]] = SharedRecognizer(opened)
+        return shared
 
     def add(self, name: str, checkpoint: Checkpoint, options: RecognitionOptions) -> None:
         """Load a model of any kind.
@@ -69,20 +105,12 @@ class Models:
 
             self.sounds[name] = load_sound_model(checkpoint)
         else:
-            if checkpoint.kind == "ctc":  # it has no words with times, nor languages
+            if checkpoint.kind == "ctc":
                 options = replace(options, words=False, language=None)
-            shared = self._shared.get(checkpoint.digest) or SharedRecognizer(
-                open_recognizer(
-                    checkpoint,
-                    language=options.language,
-                    engine=options.engine,
-                    compute_type=options.compute_type,
-                    device=options.device,
-                    threads=options.threads,
-                    options=options.decoding,
-                )
+            computing = {part: getattr(options, part) for part in COMPUTING}
+            self.speech[name] = self._open(
+                checkpoint, options.language, options.decoding, computing
             )
-            self._shared[checkpoint.digest] = self.speech[name] = shared
 
 
 def open_models(options: ServerOptions, watched: MonitorOptions | None = None) -> Models:
@@ -91,13 +119,19 @@ def open_models(options: ServerOptions, watched: MonitorOptions | None = None) -
     Raises:
         UserError: a model that cannot be used.
     """
-    models = Models()
-    sources = dict(options.models)
-    if not sources and watched is not None:
-        sources = {short_name(watched.model): watched.model}
+    models, sources = Models(), dict(options.models)
+    of_cameras = set[str | None]()
+    if watched is not None:
+        sources = sources or {short_name(watched.model): watched.model}
+        own = [one.model for one in watched.sources if isinstance(one, Camera)]
+        of_cameras = {watched.model, *own}
     found = {name: resolve(source) for name, source in sources.items()}
     for name, checkpoint in found.items():
-        models.add(name, checkpoint, options.recognition(sources[name]))
+        asked = options.recognition(sources[name])
+        if watched is not None and sources[name] in of_cameras:  # they share it if they can
+            theirs = {one: getattr(watched, one) for one in RECOGNIZING}
+            asked = replace(asked, **theirs | options.recognizing)
+        models.add(name, checkpoint, asked)
     return models
 
 

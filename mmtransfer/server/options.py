@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.options import RecognitionOptions
+
+COMPUTING = ("engine", "compute_type", "device", "threads")
+"""Options by which a model is loaded."""
+RECOGNIZING = (*COMPUTING, "beam_size")
+"""Options that those who share a recogniser have in common."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class ServerOptions:
     streams: int = 32
     """Live streams at once."""
     language: str | None = None
-    """ISO code, for multilingual models; detected for each segment where it is not given."""
+    """ISO code, for multilingual models; detected for each segment where it is not given, but for
+    cameras whose model was trained in one."""
     engine: str = "auto"
     compute_type: str | None = None
     device: str = "auto"
@@ -95,6 +102,13 @@ class ServerOptions:
         except ValueError:
             return False
 
+    @property
+    def recognizing(self) -> dict[str, Any]:
+        """Those of `RECOGNIZING` that are given."""
+        own = [field for field in fields(self) if field.name in RECOGNIZING]
+        values = {field.name: getattr(self, field.name) for field in own}
+        return {one.name: values[one.name] for one in own if values[one.name] != one.default}
+
     def recognition(self, model: str) -> RecognitionOptions:
         """How a speech model is loaded: as by `monitor`, every word with its time.
 
@@ -103,7 +117,7 @@ class ServerOptions:
         """
         return RecognitionOptions(
             model,
-            language=self.language or "auto",
+            language=self.language,
             engine=self.engine,
             compute_type=self.compute_type,
             device=self.device,

@@ -97,8 +97,22 @@ class SharedRecognizer:
         """ISO codes of the languages that it has, as far as they are known."""
         return self._recognizer.engine.languages
 
-    def open(self, urgency: Urgency, *, language: str | None = None, prompt: str = "") -> Door:
-        """A recogniser of its own for one monitor, in that language and with that prompt.
+    @property
+    def language(self) -> str | None:
+        """Of cameras that name none: the server's, else that of the model."""
+        engine = self._recognizer.engine
+        return engine.own_language if engine.language == "auto" else engine.language
+
+    def open(
+        self,
+        urgency: Urgency,
+        *,
+        language: str | None = None,
+        prompt: str = "",
+        context_s: float | None = None,
+    ) -> Door:
+        """A recogniser of its own for one monitor, in that language, with that prompt and that
+        shortest context.
 
         Raises:
             UserError: a language that the model does not have.
@@ -111,7 +125,7 @@ class SharedRecognizer:
             self._engines[language, prompt] = engine
         with self._changed:
             self._live += urgency != Urgency.REQUEST
-        return Door(self, self._recognizer, engine, urgency)
+        return Door(self, self._recognizer, engine, urgency, context_s)
 
     def close(self, door: Door) -> None:
         """Nobody waits any more for what the door asked for."""
@@ -209,12 +223,17 @@ class Door(Recognizer):
     """A recogniser that decodes with a shared one; what waits is given up when it is closed."""
 
     def __init__(
-        self, shared: SharedRecognizer, recognizer: Recognizer, engine: Engine, urgency: Urgency
+        self,
+        shared: SharedRecognizer,
+        recognizer: Recognizer,
+        engine: Engine,
+        urgency: Urgency,
+        context_s: float | None,
     ):
         super().__init__(
             engine,
             batch_seconds=recognizer.batch_seconds,
-            shortest_context_s=recognizer.shortest_context_s,
+            shortest_context_s=context_s,
             end_of_turn=recognizer.end_of_turn,
         )
         self._shared = shared

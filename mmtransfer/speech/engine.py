@@ -101,6 +101,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def own_language(self) -> str | None:
+        """That of its checkpoint, which training has put there; None where there is none."""
+        ...
+
+    @property
     def languages(self) -> list[str]:
         """ISO codes of the languages that the model has, as far as they are known."""
         ...
@@ -137,8 +142,8 @@ class Engine(Protocol):
         ...
 
     def speaking(self, language: str | None, prompt: str) -> Engine:
-        """The same loaded model in another language (None: its own) and with another prompt, where
-        it takes one.
+        """The same loaded model in another language (None: the one that it was opened with) and
+        with another prompt, where it takes one.
 
         Raises:
             UserError: a language it does not have.

@@ -286,8 +286,13 @@ class CTranslate2Whisper:
             return ["en"]
         return sorted(token.strip("<|>") for token in generation["lang_to_id"])
 
+    @property
+    def own_language(self) -> str | None:
+        """That of the checkpoint."""
+        return self._settings["generation"].get("language")
+
     def speaking(self, language: str | None, prompt: str) -> CTranslate2Whisper:
-        """The same model in another language (None: its own) and with another prompt."""
+        """The same model in another language (None: this one) and with another prompt."""
         other = copy(self)
         other._speak(language or self.language, prompt or self.options.prompt)
         return other

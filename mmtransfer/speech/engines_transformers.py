@@ -104,6 +104,10 @@ class TransformersCtc(_TransformersEngine):
     def languages(self) -> list[str]:
         return [self.language] if self.language else []
 
+    @property
+    def own_language(self) -> str | None:
+        return self.language
+
     def speaking(self, language: str | None, prompt: str) -> TransformersCtc:
         """Itself: CTC has one language and takes no prompt."""
         if language is not None and self.language not in (None, language):
@@ -165,8 +169,12 @@ class TransformersWhisper(_TransformersEngine):
     def languages(self) -> list[str]:
         return list(self.speech.languages)
 
+    @property
+    def own_language(self) -> str | None:
+        return getattr(self.speech.model.generation_config, "language", None)
+
     def speaking(self, language: str | None, prompt: str) -> TransformersWhisper:
-        """The same model in another language (None: its own) and with another prompt."""
+        """The same model in another language (None: this one) and with another prompt."""
         speech, other = self.speech, copy(self)
         generation = speech.model.generation_config.to_dict()
         spoken = choose_language(speech.source, generation, language or speech.language)

@@ -11,12 +11,19 @@ import pytest
 import yaml
 from conftest import write_media
 from support.children import Command
-from support.servers import running
+from support.servers import SpokenEngine, running
 from support.sources import Server, transport_stream
 from support.web import wait_for
 
 from mmtransfer.cli import main
 from mmtransfer.monitoring import Partial, Transcript
+from mmtransfer.monitoring.loading import Recognizers, resolve_models
+from mmtransfer.server.cameras import camera_options
+from mmtransfer.server.models import open_models
+from mmtransfer.server.options import ServerOptions
+from mmtransfer.server.shared import Urgency
+from mmtransfer.speech.engine import DecodingOptions
+from mmtransfer.speech.recognition import Recognizer
 
 
 def cameras_file(folder, url, **options):
@@ -54,6 +61,84 @@ def test_cameras_and_requests_share_a_recogniser(whisper_tiny, speech, tmp_path,
     camera.close()
     texts = [line["text"] for line in journal_lines(tmp_path / "journal") if "text" in line]
     assert any("gate" in text.casefold() for text in texts)
+
+
+class Opened:
+    """Recognisers that were opened, with a model whose training was in German."""
+
+    def __init__(self, monkeypatch):
+        self.options: list[dict[str, Any]] = []
+        monkeypatch.setattr("mmtransfer.server.models.open_recognizer", self.open)
+
+    def open(self, checkpoint, *, language, **options):
+        self.options.append(options)
+        engine = SpokenEngine()
+        engine.language, engine.own_language = language, "de"
+        return Recognizer(engine)
+
+    def doors(self, folder, models, content, **given):
+        """What the cameras of a file decode with, by name, and a request's door."""
+        path = folder / "cameras.yaml"
+        path.write_text(yaml.safe_dump(content))
+        options = ServerOptions(models, cameras=path, **given)
+        watched = camera_options(options)
+        opened = open_models(options, watched)
+        found = resolve_models(watched, watched.cameras())
+        recognizers = Recognizers(watched, found, watched.cameras(), opened.open_speech)
+        doors = recognizers.own(watched.cameras())
+        doors |= {"": recognizers.open(watched.model, watched.language)}
+        return doors, opened.recognizer(None).open(Urgency.REQUEST)
+
+
+CAMERAS: list[dict[str, Any]] = [
+    {"name": "gate", "url": "tcp://127.0.0.1:9", "language": "fr"},
+    {"name": "yard", "url": "tcp://127.0.0.1:8"},
+]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_recogniser_is_as_the_file_of_cameras_says(named, whisper_tiny, tmp_path, monkeypatch):
+    opened, own = Opened(monkeypatch), {"engine": "transformers", "threads": 1, "beam_size": 2}
+    model = "bundled:whisper-tiny.en"
+    content = {"cameras": CAMERAS, "model": model, "context_s": 7.0, "prompt": "Brannock", **own}
+    doors, request = opened.doors(tmp_path, {"site": model} if named else {}, content, device="cpu")
+    [options] = opened.options  # one for both
+    assert options.pop("options") == DecodingOptions(2, 0.0)
+    assert options == {"engine": "transformers", "threads": 1, "device": "cpu"} | {
+        "compute_type": None
+    }
+    assert {name: door.shortest_context_s for name, door in doors.items()} == {"gate": 7.0, "": 7.0}
+    assert request.shortest_context_s is None
+    assert {name: door.engine.spoken for name, door in doors.items()} == {
+        "gate": ("fr", "Brannock"),
+        "": ("de", "Brannock"),  # as the model was trained
+    }
+    assert (request.engine.language, request.engine.spoken) == ("auto", (None, ""))
+
+
+def test_cameras_with_other_options_have_a_recogniser_of_their_own(
+    whisper_tiny, tmp_path, monkeypatch
+):
+    opened, model = Opened(monkeypatch), "bundled:whisper-tiny.en"
+    content = {"cameras": CAMERAS, "model": model, "beam_size": 2}
+    doors, request = opened.doors(tmp_path, {"site": model}, content, beam_size=3, language="de")
+    assert [options["options"].beam_size for options in opened.options] == [3, 2]
+    assert request._shared is not doors[""]._shared
+    assert doors[""]._shared is doors["gate"]._shared
+
+
+def test_the_language_of_one_camera_is_not_that_of_others(
+    whisper_tiny, random_whisper, tmp_path, monkeypatch
+):
+    opened = Opened(monkeypatch)
+    content = {"cameras": CAMERAS, "model": "bundled:whisper-tiny.en"}
+    doors, request = opened.doors(tmp_path, {"other": str(random_whisper)}, content)
+    assert len(opened.options) == 2
+    assert doors["gate"].engine.spoken == ("fr", "")
+    assert doors[""].engine.spoken == ("de", "")
+    assert {door.engine.language for door in (request, *doors.values())} == {"auto"}
+    doors, _ = opened.doors(tmp_path, {"site": content["model"]}, content, language="it")
+    assert doors[""].engine.spoken == ("it", "")  # as everybody is told
 
 
 def test_what_cameras_say_reaches_all_who_follow(fake_recognizer, speech, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mmtransfer.config import DataConfig, build_config
 from mmtransfer.errors import UserError
 from mmtransfer.speech.clip_scores import evaluate_clips
 from mmtransfer.speech.clips import load_clips
+from mmtransfer.speech.recognizers import open_recognizer
 from mmtransfer.speech.whisper import load_speech_model
 from mmtransfer.speech.whisper_task import SpeechTask
 
@@ -173,3 +175,16 @@ def test_long_transcripts_are_named_together_skipped_and_counted(random_whisper,
     (other / "metadata.csv").write_text("file_name,transcription\nclip1.wav," + "five " * 600)
     with pytest.raises(UserError, match="every transcript is too long"):
         runs.set_up(config(other, random_whisper, data={"validation": str(folder)}), CPU)
+
+
+@pytest.mark.parametrize("engine", ["ctranslate2", "transformers"])
+def test_the_language_of_training_is_known_beside_auto(engine, multilingual, tmp_path):
+    folder = tmp_path / "trained"
+    shutil.copytree(multilingual, folder)
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text())
+    for language in (None, "de"):
+        path.write_text(json.dumps(settings | {"language": language}))
+        opened = open_recognizer(str(folder), language="auto", engine=engine, threads=1).engine
+        assert (opened.language, opened.own_language) == ("auto", language)
+        assert opened.speaking(opened.own_language, "").language == (language or "auto")

@@ -19,7 +19,7 @@ _LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 class FakeEngine:
     """Notes on what it was called; its text depends on the context. `hold` is called meanwhile."""
 
-    language = None
+    language = own_language = None
     max_context_s, shortest_context_s, margin_s = 30.0, 0.5, 0.0
     short_s, window_s = float("inf"), 0.0
 
