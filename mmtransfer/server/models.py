@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mmtransfer.hub.checkpoint import Checkpoint, resolve
 from mmtransfer.monitoring.options import MonitorOptions, RecognitionOptions
@@ -97,9 +97,9 @@ class Models:
             UserError: a model that cannot be used.
         """
         if checkpoint.kind == "sentiment":
-            from mmtransfer.text.classifier import load_text_model
+            from mmtransfer.runs.models import load
 
-            self.texts[name] = load_text_model(checkpoint)
+            self.texts[name] = cast("TextModel", load(checkpoint))  # or several in one
         elif checkpoint.kind == "sound":
             from mmtransfer.sound.classifier import load_sound_model
 

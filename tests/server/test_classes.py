@@ -9,8 +9,11 @@ from support.servers import running
 
 from mmtransfer.config import DataConfig, HeadConfig
 from mmtransfer.hub.checkpoint import resolve
+from mmtransfer.monitoring.options import RecognitionOptions
+from mmtransfer.server.models import Models
 from mmtransfer.sound.classifier import load_sound_model, new_sound_model
 from mmtransfer.text.classifier import load_text_model
+from mmtransfer.text.ensemble import write_ensemble
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,17 @@ def test_texts_get_the_classes_that_predict_finds(served, models):
     assert {one["label"]: one["score"] for one in answer[2]} == pytest.approx(
         expected.probabilities
     )
+
+
+def test_several_classifiers_in_one_are_served_as_well(models, tmp_path):
+    members = {name: resolve(models["news"]) for name in ("one", "two")}
+    loaded = [load_text_model(found) for found in members.values()]
+    write_ensemble(tmp_path / "both", list(members.values()), loaded, [0.5, 0.5])
+    served, text = Models(), " ".join(WORDS[:6])
+    found = resolve(str(tmp_path / "both"))
+    served.add("both", found, RecognitionOptions("both"))
+    [verdict], [expected] = served.texts["both"].predict([text]), loaded[0].predict([text])
+    assert verdict.probabilities == pytest.approx(expected.probabilities, abs=1e-4)
 
 
 def test_sounds_get_the_classes_that_predict_finds(served, models, tmp_path):
