@@ -38,6 +38,11 @@ _SKIP_S = 60.0  # of audio for which there is no text
 _WIDTHS = {2: "linear16", 4: "linear32"}
 _RATES, _MOST_CHANNELS = range(8_000, 192_001), 8
 _CONNECTIONS = 64
+_ENDS = (
+    *(OSError, TimeoutError, asyncio.IncompleteReadError),
+    *(ValueError, RecursionError, asyncio.LimitOverrunError),  # no event
+)
+"""What ends a connection."""
 
 
 @dataclass
@@ -60,7 +65,7 @@ class Wyoming:
         try:
             if self._open <= _CONNECTIONS:
                 await self._converse(reader, writer)
-        except (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError) as error:
+        except _ENDS as error:
             logger.debug("wyoming: a connection ended (%s)", error)
         finally:
             self._open -= 1
@@ -176,7 +181,9 @@ async def _feed(reader: asyncio.StreamReader, audio: PushedAudio) -> bool:
 
 def _raw(form: dict[str, Any]) -> Raw:
     rate, width, channels = (form.get(name) for name in ("rate", "width", "channels"))
-    is_usable = rate in _RATES and width in _WIDTHS and channels in range(1, _MOST_CHANNELS + 1)
+    is_usable = (
+        rate in _RATES and width in list(_WIDTHS) and channels in range(1, _MOST_CHANNELS + 1)
+    )
     if not is_usable:
         raise Problem(400, "expected audio of 8000 to 192000 Hz, width 2 or 4, 1 to 8 channels.")
     return Raw(_WIDTHS[width], int(rate), int(channels))  # type: ignore[index, arg-type]
@@ -187,6 +194,8 @@ async def _next(reader: asyncio.StreamReader, limit_s: float) -> _Event:
 
     Raises:
         ValueError: no event, or one that is too large.
+        RecursionError: one that is too deep.
+        LimitOverrunError: a line that is too long.
         IncompleteReadError: the connection was closed.
         TimeoutError: nothing came.
     """

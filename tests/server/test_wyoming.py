@@ -63,6 +63,7 @@ def test_a_command_becomes_text(served, speech):
         ({"language": "de"}, "English only"),
         ({"rate": 7}, "expected audio of 8000 to 192000 Hz"),
         ({"width": 3}, "width 2 or 4"),
+        ({"width": []}, "width 2 or 4"),
     ],
 )
 def test_what_cannot_be_transcribed_is_an_error_event(given, message, served, speech):
@@ -79,9 +80,10 @@ def test_what_cannot_be_transcribed_is_an_error_event(given, message, served, sp
         b'{"type": "audio-start", "data_length": -1}\n',
         b"x" * 200_000,
         b'{"type": "transcribe", "data": {',
+        b"[" * 60_000 + b"\n",
     ],
 )
-def test_what_is_no_event_ends_the_connection(sent, served, monkeypatch):
+def test_what_is_no_event_ends_the_connection(sent, served, monkeypatch, caplog):
     monkeypatch.setattr(wyoming, "_IDLE_S", 0.5)
     with socket.create_connection(("127.0.0.1", served.wyoming), timeout=60) as connection:
         try:
@@ -89,6 +91,10 @@ def test_what_is_no_event_ends_the_connection(sent, served, monkeypatch):
             assert connection.recv(100) == b""
         except ConnectionResetError:
             pass  # what it did not take was still on its way
+    with socket.create_connection(("127.0.0.1", served.wyoming), timeout=60) as connection:
+        connection.sendall(b'{"type": "ping"}\n')
+        assert b"pong" in connection.recv(100)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.mark.parametrize("farewell", [True, False])
