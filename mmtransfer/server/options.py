@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
@@ -87,8 +88,11 @@ class ServerOptions:
             raise UserError(f"{self.journal}: expected the folder of a journal, found none.")
         if self.requests < 1 or self.streams < 1:
             raise UserError("requests and streams: expected 1 or more.")
-        if self.max_upload_mb <= 0 or self.max_audio_s <= 0:
-            raise UserError("max_upload_mb and max_audio_s: expected numbers above 0.")
+        if not 0 < self.max_upload_mb * 1e6 < math.inf or not self.max_audio_s > 0:  # nor nan
+            raise UserError(
+                "max_upload_mb and max_audio_s: expected numbers above 0, found "
+                f"{self.max_upload_mb:g} and {self.max_audio_s:g}; only max_audio_s may be inf."
+            )
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise UserError("expected --tls-certificate and --tls-key together, found one of them.")
 

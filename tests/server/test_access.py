@@ -1,6 +1,7 @@
 """Who may: tokens, roles, sessions of a browser, other sites, certificates."""
 
 import json
+import math
 import stat
 import time
 from contextlib import suppress
@@ -251,6 +252,9 @@ def test_what_cannot_be_served_is_one_line(tmp_path, certificate, one_server, mo
         ({"port": 70_000}, "port: expected 0 to 65535"),
         ({"requests": 0}, "requests and streams: expected 1 or more"),
         ({"max_audio_s": 0.0}, "expected numbers above 0"),
+        ({"max_audio_s": math.nan}, "expected numbers above 0"),
+        *(({"max_upload_mb": mb}, "expected numbers above 0") for mb in (math.nan, math.inf)),
+        ({"max_upload_mb": 1e305}, "only max_audio_s may be inf"),
         ({"tls_key": certificate[1]}, "--tls-certificate and --tls-key together"),
         (pair | {"tls_key": missing}, "none: cannot be opened"),
         (pair | {"tls_key": certificate[0]}, "expected a certificate and its key in PEM"),
