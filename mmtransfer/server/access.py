@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -264,7 +264,7 @@ class Access:
         point here.
         """
         host, origin = connection.headers.get("host", ""), connection.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _parts(origin).netloc.lower() != host.lower():
             raise Problem(403, "expected a request of this site's own pages.", code="cross_site")
         if connection.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             is_visit = connection.headers.get("sec-fetch-mode") == "navigate"
@@ -273,13 +273,21 @@ class Access:
                     403, "expected a request of this site's own pages.", code="cross_site"
                 )
         if self._tokens is None:
-            name = urlsplit(f"//{host}").hostname
+            name = _parts(f"//{host}").hostname
             if name not in _LOCAL_NAMES:
                 raise Problem(403, f"expected the host localhost, found '{host:.80}'.", code="host")
 
 
 def _shown(who: Who) -> dict[str, Any]:
     return {"name": who.name, "role": who.role.name.lower(), "csrf": who.csrf}
+
+
+def _parts(address: str) -> SplitResult:
+    """The parts of an address; none of what is no address."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return SplitResult("", "", "", "", "")
 
 
 def _bearer(connection: HTTPConnection) -> str | None:
