@@ -115,6 +115,10 @@ COMMANDS = {
     "mmtransfer compare configs/news_sentiment/combined.yaml --data.train news.csv "
     "--data.validation more_news.csv --structures source scratch feature end_to_end --seeds 3 "
     "--steps 200 --shares 0.1 0.3 --to runs/compared": RUN_SLOWLY,
+    "mmtransfer compare configs/news_sentiment/end_to_end.yaml --structures scratch feature "
+    "end_to_end --seeds 3 --steps 60 --shares 0.01 0.04 0.15 0.5 --to runs/claims --data.train "
+    "sst2/train.csv --data.validation sst2/validation.csv --data.max_tokens 64 --train.warmup_steps "
+    "6 --runtime.threads 1 --data.allow_leaks '[\"same-text\"]'": RUN_SLOWLY,
     "mmtransfer merge runs/books runs/dvd runs/electronics --to runs/reviews": RUN_SLOWLY,
     "mmtransfer merge runs/my_site --keep-source 0.005 --to runs/my_site_kept": RUN_SLOWLY,
     # --- evaluate and use
