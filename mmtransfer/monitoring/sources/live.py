@@ -33,8 +33,9 @@ logger = logging.getLogger(__name__)
 _GAP_S = 2.0  # less is jitter
 _DRIFT_S = 30.0  # how often the sender's clock is compared with ours
 _DRIFT_STEP_S = 0.05
-_PROBED_S = 2.0  # audio that FFmpeg may have looked at before it hands it over
-_AT_ONCE_S, _BURST_S = 0.01, 0.2  # what comes without pause, and how long that may take
+_AT_ONCE_S = 0.01  # what comes sooner came without pause
+_BURST_S = 0.2  # how long each second may take of what FFmpeg or the server kept
+_BACKLOG_S = 60.0  # a server that keeps more plays a recording
 _HUNG_CONNECTIONS = 4  # threads that FFmpeg may keep before no more are made
 _SAY_LENGTH = ("http", "rtsp", "rtmp")  # beginnings of schemes; what has a length ends
 _BLOCKS_AHEAD = 64  # decoded blocks that wait for the segmenter
@@ -114,6 +115,7 @@ def read_live(
     settings, now = settings or LiveSettings(), now or SteadyClock()
     pause = settings.first_retry_s
     last = 0.0  # end of all audio so far; time never goes back, also if audio came faster than it
+    came = 0.0  # when the last of it came
     hung: list[_Connection] = []
     reported = ("", 0.0)  # why and when it was last reported that there is no connection
     while not stopping.is_set():
@@ -141,23 +143,30 @@ def read_live(
                         yield SourceEvent(camera, Occurrence.LOST, reported[1], reason)
                     break
                 if line is None:
-                    # FFmpeg hands over at once what it looked at to know the format. The last of
-                    # it has just been spoken, not the first.
-                    found = connection.with_what_is_there(found)
-                    yield SourceEvent(camera, Occurrence.CONNECTED, now())
+                    # FFmpeg hands over at once what it looked at to know the format, and servers
+                    # what they kept. The last of it has just been spoken, not the first; what was
+                    # spoken before the last connection was lost came there.
+                    found, at = connection.with_what_is_there(found, now)
+                    again_s = max(0.0, min(last, came) - (at - _seconds(found)))
+                    found = _after(found, round(again_s * SAMPLE_RATE))
+                    again = f"{again_s:.1f} s that had come before left out"
+                    detail = again if again_s >= 0.05 else ""
+                    yield SourceEvent(camera, Occurrence.CONNECTED, now(), detail)
                     pause, reported = settings.first_retry_s, ("", 0.0)
-                    line, lost_s = _TimeLine(max(now() - _seconds(found), last), now()), None
+                    line, lost_s = _TimeLine(max(at - _seconds(found), last), now()), None
                 else:
-                    lost_s = line.place(found, now())
+                    at = now()
+                    lost_s = line.place(found, at)
                 if lost_s is not None:
                     detail = f"{lost_s:.1f} s without audio"
                     yield SourceEvent(camera, Occurrence.GAP, line.position, detail)
-                    line = _TimeLine(line.position + lost_s, now())
+                    line = _TimeLine(line.position + lost_s, at)
                 if recorder is not None and found[1] is not None:
                     recorder.align(line.position - found[1])
-                yield Block(found[0], line.position, line.is_joined)
-                line.advance(found)
-                last = line.position
+                for piece in _pieces(found):
+                    yield Block(piece[0], line.position, line.is_joined)
+                    line.advance(piece)
+                last, came = line.position, at
         finally:
             connection.leave()
             hung.append(connection)
@@ -172,6 +181,18 @@ _Found = tuple[np.ndarray, float | None]
 
 def _seconds(found: _Found) -> float:
     return len(found[0]) / SAMPLE_RATE
+
+
+def _after(found: _Found, cut: int) -> _Found:
+    """Audio without its first samples."""
+    return found[0][cut:], None if found[1] is None else found[1] + cut / SAMPLE_RATE
+
+
+def _pieces(found: _Found) -> Iterator[_Found]:
+    """Audio by the second, since what a server kept may be a minute."""
+    for start in range(0, len(found[0]), SAMPLE_RATE):
+        samples, media = _after(found, start)
+        yield samples[:SAMPLE_RATE], media
 
 
 class _TimeLine:
@@ -232,6 +253,7 @@ class _Connection:
         self._found: queue.Queue[_Found | Exception] = queue.Queue(_BLOCKS_AHEAD)
         self._ended: Exception | None = None
         self._left = threading.Event()
+        self._began = time.monotonic()
         self._thread = threading.Thread(
             target=self._run, name=f"connection {public_address(source)}", daemon=True
         )
@@ -251,21 +273,26 @@ class _Connection:
                 return TimeoutError(f"no audio for {limit_s:g} s")
         return None
 
-    def with_what_is_there(self, first: _Found) -> _Found:
-        """The first audio with all that comes at once behind it."""
-        samples, deadline = [first[0]], time.monotonic() + _BURST_S
-        seconds = _seconds(first)
-        while time.monotonic() < deadline and seconds < _PROBED_S:
+    def with_what_is_there(self, first: _Found, now: Callable[[], float]) -> tuple[_Found, float]:
+        """The first audio with all that comes at once behind it, and when the last of that came."""
+        samples, seconds, at = [first[0]], _seconds(first), now()
+        counted, deadline = seconds, time.monotonic() + _BURST_S
+        while seconds < _BACKLOG_S and (left := deadline - time.monotonic()) > 0:
+            # More than can have been spoken since it was asked for was kept by the server, and the
+            # network may make pauses in that.
+            is_kept = seconds > time.monotonic() - self._began
             try:
-                found = self._found.get(timeout=_AT_ONCE_S)
+                found = self._found.get(timeout=left if is_kept else _AT_ONCE_S)
             except queue.Empty:
                 break
             if isinstance(found, Exception):
                 self._ended = found
                 break
             samples.append(found[0])
-            seconds += _seconds(found)
-        return np.concatenate(samples), first[1]
+            seconds, at = seconds + _seconds(found), now()
+            if seconds - counted >= 1.0:
+                counted, deadline = seconds, time.monotonic() + _BURST_S
+        return (np.concatenate(samples), first[1]), at
 
     def leave(self) -> None:
         """Do not wait for it: a thread that hangs is left to itself."""
