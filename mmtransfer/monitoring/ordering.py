@@ -139,7 +139,9 @@ class Ordering:
     ):
         self.outputs = [Output(source) for source in sources]
         """By number of the source."""
-        self._ledger, self._moments, self._clock = ledger, moments, clock
+        self._ledger, self._moments = ledger, moments
+        self.clock = clock
+        """That of the run, by which live sources have their times."""
         self._with_words = with_words
         self._open = len(self.outputs)
         self._unplaced: deque[Item | NoText] = deque()
@@ -193,7 +195,7 @@ class Ordering:
                 continue
             ready = [] if found is None else found if isinstance(found, list) else [found]
             if source.is_live:
-                now = self._clock()
+                now = self.clock()
                 ready = [_delayed(line, now - line.end) for line in ready]
             raised = self._with_clips(source, alerts(ready, source.keywords))
             if not self._ledger.write(*ready, *raised):
@@ -222,7 +224,7 @@ class Ordering:
             before, after, changed = self._compared(output, job, result)
             if not is_trusted(job.segment, result.hypothesis):
                 changed = []
-            late_s = self._clock() - job.segment.end
+            late_s = self.clock() - job.segment.end
             changed = [replace(line, delay_s=round(late_s, 3)) for line in changed]
             raised = new_alerts(after, before, source.keywords) if changed else []
             raised = self._with_clips(source, raised)

@@ -397,7 +397,8 @@ class Pipeline:
             kept = source.camera.retention.audio if source.camera.retention else None
             if kept is None or not source.is_live:
                 continue
-            while job := self._scheduler.drop_before(source.number, time.time() - kept * _DAY_S):
+            limit = self._ordering.clock() - kept * _DAY_S
+            while job := self._scheduler.drop_before(source.number, limit):
                 logger.warning("%s: dropped a segment that waited too long", source.name)
                 self._drop(job, "retention")
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from conftest import EXAMPLE, child_environment
 from support.children import Command, run_command
-from support.engines import FakeEngine
+from support.engines import FakeEngine, LoudIsSpeech
 from support.sessions import QUICK, collect, happened, live_monitor, said
 from support.sources import QUICK_DECODING, decode, transport_stream
+from support.web import wait_for
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
@@ -28,8 +29,10 @@ from mmtransfer.monitoring import (
 )
 from mmtransfer.monitoring.journal.spool import Spool
 from mmtransfer.monitoring.sources import live
+from mmtransfer.monitoring.sources.cameras import Retention
 from mmtransfer.monitoring.sources.kinds import is_live
 from mmtransfer.monitoring.sources.live import Block
+from mmtransfer.speech import segments
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.segments import Segment
@@ -233,6 +236,28 @@ def test_when_the_disk_room_is_full_the_oldest_of_the_least_important_is_dropped
     assert len(said(items)) >= 2  # those that were being decoded, and the last that waited
     by_camera = [line["camera"] for line in dropped]
     assert by_camera.count("yard") >= by_camera.count("gate")
+
+
+def test_a_clock_that_is_set_forward_makes_nothing_old(monkeypatch):
+    """What waits is as old as the run's own clock says: the machine's may not have been set yet."""
+    monkeypatch.setattr(segments, "SpeechProbability", LoudIsSpeech)
+    real, is_set = time.time, threading.Event()
+    engine, at = FakeEngine(workers=1, hold=lambda: is_set.wait(60)), time.time() - 10
+
+    def audio(stopping):
+        utterance = np.repeat(np.float32([0.5, 0.0]), [24_000, 16_000])
+        for number in range(4):
+            yield Block(utterance, at + 2.5 * number, number > 0)
+            wait_for(lambda: engine.running)  # the others wait behind the first
+        monkeypatch.setattr(time, "time", lambda: real() + 3 * 86_400)
+        stopping.wait(0.5)
+        is_set.set()
+
+    monitor = Monitor(Recognizer(engine), live=QUICK)
+    gate = Camera(name="gate", url="tcp://127.0.0.1:9", retention=Retention(audio=2.0))
+    items = list(monitor.watch([gate], audio={"gate": audio}))
+    assert len(said(items)) == 4
+    assert monitor.stats.dropped == 0
 
 
 def test_the_spool_keeps_samples_and_times(tmp_path):
