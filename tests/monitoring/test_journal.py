@@ -1,8 +1,10 @@
 """The journal: nothing lost, nothing doubled, whatever happens to the process."""
 
+import errno
 import json
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -128,6 +130,24 @@ def test_files_are_rotated_by_size_and_day(tmp_path, monkeypatch):
     assert [p.name for p in sorted(tmp_path.glob("*.jsonl"))][-1] == "2999-01-01.0000.jsonl"
     assert len(read(tmp_path)) == 13
     assert [line["id"] for line in read(tmp_path)][:2] == ["a@0.000", "a@1.000"]
+
+
+def test_a_disk_that_takes_no_new_file_is_tried_again(tmp_path, monkeypatch):
+    book = journal(tmp_path, rotate_bytes=60)
+    book.write({"camera": "a", "text": "one"})
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[Journal.__module__], "open_private", full)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                book.write({"camera": "a", "text": "two" * 10})
+    book.write({"camera": "a", "text": "two" * 10})
+    book.close()
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+    assert [line["text"] for line in read(tmp_path)] == ["one", "two" * 10]
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path):

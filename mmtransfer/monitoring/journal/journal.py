@@ -242,10 +242,10 @@ class Journal:
             number = int(last[-1].split(".")[1]) if last else 0
             if last and (self._folder / last[-1]).stat().st_size + more > self._rotate_bytes:
                 number += 1
-            if self._file is not None:
-                self._file.close()
-            path = self._folder / f"{day}.{number:04d}.jsonl"
+            path, before = self._folder / f"{day}.{number:04d}.jsonl", self._file
             self._file, self._day = open_private(path, "ab", buffering=0), day
+            if before is not None:  # not sooner: where no file can be made, this is tried again
+                before.close()
         return self._file
 
     def close(self) -> None:
