@@ -1,5 +1,6 @@
 """Folders that recordings are written to: files that grow, change, move, and come side by side."""
 
+import errno
 import os
 import threading
 import time
@@ -353,6 +354,45 @@ def test_a_folder_that_goes_and_comes_back_is_told(speech, spoken, tmp_path):
             folder.rename(away)
         if happened(items)[-1:] == ["lost"] and away.exists():
             away.rename(folder)
+        return happened(items)[-1:] == ["connected"]
+
+    items, lines = watch(folder, tmp_path / "j", until)
+    assert happened(items) == ["lost", "connected"]
+    assert len(texts(lines)) == len(spoken)
+
+
+@pytest.fixture
+def unlisted(monkeypatch):
+    """Folders that cannot be listed."""
+    paths, scandir = set[str](), os.scandir
+
+    def list_or_fail(path):
+        if str(path) in paths:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", list_or_fail)
+    return paths
+
+
+def test_a_subfolder_that_goes_while_it_is_listed_hides_no_other(tmp_path, unlisted):
+    for day in ("monday", "tuesday"):
+        write_at(tmp_path / day / "a.wav", np.zeros(1600, np.float32), time.time() - 60)
+    unlisted.add(str(tmp_path / "monday"))
+    folder = Folder(tmp_path)
+    assert [unread.name for unread in folder.look()] == ["tuesday/a.wav"]
+    assert folder.is_there
+
+
+def test_a_share_that_fails_for_a_while_is_told(speech, spoken, tmp_path, unlisted):
+    folder = tmp_path / "in"
+    write_at(folder / "a.wav", speech, time.time() - 60)
+
+    def until(items):
+        if len(said(items)) == len(spoken) and not happened(items):
+            unlisted.add(str(folder))
+        if happened(items)[-1:] == ["lost"]:
+            unlisted.clear()
         return happened(items)[-1:] == ["connected"]
 
     items, lines = watch(folder, tmp_path / "j", until)

@@ -129,6 +129,8 @@ class Folder:
 
     def __init__(self, path: Path, done: Iterable[FileDone] = ()):
         self.path = path
+        self.is_there = True
+        """Whether it could be listed when it was last looked at."""
         self.writing: set[str] = set()
         """Series of which a file is being written."""
         self.others: Counter[str] = Counter()
@@ -150,12 +152,18 @@ class Folder:
         now, today = time.monotonic(), time.time()
         found: list[tuple[int, str, Unread]] = []
         changing: dict[str, tuple[tuple[int, int], float]] = {}
-        self.writing, self.others = set(), Counter()
-        for path in self.path.rglob("*"):
+        self.is_there, self.writing, self.others = True, set(), Counter()
+
+        def failed(error: OSError) -> None:  # a subfolder was deleted meanwhile, or a share fails
+            if error.filename == str(self.path):
+                self.is_there = False
+
+        walked = os.walk(self.path, onerror=failed)
+        for path in (Path(folder, name) for folder, _, names in walked for name in names):
             if not is_visible(path, self.path):
                 continue
             if not is_recording(path):
-                if path.is_file():
+                if os.path.isfile(path):  # False where it cannot be told
                     self.others[path.suffix.lower()] += 1
                 continue
             try:
@@ -296,17 +304,17 @@ def read_folder(reader: Reader) -> None:
     being written is left until it is complete; one that grows later is read on. Those that follow
     each other are read as one.
     """
-    folder, is_there = Folder(Path(reader.source), reader.folder.done.values()), True
+    folder, was_there = Folder(Path(reader.source), reader.folder.done.values()), True
     chains: list[_Chain] = []
     reported: set[str] = set()
     while not reader.stopping.is_set():
         looked = time.monotonic()
-        if folder.path.is_dir() != is_there:  # a disk that was unmounted
-            is_there = not is_there
-            event = Occurrence.CONNECTED if is_there else Occurrence.LOST
-            why = "" if is_there else "the folder is not there"
-            reader.report(SourceEvent(reader.name, event, reader.clock(), why))
         found = folder.look()
+        if folder.is_there != was_there:  # a disk that was unmounted
+            was_there = folder.is_there
+            event = Occurrence.CONNECTED if was_there else Occurrence.LOST
+            why = "" if was_there else "the folder is not there"
+            reader.report(SourceEvent(reader.name, event, reader.clock(), why))
         _report_skipped(reader, folder, reported)
         for place, unread in enumerate(found):
             folder.add(_read_file(reader, unread, chains))
