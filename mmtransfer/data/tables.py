@@ -12,7 +12,7 @@ import math
 import os
 import re
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -358,8 +358,13 @@ def _tsv_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """
     with path.open(encoding="utf-8-sig") as file:
         header: list[str] = []
+        ahead: deque[tuple[int, str]] = deque()  # lines that are rows of their own after all
         numbered = enumerate(_lines(path, file), 1)
-        for number, line in numbered:
+
+        def following() -> tuple[int, str] | None:
+            return ahead.popleft() if ahead else next(numbered, None)
+
+        for number, line in iter(following, None):
             if not line.strip():
                 continue
             cells = line.rstrip("\n").split("\t")
@@ -367,7 +372,11 @@ def _tsv_rows(path: Path) -> Iterator[tuple[int, Row]]:
                 header = _header(path, number, [_unquoted(cell) for cell in cells])
                 continue
             if len(cells) != len(header):
-                cells = _quoted_tsv(line, numbered, len(header)) or cells
+                taken: list[tuple[int, str]] = []
+                quoted = _quoted_tsv(line, iter(following, None), len(header), taken)
+                if quoted is None:
+                    ahead.extendleft(reversed(taken))
+                cells = quoted or cells
             yield number, _mended_row(path, number, header, [_unquoted(cell) for cell in cells])
 
 
@@ -378,10 +387,18 @@ def _unquoted(cell: str) -> str:
     return cell
 
 
-def _quoted_tsv(line: str, more: Iterable[tuple[int, str]], width: int) -> list[str] | None:
-    """The cells of a row that has tabs or line breaks within quotes; None if it has not."""
-    for _, following in chain([(0, "")], islice(more, _QUOTED_LINES)):
+def _quoted_tsv(
+    line: str, more: Iterable[tuple[int, str]], width: int, taken: list[tuple[int, str]]
+) -> list[str] | None:
+    """The cells of a row that has tabs or line breaks within quotes; None if it has not. The lines
+    after it that were looked at are put into `taken`.
+    """
+    for number, following in chain([(0, "")], islice(more, _QUOTED_LINES)):
         line += following
+        if number:
+            taken.append((number, following))
+            if '"' not in following:  # which closes nothing
+                continue
         try:
             with _long_fields():
                 rows = list(csv.reader([line], delimiter="\t", strict=True))

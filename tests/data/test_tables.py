@@ -119,6 +119,16 @@ def test_tables_with_tabs_hold_quotes_that_mean_themselves_and_cells_that_librar
     )
 
 
+@pytest.mark.parametrize("mark", ['"', ""], ids=["closed later", "never closed"])
+@pytest.mark.parametrize(("above", "behind"), [("", "\t"), ("\t", "")])
+def test_lines_looked_at_for_the_end_of_a_quote_stay_rows(tmp_path, mark, above, behind):
+    texts = ['"Hello he said', "second", "third", f"fourth {mark}yes", "fifth"]
+    rows = "".join(f"{text}\tpos{behind}\n" for text in texts)
+    content = f"text\tlabel{above}\n{rows}"
+    found = list(numbered_rows(write(tmp_path / "a.tsv", content)))
+    assert [(line, row["text"]) for line, row in found] == list(enumerate(texts, 2))
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet"])
 def test_repeated_names_of_columns_are_refused(tmp_path, name):
     path = tmp_path / name
