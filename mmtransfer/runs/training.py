@@ -232,13 +232,14 @@ def _scores_before(task: Task, run_dir: Path, device: torch.device) -> dict[str,
     """Scores of the source model; kept in the run folder so that resuming does not repeat them."""
     path = run_dir / "checkpoints" / "before.json"
     if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found.get("metric") == task.metric:  # which former versions did not keep
+            return dict(found["scores"])
     logger.info("evaluating the source model")
     sets = task.splits.evaluated.items()
     scores = {name: task.score_source(examples, device) for name, examples in sets}
     with atomic_path(path) as part:
-        part.write_text(json.dumps(scores), encoding="utf-8")
+        part.write_text(json.dumps({"metric": task.metric, "scores": scores}), encoding="utf-8")
     return scores
 
 

@@ -30,14 +30,22 @@ from mmtransfer.speech.whisper import SpeechModel
 
 
 class ClipScoring:
-    """How a set of clips is scored: each by the rules of its language."""
+    """How a set of clips is scored: each by the rules of its language, all by `metric`, or else by
+    that of their languages.
+    """
 
-    def __init__(self, clips: Sequence[Clip], language: str | None, config: Config):
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        language: str | None,
+        config: Config,
+        metric: str | None = None,
+    ):
         self._own, self._config = language, config
         self._normalizers: dict[str, Any] = {}
         spoken = {clip.language or language for clip in clips}
         metrics = {speech_metric(code) for code in spoken}
-        self.metric = "cer" if metrics == {"cer"} else "wer"
+        self.metric = metric or ("cer" if metrics == {"cer"} else "wer")
         """The metric that counts for the set."""
         self._name = ", ".join(sorted({self._normalizer_name(code) for code in spoken}))
 
@@ -194,9 +202,13 @@ def evaluate_clips(
     clips: ClipSet,
     config: Config,
     device: torch.device,
+    *,
+    metric: str | None = None,
     **options: Any,
 ) -> SpeechScore:
-    """Score a model on clips at its shortest safe context; options as for `decode_waves`."""
+    """Score a model on clips at its shortest safe context, by `metric` or else by that of their
+    languages; options as for `decode_waves`.
+    """
     hypotheses = decode_clips(
         speech,
         clips.clips,
@@ -205,7 +217,7 @@ def evaluate_clips(
         progress=f"evaluating {clips.name}",
         **options,
     )
-    scoring = ClipScoring(clips.clips, speech.language, config)
+    scoring = ClipScoring(clips.clips, speech.language, config, metric)
     records = [
         scoring.score(clip, found.text) for clip, found in zip(clips.clips, hypotheses, strict=True)
     ]

@@ -135,6 +135,13 @@ class ClipTask(Task):
         """The main metric of records; words emitted where it is undefined."""
         return comparable(self.summarize(records), self.metric)
 
+    def _evaluated(
+        self, speech: SpeechModel | CtcModel, clips: ClipSet, device: torch.device, **options: Any
+    ) -> SpeechScore:
+        """Scores of a set of the run: by the target's metric, which stands for all of them."""
+        options["metric"] = self.metric
+        return evaluate_clips(speech, clips, self.config, device, **options)
+
     @classmethod
     def evaluate(
         cls, checkpoint: Checkpoint, data: str | ClipSet, config: Config, device: torch.device

@@ -16,7 +16,6 @@ from torch.nn import functional
 from mmtransfer.config import Config
 from mmtransfer.hub.checkpoint import Checkpoint
 from mmtransfer.speech.audio import SAMPLE_RATE
-from mmtransfer.speech.clip_scores import evaluate_clips
 from mmtransfer.speech.clip_task import ClipTask, check_views, skip_long
 from mmtransfer.speech.clips import Clip, ClipSet, read_clips, usual_language
 from mmtransfer.speech.ctc import LONGEST_S, CtcModel, load_ctc_model, new_ctc_model
@@ -322,7 +321,7 @@ class CtcTask(ClipTask):
 
     def score(self, examples: ClipSet, device: torch.device) -> dict[str, Any]:
         """Scores of best paths."""
-        return evaluate_clips(self.speech, examples, self.config, device).as_dict()
+        return self._evaluated(self.speech, examples, device).as_dict()
 
     @property
     def is_scored_before(self) -> bool:

@@ -28,7 +28,6 @@ from mmtransfer.speech.clip_scores import (
     as_monitored,
     decode_clips,
     decode_waves,
-    evaluate_clips,
 )
 from mmtransfer.speech.clip_task import ClipTask, check_views, skip_long
 from mmtransfer.speech.clips import Clip, ClipSet, read_clips, usual_language
@@ -157,9 +156,7 @@ class SpeechTask(ClipTask):
             return None
         checkpoint = resolve(str(folder))
         opened, decoding = as_monitored(checkpoint, self.speech, self.config, device)
-        score = evaluate_clips(
-            self.speech, examples, self.config, device, opened=opened, guards=True
-        )
+        score = self._evaluated(self.speech, examples, device, opened=opened, guards=True)
         return {**score.as_dict(), "decoding": decoding}
 
     # --- training ---------------------------------------------------------------------------
@@ -448,13 +445,13 @@ class SpeechTask(ClipTask):
 
     def score(self, examples: ClipSet, device: torch.device) -> dict[str, Any]:
         """Scores of clips at the shortest safe context."""
-        return evaluate_clips(self.speech, examples, self.config, device).as_dict()
+        return self._evaluated(self.speech, examples, device).as_dict()
 
     def score_source(self, examples: ClipSet, device: torch.device) -> dict[str, Any]:
         """The same with the adapter for short contexts that this package has for the source, as
         `evaluate` and `monitor` use it; training begins without.
         """
-        return evaluate_clips(self._as_used, examples, self.config, device).as_dict()
+        return self._evaluated(self._as_used, examples, device).as_dict()
 
     @cached_property
     def _as_used(self) -> SpeechModel:

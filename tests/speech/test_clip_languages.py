@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import tone, write_dataset, write_media
@@ -12,6 +13,7 @@ from mmtransfer import runs
 from mmtransfer.cli import main
 from mmtransfer.config import DataConfig, build_config
 from mmtransfer.errors import UserError
+from mmtransfer.runs.significance import metric_of
 from mmtransfer.speech.clip_scores import evaluate_clips
 from mmtransfer.speech.clips import load_clips
 from mmtransfer.speech.recognizers import open_recognizer
@@ -102,6 +104,26 @@ def test_scores_of_several_languages_are_given_for_each(multilingual, spoken):
     assert kinds == {"zh": (2, "cer"), "en": (2, "wer")}
     one = load_clips(spoken, DataConfig(language_column="none"), name="data")
     assert evaluate_clips(speech, one, build_config({}), CPU).languages == {}
+
+
+@pytest.mark.parametrize("head", ["auto", "ctc"])
+def test_a_source_domain_in_another_language_is_scored_by_the_targets_metric(
+    multilingual, tmp_path, head
+):
+    sets = {"zh": ["精武门", "精卫", "精"], "en": ["has never been", "modern"]}
+    for language, texts in sets.items():
+        folder = write_dataset(tmp_path / language, texts, seconds=0.5)
+        rows = "".join(f"clip{i}.wav,{text},{language}\n" for i, text in enumerate(texts))
+        (folder / "metadata.csv").write_text(f"file_name,transcription,language\n{rows}")
+    data = {"language": "zh", "source_domain": {"english": str(tmp_path / "en")}}
+    task = runs.set_up(config(tmp_path / "zh", multilingual, data=data, head={"type": head}), CPU)
+    assert task.metric == "cer"
+    english = task.splits.source_domain["english"]
+    for scores in task.score(english, CPU), task.score_source(english, CPU):
+        [rate] = metric_of(scores["outcomes"], "cer", np.ones((1, 2)))
+        assert scores["outcomes"]["units"] == [len(text) for text in sets["en"]]
+        assert scores["cer"] == rate
+        assert scores["ci_low"] <= rate <= scores["ci_high"]
 
 
 def test_a_column_of_languages_is_enough_for_a_multilingual_source(multilingual, spoken, capsys):

@@ -5,12 +5,14 @@ import json
 import shutil
 
 import pytest
+import torch
 from conftest import EXAMPLE, write_dataset
 from huggingface_hub import ModelCard
 
 from mmtransfer import runs
 from mmtransfer.cli import main
 from mmtransfer.config import build_config
+from mmtransfer.runs import training as run_training
 
 pytestmark = pytest.mark.usefixtures("unmeasured")
 
@@ -60,6 +62,22 @@ def test_the_score_before_of_any_other_source_is_that_of_evaluate(random_whisper
     scores = runs.evaluate(str(random_whisper), str(validation))
     before = report["target"]["before"]
     assert {name: scores[name] for name in before} == before
+
+
+def test_scores_before_are_kept_for_a_resumed_run_unless_their_metric_is_not_known(
+    random_whisper, tmp_path, monkeypatch
+):
+    train = write_dataset(tmp_path / "train", ["gate one", "gate two"])
+    validation = write_dataset(tmp_path / "validation", ["crane one", "gate"])
+    run, cpu = tmp_path / "run", torch.device("cpu")
+    task = runs.set_up(build_config(values(train, validation, random_whisper, run)), cpu)
+    kept = run / "checkpoints" / "before.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(json.dumps({"target": {"wer": 0.5}}))
+    scores = run_training._scores_before(task, run, cpu)
+    assert set(scores["target"]) > {"wer", "cer", "outcomes"}
+    monkeypatch.setattr(task, "score_source", lambda *_: pytest.fail("scored again"))
+    assert run_training._scores_before(task, run, cpu) == scores
 
 
 def test_a_validation_set_of_silence_is_no_crash(random_whisper, tmp_path):
