@@ -93,6 +93,8 @@ def load_splits(
     train = extend(train)
     refuse_leaks(train, validation)
     sources = {name: read(path, name, "source") for name, path in data.source_domain.items()}
+    for source in sources.values():
+        refuse_leaks(train, source)
     return Splits(train, validation, sources)
 
 

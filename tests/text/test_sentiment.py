@@ -435,6 +435,8 @@ def test_bad_text_data_is_one_line(texts, text_backbone, tmp_path, capsys):
     assert "expected texts for the label 'positive', found [' ']" in line
     leak = (texts / "validation.csv").read_bytes()
     assert "are also in 'train' (same-text)" in with_train(leak)
+    line = with_train(good, source_domain={"general": str(texts / "train.csv")})
+    assert "texts of 'general' are also in 'train' (same-text)" in line
 
 
 def test_impossible_configurations_are_one_line(texts, text_backbone, tmp_path, capsys):

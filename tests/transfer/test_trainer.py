@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -739,6 +740,18 @@ def test_validation_is_held_out_by_group_when_none_is_named(random_whisper, tmp_
     groups = [{clip.group for clip in clips.clips} for clips in (train, validation)]
     assert not groups[0] & groups[1]
     assert len(validation) == 2
+
+
+def test_training_clips_are_no_source_domain(data, random_whisper, tmp_path):
+    config = values(data, random_whisper, tmp_path / "run")
+    general = write_dataset(tmp_path / "general", ["elsewhere", "far off"])
+    config["data"]["source_domain"] = {"general": str(general)}
+    assert set(load_clip_splits(build_config(config), 30.0).source_domain) == {"general"}
+    shutil.copyfile(data / "train" / "clip1.wav", general / "clip1.wav")
+    with pytest.raises(UserError, match=r"1 clips of 'general' are also in 'train' \(same-audio\)"):
+        load_clip_splits(build_config(config), 30.0)
+    config["data"]["allow_leaks"] = ["same-audio"]
+    assert len(load_clip_splits(build_config(config), 30.0).source_domain["general"]) == 2
 
 
 def test_resume_folder_errors(data, random_whisper, tmp_path):
