@@ -278,7 +278,7 @@ class _Plan:
         transfer: dict[str, Any] = {"scratch": is_new}
         data: dict[str, Any] = {"train_share": key.share}
         if is_new:
-            transfer |= {"interpolate": "none", "rehearsal": None}
+            transfer |= {"interpolate": "none", "rehearsal": None, "l2sp": 0.0}
             data["rehearsal"] = "none"
         evaluate_every = max(1, each // _EVALUATIONS)
         return with_stages(

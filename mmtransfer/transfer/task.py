@@ -198,6 +198,8 @@ class Task(ABC):
             torch.manual_seed(self.config.runtime.seed)
             fresh = type(self.host)(self.host.config)
         self.host.load_state_dict(fresh.state_dict())
+        # L2-SP pulls towards the weights that training starts from.
+        self.regularisers = regularisers(self.layout, self.config.transfer)
 
     # --- stages ------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from conftest import write_texts
 from support.children import Command
 
 from mmtransfer import UserError, load
-from mmtransfer.config import build_config
+from mmtransfer.config import build_config, load_config
 from mmtransfer.runs.compare import compare
 from mmtransfer.runs.comparison import Cell, summarize
 from mmtransfer.runs.training import train
@@ -142,6 +142,16 @@ def test_a_source_from_random_weights_has_lost_its_own(compared, text_backbone):
     tuned = load_file(folder / "cells" / "end_to_end-1-0" / "model" / "model.safetensors")
     assert (scratch[name][100:] - source).abs().mean() > 0.01
     assert (tuned[name][100:] - source).abs().mean() < 0.002
+
+
+def test_random_weights_are_not_held_near_their_start(texts, text_backbone, tmp_path):
+    config = build_config(values(texts, text_backbone) | {"transfer": {"l2sp": 10.0}})
+    compare(config, structures=["scratch", "feature"], seeds=2, steps=1, to=str(tmp_path / "to"))
+    pulls = [
+        load_config(tmp_path / "to" / "cells" / f"{name}-1-0" / "config.yaml").transfer.l2sp
+        for name in ("scratch", "feature")
+    ]
+    assert pulls == [0.0, 10.0]
 
 
 _KILLED = """

@@ -19,6 +19,8 @@ from mmtransfer.transfer.regularisers import (
 )
 from mmtransfer.transfer.stages import Layout
 
+CPU = torch.device("cpu")
+
 
 def test_l2sp_pulls_source_weights_to_their_start_and_new_ones_to_zero():
     source, new = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor([3.0]))
@@ -91,26 +93,31 @@ class _Pull(Regulariser):
             parameter.grad.add_(parameter.detach() - 1, alpha=1e4)
 
 
-def test_terms_change_training_and_a_new_one_is_a_class_and_a_line(
-    text_backbone, tmp_path, monkeypatch
-):
-    write_texts(tmp_path / "train.csv", 24)
-    write_texts(tmp_path / "validation.csv", 8, seed=1)
-
-    def first_losses(name, **transfer):
-        config = {
+def small(folder, backbone, name="run", **transfer):
+    """A short run on texts that are made for it."""
+    write_texts(folder / "train.csv", 24)
+    write_texts(folder / "validation.csv", 8, seed=1)
+    return build_config(
+        {
             "task": "sentiment",
-            "source_model": str(text_backbone),
-            "run_dir": str(tmp_path / name),
+            "source_model": str(backbone),
+            "run_dir": str(folder / name),
             "data": {
-                "train": str(tmp_path / "train.csv"),
-                "validation": str(tmp_path / "validation.csv"),
+                "train": str(folder / "train.csv"),
+                "validation": str(folder / "validation.csv"),
             },
             "transfer": transfer,
             "train": {"steps": 3, "batch_tokens": 200},
-            "runtime": {"threads": 1, "device": "cpu"},
+            "runtime": {"threads": 1, "device": "cpu", "seed": 5},  # not that of the backbone
         }
-        runs.train(build_config(config))
+    )
+
+
+def test_terms_change_training_and_a_new_one_is_a_class_and_a_line(
+    text_backbone, tmp_path, monkeypatch
+):
+    def first_losses(name, **transfer):
+        runs.train(small(tmp_path, text_backbone, name, **transfer))
         return losses(tmp_path / name)
 
     plain, dropped = first_losses("plain"), first_losses("r_drop", r_drop=5.0)
@@ -121,6 +128,14 @@ def test_terms_change_training_and_a_new_one_is_a_class_and_a_line(
     assert pulled[0]["penalty"] > 7.0 - 1e-6
     assert pulled[0]["loss"] == plain[0]["loss"]
     assert pulled[0]["grad_norm"] > 100 * plain[0]["grad_norm"]
+
+
+def test_random_weights_are_pulled_to_their_own_start(tmp_path, text_backbone):
+    task = runs.set_up(small(tmp_path, text_backbone, scratch=True, l2sp=10.0), CPU)
+    task.forget_source()
+    [term] = task.regularisers
+    assert float(term.penalty()) == 0
+    assert all(torch.equal(weight, start) for weight, start in term._source)
 
 
 def losses(run):
