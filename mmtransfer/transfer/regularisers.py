@@ -45,8 +45,8 @@ class Regulariser(ABC):
         """A penalty: its value over what is being trained."""
         return None
 
-    def add_gradient(self) -> None:  # noqa: B027 - a loss term has none
-        """A penalty: add its gradient to that of the loss."""
+    def add_gradient(self, scale: float = 1.0) -> None:  # noqa: B027 - a loss term has none
+        """A penalty: add its gradient to that of the loss, which is multiplied by `scale`."""
 
 
 class L2SP(Regulariser):
@@ -90,17 +90,17 @@ class L2SP(Regulariser):
         return total
 
     @torch.no_grad()
-    def add_gradient(self) -> None:
-        """Add its gradient to that of the loss."""
+    def add_gradient(self, scale: float = 1.0) -> None:
+        """Add its gradient to that of the loss, which is multiplied by `scale`."""
         for index, (parameter, start) in enumerate(self._source):
             if parameter.grad is not None:
                 if start.device != parameter.device:
                     start = start.to(parameter.device)
                     self._source[index] = (parameter, start)
-                parameter.grad.add_(parameter - start, alpha=self.alpha)
+                parameter.grad.add_(parameter - start, alpha=scale * self.alpha)
         for parameter in self._new:
             if parameter.grad is not None:
-                parameter.grad.add_(parameter, alpha=self.beta)
+                parameter.grad.add_(parameter, alpha=scale * self.beta)
 
 
 class RDrop(Regulariser):

@@ -388,11 +388,13 @@ class Trainer:
                 f"Loss is {loss} at step {step + 1} on the batch: {self.task.names(indices)}. "
                 "Lower train.learning_rate, or look at these examples."
             )
+        scaler = self.accelerator.scaler  # of float16: clipping divides the gradients by its scale
+        scale = 1.0 if scaler is None else scaler.get_scale()
         for term in self.task.regularisers:
-            term.add_gradient()
+            term.add_gradient(scale)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         norm = float(norm)
-        if not math.isfinite(norm) and self.accelerator.scaler is None:
+        if not math.isfinite(norm) and scaler is None:
             raise NotFiniteError(
                 f"Gradient norm is {norm} at step {step + 1} on the batch: "
                 f"{self.task.names(indices)}. Lower train.learning_rate."

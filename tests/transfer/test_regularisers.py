@@ -1,14 +1,17 @@
 """Terms beside the loss, by hand and in training."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import write_texts
 from torch import nn
 
 from mmtransfer import runs
 from mmtransfer.config import TransferConfig, build_config
+from mmtransfer.runtime import make_accelerator
 from mmtransfer.transfer.regularisers import (
     L2SP,
     REGULARISERS,
@@ -18,6 +21,7 @@ from mmtransfer.transfer.regularisers import (
     regularisers,
 )
 from mmtransfer.transfer.stages import Layout
+from mmtransfer.transfer.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -87,10 +91,10 @@ class _Pull(Regulariser):
     def penalty(self):
         return torch.tensor(7.0)
 
-    def add_gradient(self):
+    def add_gradient(self, scale=1.0):
         for parameter in self.parameters:
             assert parameter.grad is not None
-            parameter.grad.add_(parameter.detach() - 1, alpha=1e4)
+            parameter.grad.add_(parameter.detach() - 1, alpha=scale * 1e4)
 
 
 def small(folder, backbone, name="run", **transfer):
@@ -136,6 +140,31 @@ def test_random_weights_are_pulled_to_their_own_start(tmp_path, text_backbone):
     [term] = task.regularisers
     assert float(term.penalty()) == 0
     assert all(torch.equal(weight, start) for weight, start in term._source)
+
+
+def test_a_penalty_weighs_the_same_where_the_loss_is_scaled(tmp_path, text_backbone, monkeypatch):
+    """As in float16, with all else in float32."""
+    config = small(tmp_path, text_backbone, l2sp=10.0, l2sp_new=10.0)
+
+    def gradients(scaler):
+        accelerator = make_accelerator(config.train, config.runtime)
+        accelerator.scaler, accelerator.native_amp = scaler, scaler is not None
+        task = runs.set_up(config, CPU)
+        trainer = Trainer(task, task.stages[0], config, accelerator, tmp_path)
+        with torch.no_grad():
+            for parameter in trainer.parameters:
+                parameter.add_(0.01)
+        [indices, *_] = trainer._batches(0)
+        trainer._step(0, indices, task.prepare(indices, slice(None), 0))
+        return [parameter.grad for parameter in trainer.parameters if parameter.grad is not None]
+
+    plain = gradients(None)
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")  # by which gradients are unscaled
+    monkeypatch.setattr(Accelerator, "autocast", lambda *_, **__: nullcontext())
+    scaled = gradients(torch.amp.GradScaler("cpu", init_scale=2.0**16))
+    assert len(plain) == len(scaled) > 0
+    for one, other in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(other, one)
 
 
 def losses(run):
