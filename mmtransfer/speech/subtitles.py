@@ -397,20 +397,41 @@ def _spoken(cues: list[Cue], path: Path) -> list[Cue]:
             short[0],
         )
         kept = [cue for cue in kept if cue.end - cue.start >= _SHORTEST_S]
-    late = [b.start < a.end - _SHORTEST_S and b.start > a.start for a, b in pairwise(kept)]
+    late = [_is_late(before, cue) for before, cue in pairwise(kept)]
     if len(late) > 2 and sum(late) >= _OVERLAPPING * len(late):
         # They stand on the screen longer than they are spoken.
-        logger.info("%s: %d cues end where the next one begins", path.name, sum(late))
-        kept = [
-            cue._replace(end=following.start) if is_late else cue
-            for cue, following, is_late in zip(
-                kept, [*kept[1:], kept[-1]], [*late, False], strict=True
-            )
-        ]
-        kept = [cue for cue in kept if cue.end - cue.start >= _SHORTEST_S]
+        apart = _one_after_another(kept)
+        joined = len(kept) - len(apart)
+        if joined:
+            logger.info("%s: %d cues are joined to one that begins with them", path.name, joined)
+        if sum(late) > joined:
+            logger.info("%s: %d cues end where the next one begins", path.name, sum(late) - joined)
+        kept = apart
     if not kept:
         raise UserError(f"{path}: none of its {len(cues)} cues lasts long enough for speech.")
     return kept
+
+
+def _is_late(before: Cue, cue: Cue) -> bool:
+    """Whether a cue ends behind the start of the one that follows."""
+    return before.start < cue.start < before.end - _SHORTEST_S
+
+
+def _one_after_another(cues: Sequence[Cue]) -> list[Cue]:
+    """Cues that end where the next one begins; those that would be too short then are one with it,
+    since both are spoken in the same stretch.
+    """
+    found: list[Cue] = []
+    for cue in cues:
+        if found and _is_late(found[-1], cue):
+            before = found.pop()
+            if cue.start - before.start < _SHORTEST_S:
+                shown = "\n".join(filter(None, (before.shown, cue.shown)))
+                cue = Cue(before.start, max(before.end, cue.end), shown, before.line)
+            else:
+                found.append(before._replace(end=cue.start))
+        found.append(cue)
+    return found
 
 
 def _is_rolling(cues: Sequence[Cue]) -> bool:

@@ -12,6 +12,8 @@ from mmtransfer.data.encodings import decode_text
 from mmtransfer.errors import UserError
 from mmtransfer.speech.clips import read_clips
 from mmtransfer.speech.subtitles import (
+    Cue,
+    _spoken,
     escape_ass,
     escape_subtitle,
     parse_ass,
@@ -196,6 +198,30 @@ def test_captions_that_stay_on_the_screen_end_where_the_next_begins(tmp_path, ca
     assert "4 cues end where the next one begins" in caplog.text
     two = "00:01.000 --> 00:04.000\na\n\n00:02.000 --> 00:03.000\nb\n\n00:05.000 --> 00:06.000\nc"
     assert [cue.end for cue in read(tmp_path, f"WEBVTT\n\n{two}\n", "a.vtt")] == [4, 3, 6]
+
+
+def test_captions_that_begin_together_are_joined_and_not_dropped(tmp_path, caplog):
+    """Two speakers, whose cues stand in pairs a few frames apart."""
+    text = "\n\n".join(
+        f"00:0{i}.000 --> 00:0{i}.900\nfirst {i}\n\n00:0{i}.040 --> 00:0{i}.800\nsecond {i}"
+        for i in range(1, 6)
+    )
+    with caplog.at_level(logging.INFO):
+        cues = read(tmp_path, f"WEBVTT\n\n{text}\n", "a.vtt")
+    assert [(cue.start, cue.end, cue.text) for cue in cues] == [
+        (i, i + 0.9, f"first {i} second {i}") for i in range(1, 6)
+    ]
+    assert "5 cues are joined to one that begins with them" in caplog.text
+    assert "end where" not in caplog.text
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(6, 60)), min_size=1, max_size=12))
+def test_no_cue_that_lasts_is_lost_in_an_overlap(stretches):
+    steps = [(sum(step for step, _ in stretches[: i + 1]), n) for i, (_, n) in enumerate(stretches)]
+    cues = [Cue(a / 100, (a + n) / 100, f"w{i}", i) for i, (a, n) in enumerate(steps)]
+    kept = _spoken(cues, Path("a.srt"))
+    assert [word for cue in kept for word in cue.text.split()] == [cue.shown for cue in cues]
+    assert all(cue.end - cue.start >= 0.05 for cue in kept)
 
 
 def test_entities_tags_and_positions():
