@@ -121,6 +121,7 @@ class SpeechTask(ClipTask):
         self.lengths = [speech.context_s(clip.seconds, shortest=0) for clip in clips]
         self._store: FeatureStore | None = None
         self._items: dict[tuple[int, int, bool], int] = {}
+        self._views = 1
 
     @classmethod
     def set_up(cls, config: Config, source: Checkpoint, device: torch.device) -> SpeechTask:
@@ -168,12 +169,12 @@ class SpeechTask(ClipTask):
         """Encode every training clip with the frozen layers, at its own length; those that serve
         as padded examples also at the full window.
         """
-        views = check_views(self._augmenter, self.config)
+        self._views = check_views(self._augmenter, self.config)
         full = self.speech.max_context_s
         items: list[tuple[int, int, bool]] = []
         contexts: list[float] = []
         for index in range(len(self.train)):
-            for view in range(views):
+            for view in range(self._views):
                 items.append((index, view, False))
                 contexts.append(self._longest_context_s(index))
                 if self._pads(index):
@@ -235,13 +236,12 @@ class SpeechTask(ClipTask):
     def _prepare_stored(self, indices: Sequence[int], epoch: int) -> list[SpeechBatch]:
         """Micro-batches of cached activations, one context each."""
         config, store = self.config.train, self._store
-        views = max(1, self.config.transfer.cached_views)
         groups: dict[tuple[int, bool], list[tuple[np.ndarray, list[int], int]]] = defaultdict(list)
         for index in indices:
             rng = np.random.default_rng([self.config.runtime.seed, epoch, index])
             is_padded = self._pads(index) and rng.random() < 0.5
             stamped = rng.random() < config.timestamps
-            view = epoch % views
+            view = epoch % self._views
             seconds = self.train.clips[index].seconds
             speed = self._augmenter.draw_speed(self._view_rng(index, view), seconds)
             hidden = store[self._items[index, view, is_padded]][0]  # type: ignore[index]

@@ -312,6 +312,19 @@ def test_augmentation_over_a_cached_prefix_is_refused_or_done_in_views(
     runs.train(build_config(config | {"run_dir": str(tmp_path / "c")}))
 
 
+@pytest.mark.parametrize("head", ["ctc", "decoder"])
+def test_views_of_clips_that_nothing_changes_are_one(data, random_whisper, head):
+    config = values(data, random_whisper, data / "run", head={"type": head})
+    config["transfer"] |= {"cached_views": 4}
+    task = runs.set_up(build_config(config), CPU)
+    task.begin(task.stages[0], CPU)
+    first, later = (task.prepare([0], slice(None), epoch)[0] for epoch in (0, 3))
+    if head == "ctc":
+        assert torch.equal(first.inputs["stored"], later.inputs["stored"])
+    else:
+        assert torch.equal(first.features, later.features)
+
+
 @pytest.mark.usefixtures("unmeasured")
 def test_decoder_fine_tuning_on_cached_encoder_output(data, random_whisper, tmp_path):
     config = values(data, random_whisper, tmp_path / "run")
