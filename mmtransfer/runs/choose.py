@@ -26,6 +26,7 @@ from typing import Any
 from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config, StageConfig, resolved
 from mmtransfer.errors import UserError
+from mmtransfer.runs.inputs import contents, refuse_changed
 from mmtransfer.runs.relate import KINDS, relate
 from mmtransfer.runs.report import metric_name
 from mmtransfer.runs.significance import Difference, is_higher_better, paired_difference
@@ -255,8 +256,8 @@ class _Choice:
         in the run folder with what is chosen for.
 
         Raises:
-            UserError: a run folder that holds something else, unusable data, one class only, or too
-                few examples.
+            UserError: a run folder that holds something else or a choice on other data, unusable
+                data, one class only, or too few examples.
         """
         claim(self.folder, resume)
         path = self.folder / _PLAN
@@ -264,6 +265,7 @@ class _Choice:
         for name in ("run_dir", "auto", "runtime"):  # another budget may be given
             del values[name]
         plan = {"config": values, "seed": self.config.runtime.seed}
+        found = contents(self.config)
         if path.is_file():
             known = json.loads(path.read_text(encoding="utf-8"))
             if not resume:
@@ -276,10 +278,11 @@ class _Choice:
                     f"{self.folder}: holds a choice with other settings. Choose another --run-dir, "
                     "or remove it."
                 )
+            refuse_changed(self.folder, known.get("contents"), found)
             facts = Facts(**known["facts"])
         else:
             facts = self._measure()
-            _write(path, plan | {"facts": asdict(facts)})
+        _write(path, plan | {"contents": found, "facts": asdict(facts)})
         if self.config.data.validation is None:
             fewest, most = _HELD
             usual = self.config.data.validation_fraction * facts.examples

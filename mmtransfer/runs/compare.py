@@ -20,9 +20,10 @@ from statistics import median
 from typing import Any
 
 from mmtransfer.cache import atomic_path
-from mmtransfer.config import Config, StageConfig, build_config, resolved
+from mmtransfer.config import Config, StageConfig, build_config, load_config, resolved
 from mmtransfer.errors import UserError
 from mmtransfer.runs.comparison import Cell, Comparison, summarize, write_comparison
+from mmtransfer.runs.inputs import contents, refuse_changed
 from mmtransfer.runs.memory import peak_bytes, reset_peak
 from mmtransfer.runs.training import OUTCOMES, evaluate, train
 from mmtransfer.transfer.stages import stage_configs, with_stages
@@ -53,7 +54,7 @@ def compare(
 
     Raises:
         UserError: no validation data, no budget or two, one seed, an unknown structure, shares
-            that are none, or a folder with another comparison.
+            that are none, or a folder with another comparison or one of other data.
     """
     chosen = _structures(structures)
     _check(config, chosen, seeds, steps, seconds, shares)
@@ -61,6 +62,7 @@ def compare(
     plan = _Plan(config, folder, chosen, seeds, steps, seconds, sorted({*shares, 1.0}))
     plan.claim()
     cells = [plan.run(cell) for cell in plan.cells()]
+    _refuse_other_examples(folder, cells)
     found = summarize(plan.describe(), cells, seed=config.runtime.seed)
     write_comparison(folder, found)
     return found
@@ -156,25 +158,40 @@ class _Plan:
         """Keep what is compared in the folder.
 
         Raises:
-            UserError: it holds something else.
+            UserError: it holds something else, or results from data, a source model or stages
+                that have changed.
         """
         path = self.folder / _PLAN
-        plan = json.loads(json.dumps(self._identity()))
+        plan, found = json.loads(json.dumps(self._identity())), contents(self.config)
         if path.is_file():
             old = json.loads(path.read_text(encoding="utf-8"))
             differing = sorted(key for key in plan if old.get(key) != plan[key])
+            differing += self._other_stages()
             if differing:
                 raise UserError(
                     f"{self.folder}: holds a comparison with other settings "
                     f"({', '.join(differing)}). Choose another folder with --to, or remove it."
                 )
-            return
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            refuse_changed(self.folder, old.get("contents"), found)
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(
                 f"{self.folder}: is there already. Choose another folder with --to, or remove it."
             )
         with atomic_path(path) as part:
-            part.write_text(json.dumps(plan, indent=2), encoding="utf-8")
+            part.write_text(json.dumps(plan | {"contents": found}, indent=2), encoding="utf-8")
+
+    def _other_stages(self) -> list[str]:
+        """Structures of which the folder holds runs by other stages; lengths follow the budget."""
+        found = []
+        for key in self.cells():
+            own = [_without_length(stage) for stage in self._stages(key.structure)]
+            for folder in (f"cells/{key.folder}", f"trials/{key.structure}"):
+                path = self.folder / folder / "config.yaml"
+                if path.is_file():
+                    stages = load_config(path).transfer.stages
+                    if [_without_length(stage) for stage in stages] != own:
+                        found.append(f"stages of {key.structure}")
+        return list(dict.fromkeys(found))
 
     def _identity(self) -> dict[str, Any]:
         """What may not change between two starts; more structures, shares and seeds may come."""
@@ -313,6 +330,20 @@ class _Plan:
                 )
             self._steps_of[key.structure] = steps
         return self._steps_of[key.structure]
+
+
+def _refuse_other_examples(folder: Path, cells: Sequence[Cell]) -> None:
+    """As folders of former versions may hold them, which kept no digests."""
+    targets = [cell.outcomes["after"]["target"] for cell in cells if cell.share == 1]
+    if len({str(target.get("targets", target.get("units"))) for target in targets}) > 1:
+        raise UserError(
+            f"{folder}: its cells were scored on different validation data. Choose another folder "
+            "with --to, or remove it."
+        )
+
+
+def _without_length(stage: StageConfig) -> StageConfig:
+    return stage.model_copy(update={"epochs": None, "steps": None})
 
 
 def _seconds_per_step(metrics: Path) -> float:

@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import yaml
 from mmtransfer.cache import atomic_path
 from mmtransfer.config import Config, SearchRange, build_config, merge, resolved
 from mmtransfer.errors import UserError
+from mmtransfer.runs.inputs import contents, refuse_changed
 from mmtransfer.runs.models import TASKS
 from mmtransfer.runs.report import finite
 from mmtransfer.runs.training import train_watched
@@ -28,6 +30,10 @@ from mmtransfer.transfer.trainer import NotFiniteError
 logger = logging.getLogger(__name__)
 _STARTUP = 5  # trials at random before values are chosen, and before any is pruned
 _STORAGE, _TRIALS = "search.db", "trials"
+_INPUTS = (
+    *("source_model", "revision", "data.train", "data.validation", "data.rehearsal"),
+    "data.source_domain",
+)
 
 
 class _PrunedError(Exception):
@@ -40,7 +46,8 @@ def search(config: Config, *, resume: bool = False) -> dict[str, Any]:
 
     Raises:
         UserError: Optuna is not installed, values that a field does not take, a run folder that
-            holds another run, several processes, or no trial that came to its end.
+            holds another run or trials on other data, several processes, or no trial that came to
+            its end.
         training.Interrupted: SIGINT or SIGTERM; `resume` continues.
     """
     if find_spec("optuna") is None:
@@ -61,6 +68,7 @@ def search(config: Config, *, resume: bool = False) -> dict[str, Any]:
             f"{run_dir}: holds an unfinished search. Continue it with --resume, choose another "
             "--run-dir, or remove it."
         )
+    found = _contents(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -70,7 +78,7 @@ def search(config: Config, *, resume: bool = False) -> dict[str, Any]:
         direction="maximize" if TASKS[config.task].higher_is_better else "minimize",
         pruner=optuna.pruners.MedianPruner(_STARTUP) if config.search.prune else None,
     )
-    _refuse_other_search(study, config)
+    _refuse_other_search(study, config, found)
     while True:
         trials = study.get_trials(deepcopy=False)
         running = [trial for trial in trials if not trial.state.is_finished()]
@@ -85,16 +93,31 @@ def search(config: Config, *, resume: bool = False) -> dict[str, Any]:
     return _keep_best(study, config)
 
 
-def _refuse_other_search(study: Any, config: Config) -> None:
+def _contents(config: Config) -> dict[str, list[str | None]]:
+    """Of all sources and sets that the trials may have, by field."""
+    space = config.search.space
+    names = [name for name in _INPUTS if name in space]
+    each = [
+        contents(_with_values(config, dict(zip(names, values, strict=True)), config.run_dir))
+        for values in product(*(space[name] for name in names))
+    ]
+    return {name: [one.get(name) for one in each] for name in {n for one in each for n in one}}
+
+
+def _refuse_other_search(study: Any, config: Config, found: dict[str, Any]) -> None:
     values = resolved(config)
     values["search"].pop("trials")  # more may be asked for
     given = json.dumps(values, sort_keys=True)
-    if study.user_attrs.setdefault("config", given) != given:
+    known = study.user_attrs
+    if known.setdefault("config", given) != given:
         raise UserError(
             f"{config.run_dir}: holds a search with other settings. Choose another --run-dir, or "
             "remove it."
         )
+    if study.get_trials(deepcopy=False):
+        refuse_changed(Path(config.run_dir), known.get("contents"), found)
     study.set_user_attr("config", given)
+    study.set_user_attr("contents", found)
 
 
 def _check_values(config: Config) -> None:

@@ -143,6 +143,31 @@ def test_a_killed_choice_goes_on_where_it_was(values, whole, tmp_path, monkeypat
         runs.train(build_config(other), resume=True)
 
 
+def test_a_choice_on_other_data_does_not_go_on(values, whole, tmp_path, monkeypatch):
+    train = write_texts(tmp_path / "train.csv", 128)
+    own = {"run_dir": str(tmp_path / "run"), "data": {"train": str(train)}}
+    config = build_config(merge(values, own))
+
+    def killed(*_):
+        raise MemoryError("killed")
+
+    monkeypatch.setattr(choosing._Choice, "_measure", lambda _: facts_of(whole[0]["choice"]))
+    monkeypatch.setattr(choosing._Choice, "contest", killed)
+    with pytest.raises(MemoryError):
+        runs.train(config)
+    write_texts(train, 128, seed=5)
+    with pytest.raises(UserError, match=r"results from before data\.train changed"):
+        runs.train(config, resume=True)
+    plan = json.loads((tmp_path / "run" / "choice.json").read_text())
+    del plan["contents"]  # as a former version left it
+    (tmp_path / "run" / "choice.json").write_text(json.dumps(plan))
+    with pytest.raises(MemoryError):
+        runs.train(config, resume=True)
+    write_texts(train, 128)
+    with pytest.raises(UserError, match=r"results from before data\.train changed"):
+        runs.train(config, resume=True)
+
+
 def trial(name, right, *, share=0.25, seconds=1.0, train_seconds=0.5):
     """A trial with so many of 100 examples right; which ones, is another for each."""
     targets = np.arange(100) % 2

@@ -2,18 +2,20 @@
 
 import json
 import re
+import shutil
 import signal
 from typing import Any
 
 import pytest
 import yaml
-from conftest import write_texts
+from conftest import tone, write_dataset, write_media, write_texts
 from support.children import Command
 
 from mmtransfer import UserError, load
 from mmtransfer.config import build_config, load_config
 from mmtransfer.runs.compare import compare
 from mmtransfer.runs.comparison import Cell, summarize
+from mmtransfer.runs.inputs import contents
 from mmtransfer.runs.training import train
 from mmtransfer.text.classifier import TextModel
 
@@ -129,6 +131,84 @@ def test_a_second_start_trains_nothing_and_more_seeds_may_come(
     assert [path.rsplit("/", 1)[-1] for path in trained] == ["feature-1-2"]
     with pytest.raises(UserError, match=r"other settings \(steps\)"):
         compare(config, structures=NAMES, seeds=2, steps=STEPS + 1, to=str(folder))
+
+
+def test_other_stages_behind_a_name_are_refused(compared, texts, text_backbone):
+    config, folder = build_config(values(texts, text_backbone)), str(compared[0])
+    for name in ("gradual", "feature"):
+        other = {name: [{"frozen": "none", "learning_rate": 1e-2}]}
+        with pytest.raises(UserError, match=rf"other settings \(stages of {name}\)"):
+            compare(config, structures=other, seeds=2, steps=STEPS, to=folder)
+
+
+def test_cells_of_other_data_or_another_source_are_refused(text_backbone, tmp_path):
+    """And adopted with a warning where a former version kept nothing of what they came from."""
+    source, folder = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(text_backbone, source)
+    train, validation = tmp_path / "train.csv", tmp_path / "validation.csv"
+    write_texts(train, 64)
+    write_texts(validation, 60, seed=1)
+    config = build_config(values(tmp_path, source))
+
+    def again():
+        compare(config, structures=["feature"], seeds=2, steps=2, to=str(folder))
+
+    again()
+    before = train.read_bytes()
+    write_texts(train, 64, seed=7)
+    with pytest.raises(UserError, match=r"results from before data\.train changed"):
+        again()
+    train.write_bytes(before)
+    again()
+    plan = json.loads((folder / "plan.json").read_text())
+    del plan["contents"]
+    (folder / "plan.json").write_text(json.dumps(plan))
+    again()
+    write_texts(validation, 40, seed=9)
+    settings = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(settings | {"note": 1}))
+    with pytest.raises(UserError, match=r"before data\.validation, source_model changed"):
+        again()
+    # Of a former version, too, where the cells to come would be scored on other examples.
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match="scored on different validation data"):
+        compare(config, structures=["feature"], seeds=3, steps=2, to=str(folder))
+
+
+def test_contents_are_those_of_what_is_used(text_backbone, tmp_path):
+    talks = write_dataset(tmp_path / "talks", ["one", "two"])
+    sounds = tmp_path / "sounds"
+    for name in ("dog", "cat"):
+        (sounds / name).mkdir(parents=True)
+        write_media(sounds / name / "1.wav", tone(0.5))
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    write_media(noise / "1.wav", tone(0.5))
+
+    def found(task, data):
+        given = {"task": task, "source_model": str(text_backbone), "data": {"train": str(data)}}
+        return contents(build_config(given | {"augment": {"noise_dir": str(noise)}}))
+
+    first, other = found("speech", talks), found("sound", sounds)
+    assert first.keys() == {"source_model", "data.train", "augment.noise_dir"}
+    (talks / "notes.txt").write_text("of no set")
+    (talks / "run").mkdir()
+    write_media(talks / "run" / "other.wav", tone(0.5))
+    assert found("speech", talks) == first
+    write_media(talks / "clip1.wav", tone(0.7, hertz=300))
+    write_media(noise / "2.wav", tone(0.5))
+    changed = found("speech", talks)
+    assert {name for name in first if first[name] != changed[name]} == {
+        "data.train",
+        "augment.noise_dir",
+    }
+    shutil.move(sounds / "dog" / "1.wav", sounds / "cat" / "2.wav")
+    assert found("sound", sounds)["data.train"] != other["data.train"]
+    (talks / "clip1.srt").write_text("1\n00:00:00,000 --> 00:00:00,500\none\n")
+    (talks / "metadata.csv").unlink()
+    by_subtitles = found("speech", talks)
+    (talks / "clip1.srt").write_text("1\n00:00:00,000 --> 00:00:00,500\ntwo\n")
+    assert found("speech", talks)["data.train"] != by_subtitles["data.train"]
 
 
 def test_a_source_from_random_weights_has_lost_its_own(compared, text_backbone):

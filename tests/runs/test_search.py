@@ -1,6 +1,7 @@
 """A search over fields: what is tried, pruned, kept, and continued after a kill."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -110,6 +111,39 @@ def test_a_killed_search_goes_on_where_it_was(values, whole, tmp_path, monkeypat
     (tmp_path / "run" / "report.json").unlink()
     with pytest.raises(UserError, match="holds a search with other settings"):
         runs.train(other, resume=True)
+
+
+def test_a_search_on_other_data_does_not_go_on(values, tmp_path, monkeypatch):
+    data = {
+        "train": str(write_texts(tmp_path / "train.csv", 64)),
+        "validation": str(write_texts(tmp_path / "validation.csv", 24, seed=1)),
+    }
+    config = build_config(values | {"data": data, "run_dir": str(tmp_path / "run")})
+
+    def killed(own, **options):
+        raise MemoryError("killed")
+
+    monkeypatch.setattr(searching, "train_watched", killed)
+    with pytest.raises(MemoryError):
+        runs.train(config)
+    write_texts(tmp_path / "validation.csv", 20, seed=2)
+    with pytest.raises(UserError, match=r"results from before data\.validation changed"):
+        runs.train(config, resume=True)
+    write_texts(tmp_path / "validation.csv", 24, seed=1)
+    with pytest.raises(MemoryError):
+        runs.train(config, resume=True)
+
+
+def test_every_source_that_is_tried_is_part_of_the_search(values, text_backbone, tmp_path):
+    other = shutil.copytree(text_backbone, tmp_path / "other")
+    space = {"source_model": [str(text_backbone), str(other)]}
+    config = build_config(values | {"source_model": "none/such", "search": {"space": space}})
+    first = searching._contents(config)
+    assert len(first["source_model"]) == 2
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(settings | {"note": 1}))
+    again = searching._contents(config)
+    assert [name for name in first if again[name] != first[name]] == ["source_model"]
 
 
 def test_a_trial_that_falls_behind_is_pruned(values, tmp_path, monkeypatch):
