@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,8 +50,9 @@ def compare(
 
     `structures` are names of `STRUCTURES`, or a mapping from names to lists of stages (None for a
     known name). The budget of each run is a number of `steps`, shared evenly by its stages, or of
-    `seconds` of training, from which its steps follow by a short trial. Cells lie in `to`, by
-    default the configuration's run folder.
+    `seconds` of training, from which its steps follow by a short trial: they cover the steps and
+    the evaluations between them, not what comes before and after. Cells lie in `to`, by default the
+    configuration's run folder.
 
     Raises:
         UserError: no validation data, no budget or two, one seed, an unknown structure, shares
@@ -283,13 +285,15 @@ class _Plan:
             transfer["preset"] = "end_to_end"
         return stage_configs(build_config({**values, "transfer": transfer}, origin=name))
 
-    def _config(self, key: _Key, folder: Path, steps: int | None = None) -> Config:
+    def _config(
+        self, key: _Key, folder: Path, steps: int | None = None, evaluations: int = _EVALUATIONS
+    ) -> Config:
         stages = self._stages(key.structure)
-        steps = steps or self._budget(key)
-        each, more = divmod(steps, len(stages))
         filled = [
-            stage.model_copy(update={"epochs": None, "steps": each + (number < more)})
-            for number, stage in enumerate(stages)
+            stage.model_copy(update={"epochs": None, "steps": own})
+            for stage, own in zip(
+                stages, _shared(steps or self._budget(key), len(stages)), strict=True
+            )
         ]
         is_new = key.structure == "scratch"
         transfer: dict[str, Any] = {"scratch": is_new}
@@ -297,14 +301,14 @@ class _Plan:
         if is_new:
             transfer |= {"interpolate": "none", "rehearsal": None, "l2sp": 0.0}
             data["rehearsal"] = "none"
-        evaluate_every = max(1, each // _EVALUATIONS)
+        every = _evaluate_every(filled[-1].steps, evaluations)
         return with_stages(
             self.config,
             filled,
             str(folder),
             data=data,
             transfer=transfer,
-            train={"epochs": None, "steps": None, "evaluate_every": evaluate_every},
+            train={"epochs": None, "steps": None, "evaluate_every": every},
             runtime={"seed": key.seed},
         )
 
@@ -312,24 +316,56 @@ class _Plan:
         """Steps of a run; for a budget in seconds as many as a short trial says."""
         if self.steps is not None:
             return self.steps
-        if key.structure not in self._steps_of:
-            folder = self.folder / "trials" / key.structure
-            stages = len(self._stages(key.structure))
-            if not (folder / "report.json").is_file():
-                shutil.rmtree(folder, ignore_errors=True)
-                train(
-                    self._config(_Key(key.structure, 1.0, key.seed), folder, _PILOT_STEPS * stages)
-                )
-            each = _seconds_per_step(folder / "metrics.jsonl")
-            assert self.seconds is not None
-            steps = int(self.seconds / each)
-            if steps < stages:
-                raise UserError(
-                    f"the budget: {self.seconds:g} s do not hold one run of {key.structure}, whose "
-                    f"steps take {each:.2f} s. Raise --seconds."
-                )
-            self._steps_of[key.structure] = steps
-        return self._steps_of[key.structure]
+        name = key.structure
+        if name not in self._steps_of:
+            self._steps_of[name] = self._steps_begun(name) or self._steps_within_budget(key)
+        return self._steps_of[name]
+
+    def _steps_begun(self, name: str) -> int | None:
+        """The steps of a structure's cells that are there: all of them get as many."""
+        for key in self.cells():
+            path = self.folder / "cells" / key.folder / "config.yaml"
+            if key.structure == name and path.is_file():
+                return sum(stage.steps or 0 for stage in load_config(path).transfer.stages)
+        return None
+
+    def _steps_within_budget(self, key: _Key) -> int:
+        folder = self.folder / "trials" / key.structure
+        stages = self._stages(key.structure)
+        if not (folder / "report.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            whole = _Key(key.structure, 1.0, key.seed)
+            train(self._config(whole, folder, _PILOT_STEPS * len(stages), evaluations=2))
+        each, pause = _seconds_of(folder / "metrics.jsonl")
+        assert self.seconds is not None
+        steps = int(self.seconds / each)
+        while steps >= len(stages):
+            left = self.seconds - pause * _evaluations(steps, stages)
+            if steps * each <= left:
+                return steps
+            steps = min(steps - 1, int(left / each))
+        raise UserError(
+            f"the budget: {self.seconds:g} s do not hold one run of {key.structure}, whose steps "
+            f"take {each:.2f} s and evaluations {pause:.2f} s. Raise --seconds."
+        )
+
+
+def _shared(steps: int, stages: int) -> list[int]:
+    """The steps of each stage; the first get those that are left over."""
+    each, more = divmod(steps, stages)
+    return [each + (number < more) for number in range(stages)]
+
+
+def _evaluate_every(steps: int | None, evaluations: int = _EVALUATIONS) -> int:
+    return max(1, (steps or 0) // evaluations)
+
+
+def _evaluations(steps: int, stages: Sequence[StageConfig]) -> int:
+    """How many a run of so many steps makes; contrastive stages make none."""
+    lengths = _shared(steps, len(stages))
+    every = _evaluate_every(lengths[-1])
+    pairs = zip(lengths, stages, strict=True)
+    return sum(math.ceil(own / every) for own, stage in pairs if stage.objective == "target")
 
 
 def _refuse_other_examples(folder: Path, cells: Sequence[Cell]) -> None:
@@ -346,15 +382,20 @@ def _without_length(stage: StageConfig) -> StageConfig:
     return stage.model_copy(update={"epochs": None, "steps": None})
 
 
-def _seconds_per_step(metrics: Path) -> float:
-    """Median over the steps of a run, without evaluations."""
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    times: dict[int, list[float]] = {}
-    for row in rows:
+def _seconds_of(metrics: Path) -> tuple[float, float]:
+    """Of a step, and of an evaluation with its checkpoint, which the first step behind it shows."""
+    steps, behind = list[float](), list[float]()
+    last, stage, is_behind = 0.0, None, False
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["stage"] != stage:
+            last, stage, is_behind = 0.0, row["stage"], False
         if "loss" in row:
-            times.setdefault(row["stage"], []).append(row["seconds"])
-    gaps = [b - a for own in times.values() for a, b in zip([0.0, *own], own, strict=False)]
-    return max(1e-4, median(gaps))
+            (behind if is_behind else steps).append(row["seconds"] - last)
+            last = row["seconds"]
+        is_behind = "loss" not in row
+    each = max(1e-4, median(steps))
+    return each, max(0.0, median(behind) - each) if behind else 0.0
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from conftest import tone, write_dataset, write_media, write_texts
 from support.children import Command
 
 from mmtransfer import UserError, load
-from mmtransfer.config import build_config, load_config
+from mmtransfer.config import build_config, load_config, resolved
+from mmtransfer.runs import compare as comparing
 from mmtransfer.runs.compare import compare
 from mmtransfer.runs.comparison import Cell, summarize
 from mmtransfer.runs.inputs import contents
@@ -338,6 +340,51 @@ def test_a_comparison_needs_one_validation_set(texts, text_backbone, tmp_path):
     del config["data"]["validation"]
     with pytest.raises(UserError, match=r"data\.validation is not set"):
         compare(build_config(config), steps=8, to=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["end_to_end", "combined", "shaped"])
+def test_a_budget_in_seconds_is_spent_on_steps_and_evaluations(
+    texts, text_backbone, tmp_path, monkeypatch, name, pause
+):
+    """By a clock of our own: a step takes 0.01 s, an evaluation as long as it is told."""
+    shaped = {"objective": "contrastive", "steps": 3}
+    structures = {name: [shaped, {"frozen": "all"}] if name == "shaped" else None}
+    config = build_config(values(texts, text_backbone))
+    trained = []
+
+    def spend(own, **_):
+        """As the trainer writes it."""
+        rows, evaluations, seconds = [], 0, 0.0
+        for number, stage in enumerate(own.transfer.stages):
+            spent = 0.0
+            for step in range(1, stage.steps + 1):
+                spent += 0.01
+                rows.append({"stage": number, "loss": 1.0, "seconds": round(spent, 3)})
+                is_due = step % own.train.evaluate_every == 0 or step == stage.steps
+                if is_due and stage.objective == "target":
+                    spent += pause
+                    evaluations += 1
+                    rows.append({"stage": number, "validation_loss": 1.0})
+            seconds += spent
+        folder = Path(own.run_dir)
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_text("{}")
+        (folder / "config.yaml").write_text(yaml.safe_dump(resolved(own)))
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        trained.append((seconds, evaluations))
+
+    monkeypatch.setattr(comparing, "train", spend)
+    plan = comparing._Plan(config, tmp_path, structures, 2, None, 30.0, [1.0])
+    first, second = plan.cells()
+    spend(plan._config(first, tmp_path / "cells" / first.folder))
+    (_, tried), (seconds, evaluations) = trained
+    assert 0.9 * 30 < seconds <= 30 + 1e-6
+    assert tried == evaluations / 2  # in the middle and at the end of a stage
+    # Other seeds get as many steps, whatever a trial says by then.
+    (tmp_path / "trials" / name / "metrics.jsonl").unlink()
+    again = comparing._Plan(config, tmp_path, structures, 2, None, 30.0, [1.0])
+    assert again._budget(second) == plan._budget(first)
 
 
 def test_a_budget_in_seconds_becomes_steps(texts, text_backbone, tmp_path):
