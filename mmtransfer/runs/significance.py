@@ -19,6 +19,7 @@ Outcomes = Mapping[str, Any]
 _LEVEL = 0.05
 _RESAMPLES = 2000
 _CELLS_AT_ONCE = 2_000_000  # bounds the memory of resampling
+_LEAST_EXPONENT = -1000  # of 2, near the smallest number above 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ def seed_difference(
     set (the paired bootstrap of the means), and which seeds were drawn (their variance). Both are
     added, with the degrees of freedom of Welch and Satterthwaite, since few seeds say little of
     their own variance; Sellam et al. 2022 (MultiBERTs) resample both instead, which takes more
-    seeds than two or three. None where the metric is undefined, or where either has one seed alone.
+    seeds than two or three. Both are estimates that a few examples do not bear, so that p is never
+    below what the sign test may give for the examples on which the two differ. None where the
+    metric is undefined, or where either has one seed alone.
 
     Raises:
         ValueError: outcomes of different examples.
@@ -139,15 +142,23 @@ def seed_difference(
         (float(np.var(after, ddof=1)) / len(after), len(after) - 1),
     ]
     variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return Difference(value, value, value, 0.0 if value else 1.0, sets.total)
-    shares = sum(part**2 / degrees for part, degrees in parts)
-    degrees = variance**2 / shares if shares else math.inf
-    spread = math.sqrt(variance)
-    half = t_quantile(degrees) * spread
-    return Difference(
-        value, value - half, value + half, t_probability(abs(value) / spread, degrees), sets.total
-    )
+    half, p = 0.0, 0.0 if value else 1.0
+    if variance > 0:
+        shares = sum(part**2 / degrees for part, degrees in parts)
+        degrees = variance**2 / shares if shares else math.inf
+        spread = math.sqrt(variance)
+        half, p = t_quantile(degrees) * spread, t_probability(abs(value) / spread, degrees)
+    p = max(p, _least_p(sets.changed(len(old))))
+    if p >= _LEVEL:  # which the interval must not deny
+        half = max(half, abs(value))
+    return Difference(value, value - half, value + half, p, sets.total)
+
+
+def _least_p(changed: int) -> float:
+    """What an exact test by signs may give for so many examples that differ: two of the ways to
+    sign them are as extreme as that in which all agree.
+    """
+    return 2.0 ** min(0, max(1 - changed, _LEAST_EXPONENT))
 
 
 def holm(found: Mapping[str, Difference | None]) -> dict[str, Difference | None]:
@@ -238,6 +249,25 @@ class _Sets:
         if self.metric == "map":
             return part
         return part[:, 0].astype(np.int64) if name in ("targets", "predictions") else part[:, 0]
+
+    def changed(self, first: int) -> int:
+        """On how many examples the first so many models differ from the others, in whatever order
+        each group has its outcomes.
+        """
+        what = next(
+            name for name in ("errors", "probabilities", "predictions") if name in self.outcomes[0]
+        )
+        each = np.stack([one[what] for one in self.outcomes])
+        if self.metric == "accuracy":  # one wrong class is as good as another
+            each = each == np.stack([one["targets"] for one in self.outcomes])
+        each = each.reshape(*each.shape[:2], -1)
+        old, new = each[:first], each[first:]
+        # Each as often as the other group is large, so that shares of outcomes are compared.
+        old, new = (
+            np.sort(np.repeat(part, len(other), axis=0), axis=0)
+            for part, other in ((old, new), (new, old))
+        )
+        return int(self.counts[(old != new).any(axis=(0, 2))].sum())
 
     def scores(self, counts: np.ndarray) -> np.ndarray:
         """Scores [model, resample], higher is better."""

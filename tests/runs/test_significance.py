@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import write_texts
 from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmtransfer import runs
 from mmtransfer.cli import main
@@ -194,6 +196,61 @@ def test_a_difference_between_ways_of_training_is_real(heads):
     assert found is not None
     assert found.value > 0
     assert found.is_real
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    changed=st.integers(0, 12),
+    same=st.integers(0, 20),
+    seeds=st.tuples(st.integers(2, 3), st.integers(2, 3)),
+    metric=st.sampled_from(["accuracy", "macro_f1", "wer"]),
+    noise=st.integers(0, 3),
+)
+def test_few_changed_examples_are_no_real_difference(changed, same, seeds, metric, noise):
+    """As the sign test has it, even where all seeds agree."""
+    total = changed + same
+    if not total:
+        return
+
+    def outcomes(is_old, seed):
+        wrong = np.arange(total) < (changed if is_old else 0)
+        wrong[total - min(seed * noise, same) :] = True  # other seeds, other errors
+        if metric == "wer":
+            return {"errors": wrong.astype(int), "units": [3] * total}
+        return classes(np.arange(total) % 2, (np.arange(total) + wrong) % 2)
+
+    old, new = ([outcomes(number == 0, n) for n in range(seeds[number])] for number in (0, 1))
+    for pair, sign in (((old, new), 1), ((new, old), -1)):
+        found = seed_difference(*pair, metric, samples=100)
+        assert found is not None
+        if seeds[0] == seeds[1]:
+            assert found.p >= min(1, 2 ** (1 - changed))
+            if metric != "macro_f1":
+                assert (found.value * sign > 0) == (changed > 0)
+        assert 0 < found.p <= 1
+        if found.p >= 0.05:
+            assert found.low <= 0 <= found.high
+            assert not found.is_real
+        corrected = holm({"this": found, "other": found})["this"]
+        assert corrected is not None
+        assert corrected.p == min(1, 2 * found.p)
+
+
+@pytest.mark.parametrize(("count", "is_real"), [(1, False), (3, False), (5, False), (2000, True)])
+def test_seeds_that_agree_on_every_example_have_no_probability_of_zero(count, is_real):
+    wrong, right = classes([0] * count, [1] * count), classes([0] * count, [0] * count)
+    found = seed_difference([wrong] * 3, [right] * 3, "accuracy")
+    assert found is not None
+    assert found.value == 1
+    assert found.p == pytest.approx(max(2.0 ** (1 - count), 2.0**-1000))
+    assert found.is_real == is_real
+
+
+def test_a_wrong_class_for_another_changes_no_accuracy():
+    first, second = classes([0] * 8, [1] * 8), classes([0] * 8, [2] * 8)
+    found = seed_difference([first] * 2, [second] * 2, "accuracy")
+    assert found is not None
+    assert (found.value, found.p) == (0, 1)
 
 
 def test_one_seed_says_nothing_of_seeds(heads):
