@@ -32,7 +32,9 @@ Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, frozen=True, allow_inf_nan=False
+    )
 
 
 class DataConfig(_Section):
@@ -413,7 +415,7 @@ class EvaluationConfig(_Section):
 class RuntimeConfig(_Section):
     """What would otherwise be global state."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of data order, splits, augmentation, dropout and bootstrap."""
     threads: int = Field(0, ge=0)
     """CPU threads; 0 uses every core this process may run on."""

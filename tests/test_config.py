@@ -39,12 +39,26 @@ def test_unknown_key_is_refused_with_the_nearest_valid_one(tmp_path):
         ("- a\n- b", "expected a mapping"),
         ("a: [", "not valid YAML"),
         ("data: {allow_leaks: [everything]}", "allow_leaks"),
+        ("runtime: {seed: -1}", r"runtime\.seed.*found -1"),
+        ("runtime: {seed: 99999999999999999999999}", r"runtime\.seed.*less than"),
+        ("auto: {budget_seconds: .inf}", r"auto\.budget_seconds.*finite number, found inf"),
+        ("auto: {budget_seconds: .nan}", r"auto\.budget_seconds.*found nan"),
+        ("train: {max_grad_norm: .inf}", r"train\.max_grad_norm.*finite"),
+        ("transfer: {interpolate: .nan}", r"transfer\.interpolate"),
+        ("augment: {noise_snr_db: [0, .inf]}", r"noise_snr_db.*finite"),
+        ("search: {space: {train.learning_rate: {low: 1, high: .inf}}}", "finite"),
     ],
 )
 def test_wrong_values_get_one_clear_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         load_config(write(tmp_path, text))
     assert "\n" not in str(caught.value)
+
+
+def test_merge_refuses_a_seed_that_is_none(tmp_path, capsys):
+    arguments = ["merge", "a", "b", "--to", str(tmp_path / "run"), "--seed", "-1"]
+    assert main(arguments) == 2
+    assert "merge: seed: Input should be greater than or equal to 0" in capsys.readouterr().err
 
 
 def test_missing_file_and_wrong_encoding(tmp_path):

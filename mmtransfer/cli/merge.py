@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Merge and print the table; returns the exit code."""
     quiet_libraries()
-    from mmtransfer.config import RuntimeConfig
+    from mmtransfer.config import RuntimeConfig, checked
     from mmtransfer.runs.merge import merge
 
     print(
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
             density=arguments.density,
             data=_named(arguments.data_sets),
             source_domain=_named(arguments.source_sets),
-            runtime=RuntimeConfig(seed=arguments.seed),
+            runtime=checked(RuntimeConfig, {"seed": arguments.seed}, "merge"),
         )
     )
     return 0

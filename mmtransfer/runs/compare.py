@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,17 +56,19 @@ def compare(
     configuration's run folder.
 
     Raises:
-        UserError: no validation data, no budget or two, one seed, an unknown structure, shares
-            that are none, or a folder with another comparison or one of other data.
+        UserError: no validation data, no budget or two or one without end, one seed, an unknown
+            structure, stages or shares that are none, a name that is none of a folder, or a folder
+            with another comparison or one of other data.
     """
     chosen = _structures(structures)
     _check(config, chosen, seeds, steps, seconds, shares)
     folder = Path(to or config.run_dir)
     plan = _Plan(config, folder, chosen, seeds, steps, seconds, sorted({*shares, 1.0}))
+    described = plan.describe()  # which refuses stages that are none
     plan.claim()
     cells = [plan.run(cell) for cell in plan.cells()]
     _refuse_other_examples(folder, cells)
-    found = summarize(plan.describe(), cells, seed=config.runtime.seed)
+    found = summarize(described, cells, seed=config.runtime.seed)
     write_comparison(folder, found)
     return found
 
@@ -77,6 +80,14 @@ def _structures(
         given = STRUCTURES
     found = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given)
     for name, stages in found.items():
+        if not re.fullmatch(r"\w[\w.-]*", name):  # it names folders
+            raise UserError(
+                f"structures: expected a name of letters, digits, _, . and -, found {name!r}."
+            )
+        if stages is not None and (not isinstance(stages, list) or not stages):
+            raise UserError(
+                f"structures: {name}: expected a list of one stage or more, found {stages!r:.80}."
+            )
         if stages is None and name not in STRUCTURES:
             raise UserError(
                 f"structures: expected some of {', '.join(STRUCTURES)}, or NAME=STAGES with a list "
@@ -95,8 +106,9 @@ def _check(
 ) -> None:
     if (steps is None) == (seconds is None):
         raise UserError("compare needs one budget for every run: --steps N or --seconds S.")
-    if (steps or seconds or 0) <= 0:
-        raise UserError(f"the budget: expected more than 0, found {steps or seconds}.")
+    budget = steps if seconds is None else seconds
+    if budget is None or not 0 < budget < math.inf:  # nor NaN
+        raise UserError(f"the budget: expected a finite number above 0, found {budget}.")
     if seeds < 2:
         raise UserError(
             f"seeds: expected 2 or more, found {seeds}. One run says nothing of what another seed "

@@ -326,6 +326,14 @@ def test_only_differences_beyond_chance_are_called_real():
         ({"steps": 8, "structures": ["best"]}, "found 'best'"),
         ({"steps": 8, "structures": ["source"]}, "one that is trained"),
         ({"steps": 8, "shares": [0.5, 2.0]}, "found 2"),
+        ({"seconds": float("inf")}, "expected a finite number above 0, found inf"),
+        ({"seconds": float("nan")}, "expected a finite number above 0, found nan"),
+        ({"steps": 0}, "expected a finite number above 0, found 0"),
+        ({"steps": 8, "structures": {"x": 5}}, "x: expected a list of one stage or more, found 5"),
+        ({"steps": 8, "structures": {"x": []}}, r"one stage or more, found \[\]"),
+        ({"steps": 8, "structures": {"x": [5]}}, r"transfer\.stages\.0.*found 5"),
+        ({"steps": 8, "structures": {"a / b": [{}]}}, "expected a name of letters.*'a / b'"),
+        ({"steps": 8, "structures": {"..": [{}]}}, "expected a name of letters"),
     ],
 )
 def test_what_cannot_be_compared_gets_one_line(texts, text_backbone, tmp_path, options, message):
