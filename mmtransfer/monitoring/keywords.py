@@ -76,7 +76,7 @@ def similarity(words: str, keyword: str) -> float:
 
 
 class Keywords:
-    """Words and phrases to find in transcripts.
+    """Words and phrases to find in transcripts; those of the same words are one.
 
     Raises:
         UserError: a keyword without a letter.
@@ -84,12 +84,12 @@ class Keywords:
 
     def __init__(self, keywords: Iterable[str], *, threshold: float = THRESHOLD):
         self._threshold = threshold
-        self._keywords: list[tuple[str, list[str]]] = []
+        self._keywords: dict[tuple[str, ...], str] = {}  # by their words
         for keyword in keywords:
-            units = split_words(keyword)
+            units = tuple(split_words(keyword))
             if not units:
                 raise UserError(f"keywords: expected words, found {keyword!r}.")
-            self._keywords.append((keyword, units))
+            self._keywords.setdefault(units, keyword)
 
     def __bool__(self) -> bool:
         return bool(self._keywords)
@@ -98,7 +98,7 @@ class Keywords:
         """The keywords in a text, each once, at its best match."""
         units = split_words(text)
         found = []
-        for keyword, wanted in self._keywords:
+        for wanted, keyword in self._keywords.items():
             best = Match(keyword, "", 0.0)
             whole = "".join(wanted)
             # A recogniser joins words and splits them, so one more and one less is looked at.

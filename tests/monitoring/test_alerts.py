@@ -15,7 +15,7 @@ from support.web import wait_for
 
 from mmtransfer.cli import main
 from mmtransfer.errors import UserError
-from mmtransfer.monitoring import Alert, Camera, Journal, Transcript
+from mmtransfer.monitoring import Alert, Camera, Journal, MonitorOptions, Transcript
 from mmtransfer.monitoring.keywords import Keywords, similarity, sound
 from mmtransfer.monitoring.outputs.alerts import SIGNATURE, Webhook
 
@@ -63,6 +63,16 @@ def test_a_phrase_needs_letters():
     with pytest.raises(UserError, match="expected words"):
         Keywords(["..."])
     assert not Keywords([])
+
+
+def test_a_keyword_that_is_given_twice_is_found_once():
+    (camera,) = MonitorOptions(
+        "m",
+        sources=[Camera(name="gate", url="rtsp://c/1", keywords=["Fire"])],
+        keywords=["fire"] * 2,
+    ).cameras()
+    (match,) = Keywords([*camera.keywords, "FIRE!"]).find("there is a fire")
+    assert match.keyword == "Fire"
 
 
 @given(st.text(max_size=12), st.text(max_size=12))
