@@ -194,7 +194,7 @@ class Session:
             _check_cameras(fresh)
             models = resolve_models(options, cameras)
             others = Recognizers(options, models, fresh, self._open_speech).own(fresh)
-            files = _open_files(cameras, outputs, self._opened, self._sinks)
+            files = self._open_files(cameras, outputs, self._opened)
             if self._journal is not None:
                 self._journal.renew(**_identity(options, cameras, models))
             self._files = self._files | files  # what goes still has lines to come
@@ -271,9 +271,29 @@ class Session:
             port = opened.enter_context(metrics_server(self._monitor.stats, address))
             host, _ = host_and_port(address)
             logger.info("serving Prometheus metrics at http://%s:%d/metrics", host, port)
-        self._files = _open_files(cameras, outputs, opened, self._sinks)
+        self._files = self._open_files(cameras, outputs, opened)
         if self._journal is not None:
             take_up(self._journal, self._write_again, self._channels)
+
+    def _open_files(
+        self, cameras: Sequence[Camera], outputs: Sequence[Path], opened: ExitStack
+    ) -> dict[str, list[Sink]]:
+        """Output files by camera; one may be shared by all, and be open already."""
+        names = [camera.name for camera in cameras]
+        is_shared = self._stays_open or len(names) > 1  # others may come
+        files: dict[str, list[Sink]] = {name: [] for name in names}
+        for camera in cameras:
+            for output in outputs:
+                path = output_path(output, camera.name, names)
+                if path not in self._sinks:
+                    self._sinks[path] = (
+                        ReportSink(path, public_address(camera.url))
+                        if path.suffix == ".html"
+                        else FileSink(path, name_source=is_shared)
+                    )
+                    opened.callback(self._sinks[path].close)
+                files[camera.name].append(self._sinks[path])
+        return files
 
     def _write_again(self, item: Shown) -> None:
         for sink in self._files.get(item.camera, ()):
@@ -355,25 +375,3 @@ def _identity(
         "model_digest": "; ".join(digests),
         "sources": {camera.name: camera.url for camera in cameras},
     }
-
-
-def _open_files(
-    cameras: Sequence[Camera],
-    outputs: Sequence[Path],
-    opened: ExitStack,
-    shared: dict[Path, Sink],
-) -> dict[str, list[Sink]]:
-    """Output files by camera; one may be shared by all, and be open already."""
-    names = [camera.name for camera in cameras]
-    files: dict[str, list[Sink]] = {name: [] for name in names}
-    for camera in cameras:
-        for output in outputs:
-            path = output_path(output, camera.name, names)
-            if path not in shared:
-                is_report = path.suffix == ".html"
-                shared[path] = (
-                    ReportSink(path, public_address(camera.url)) if is_report else FileSink(path)
-                )
-                opened.callback(shared[path].close)
-            files[camera.name].append(shared[path])
-    return files

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import EXAMPLE, ROOT, write_media
 from support.engines import FakeEngine
-from support.sessions import lines_of
+from support.sessions import lines_of, transcript
 
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring import (
@@ -65,6 +65,17 @@ def test_sinks_files_and_a_webhook_get_the_same(model, receiver, tmp_path):
     assert [json.loads(body)["segment"] for _, body in other.got] == [a.segment for a in raised]
     assert desk.is_closed
     assert not stats.failed
+
+
+@pytest.mark.parametrize(("names", "before"), [(["a"], ""), (["a", "b"], "a ")])
+def test_lines_of_text_name_their_source_where_there_are_several(model, tmp_path, names, before):
+    write_media(tmp_path / "a.wav", np.zeros(16000, np.float32))
+    cameras = [Camera(name, str(tmp_path / "a.wav")) for name in names]
+    options = MonitorOptions(model, sources=cameras, output=[tmp_path / "o.txt"])
+    with Session(options) as session:
+        for sink in session._files["a"]:
+            sink.write(transcript())
+    assert (tmp_path / "o.txt").read_text().startswith(f"{before}[00:00:14.6")
 
 
 def test_each_model_is_found_once(model, text_backbone, monkeypatch, tmp_path):

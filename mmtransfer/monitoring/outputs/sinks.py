@@ -136,10 +136,12 @@ class ReportSink:
 
 
 class FileSink:
-    """Writes one file, in the form its ending names."""
+    """Writes one file, in the form its ending names; plain text names the source where there are
+    several.
+    """
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, *, name_source: bool = False):
+        self._path, self._name_source = path, name_source
         self._count = 0
         self._file: IO[str] = open_private(path, "w", follow=True, encoding="utf-8")
         if path.suffix == ".vtt":
@@ -163,7 +165,8 @@ class FileSink:
             body = "\n".join(map(escape_ass, rows(printable(item.text))))
             text = _ass([(item.start, item.end, body)]).rstrip("\n").rpartition("\n")[2] + "\n"
         elif suffix == ".txt":
-            text = f"{'~ ' if item.revision else ''}{line(item)}\n"
+            name = f"{printable(item.camera)} " if self._name_source else ""
+            text = f"{'~ ' if item.revision else ''}{name}{line(item)}\n"
         else:
             text = cue(item, self._count, is_vtt=suffix == ".vtt")
         self._file.write(text)
