@@ -270,6 +270,8 @@ class Ordering:
         if is_news and not self._ledger.write(end.line()):
             return False
         output.end = None
+        if source.recorder is not None:  # all that it was asked for has been handed out
+            source.recorder.close()
         if end.error is not None and not isinstance(end.error, Stopped):
             source.stats.failure = str(end.error)
         self._open -= 1

@@ -17,9 +17,9 @@ from conftest import EXAMPLE, ROOT, tone, write_media, write_text_backbone
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from support.engines import FakeEngine, fake_monitor
+from support.engines import FakeEngine, LoudIsSpeech, fake_monitor
 from support.sessions import collect, said, transcript
-from support.sources import QUICK_DECODING, Paced, decode, remuxed
+from support.sources import QUICK_DECODING, Paced, decode, remuxed, transport_stream
 from support.web import wait_for
 
 from mmtransfer.cli import main
@@ -42,6 +42,7 @@ from mmtransfer.monitoring.outputs.report import report
 from mmtransfer.monitoring.sound_level import Level, SoundLevel
 from mmtransfer.monitoring.sources.clips import Recorder
 from mmtransfer.monitoring.sources.live import _TimeLine
+from mmtransfer.speech import segments
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.engine import Hypothesis
 from mmtransfer.speech.recognition import Recognizer
@@ -352,6 +353,45 @@ def test_a_connection_that_hung_does_not_empty_the_recording_of_the_next(tmp_pat
         recorder.leave()
     assert told == [(path, "")]
     assert media_of(path)[1] == pytest.approx(7, abs=0.3)
+
+
+def test_a_clip_that_is_wanted_after_the_connection_ended_is_written_of_what_it_left(tmp_path):
+    recorder, told, path = Recorder(), [], tmp_path / "clip.mkv"
+    with av.open(str(VIDEO)) as container:
+        recorder.begin()
+        for packet in container.demux():
+            if packet.stream.type == "audio" and packet.pts * packet.time_base > 12:
+                break
+            recorder.keep(packet)
+        recorder.leave()
+    del packet, container
+    recorder.want(path, 3.0, 60.0, lambda *found: told.append(found))
+    assert told == [(path, "")]
+    kinds, seconds, pictures = media_of(path)
+    assert kinds == {"audio", "video"}
+    assert pictures > 0
+    begins = max(at for at in key_frames(VIDEO) if at <= 3)
+    assert seconds == pytest.approx(12 - begins, abs=0.5)
+    recorder.begin()  # another connection, whose times are others
+    recorder.leave()
+    recorder.want(path, 3.0, 60.0, lambda *found: told.append(found))
+    assert told[1:] == [(path, "nothing to write")]
+
+
+def test_a_clip_that_a_connection_without_audio_still_holds_at_the_end_is_told(
+    camera, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(segments, "SpeechProbability", LoudIsSpeech)
+    loud = 0.9 * np.sign(np.sin(np.arange(2 * SAMPLE_RATE) / 10))
+    spoken = np.pad(loud, (SAMPLE_RATE // 2, SAMPLE_RATE)).astype(np.float32)
+    server = camera([transport_stream(spoken), 60])
+    patient = LiveSettings(read_s=60)
+    monitor = Monitor(Recognizer(FakeEngine()), live=patient, alert_clips=tmp_path)
+    watched = Camera(name="gate", url=server.url, keywords=["some words"])
+    items = collect(monitor, [watched], until=lambda i: any(isinstance(x, Alert) for x in i))
+    (clip,) = [item.clip for item in items if isinstance(item, Alert)]
+    failed = [i.detail for i in items if isinstance(i, SourceEvent) and i.event == "no clip"]
+    assert failed == ([] if Path(str(clip)).exists() else [f"{clip}: the source ended"])
 
 
 # --- sentiment, languages, models -----------------------------------------------------------------

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +214,8 @@ class Recorder:
     """Keeps the last minute of a live source as it came, and writes what is asked for.
 
     Packets come from the connection's thread, which writes the files as well: packets belong to
-    a container that only that thread may use. `want` and `align` may be called from any thread.
+    a container that only that thread may use. What is asked for between two connections is written
+    at once, of what the last one left. `want`, `align` and `close` may be called from any thread.
     """
 
     def __init__(self) -> None:
@@ -223,13 +224,13 @@ class Recorder:
         self._offset = 0.0
         self._wanted: list[_Wanted] = []
         self._lock = threading.Lock()
-        self._reader: threading.Thread | None = None
+        self._reader: threading.Thread | None = None  # while there is a connection
 
     def begin(self) -> None:
         """A new connection, read by the calling thread."""
-        self._reader = threading.current_thread()
-        self._ring.clear()
-        self._bytes = 0
+        with self._lock:
+            self._reader = threading.current_thread()
+            self._ring, self._bytes = deque(), 0
 
     def align(self, offset: float) -> None:
         """What is to be added to the stream's own time to get the caller's."""
@@ -246,50 +247,80 @@ class Recorder:
         """Write the stretch once it has come, silent where `silences` say so; `done` gets the path,
         and why there is no file.
         """
+        wanted = _Wanted(path, start, end, done, silences)
         with self._lock:
-            self._wanted.append(_Wanted(path, start, end, done, silences))
+            if self._reader is not None:
+                self._wanted.append(wanted)
+                return
+            ring, offset = self._ring, self._offset
+        _write([wanted], ring, offset)
 
     def keep(self, packet: Any) -> None:
         """Take the next packet of the connection."""
         if packet.pts is None or not packet.size:
             return
-        now = float(packet.pts * packet.time_base)
-        self._ring.append((now, packet))
+        now, ring = float(packet.pts * packet.time_base), self._ring
+        ring.append((now, packet))
         self._bytes += packet.size
-        while self._bytes > _RING_BYTES or self._ring[0][0] < now - _RING_S:
-            self._bytes -= self._ring.popleft()[1].size
-        self._write(lambda wanted: wanted.due <= now + self._offset)
+        while self._bytes > _RING_BYTES or ring[0][0] < now - _RING_S:
+            self._bytes -= ring.popleft()[1].size
+        with self._lock:
+            due = [wanted for wanted in self._wanted if wanted.due <= now + self._offset]
+            self._wanted = [wanted for wanted in self._wanted if wanted not in due]
+        _write(due, ring, self._offset)
 
     def leave(self) -> None:
         """The connection ends: write what is asked for as far as it came."""
         if self._reader is not threading.current_thread():
             return  # it hung, and another has taken its place since
-        self._write(lambda wanted: True)
-        self._ring.clear()
-        self._bytes = 0
-
-    def _write(self, is_due: Callable[[_Wanted], bool]) -> None:
+        _detach(self._ring)
         with self._lock:
-            due = [wanted for wanted in self._wanted if is_due(wanted)]
-            self._wanted = [wanted for wanted in self._wanted if not is_due(wanted)]
-        for wanted in due:
-            why = ""
-            try:
-                stretch = self._between(wanted.start - self._offset, wanted.end - self._offset)
-                _copy(wanted.path, stretch, wanted.silences, self._offset)
-            except (OSError, ValueError) as error:  # PyAV's errors are such
-                why = str(error) or type(error).__name__
-            wanted.done(wanted.path, why)
+            due, self._wanted, self._reader = self._wanted, [], None
+            ring, offset = self._ring, self._offset
+        _write(due, ring, offset)
 
-    def _between(self, start: float, end: float) -> list[Any]:
-        """Packets of a stretch; its picture begins at the key frame before it."""
-        first = start
-        for at, packet in self._ring:
-            if at > start:
-                break
-            if packet.stream.type == "video" and packet.is_keyframe:
-                first = at
-        chosen = [packet for at, packet in self._ring if first <= at <= end]
-        keys = (i for i, p in enumerate(chosen) if p.stream.type == "video" and p.is_keyframe)
-        key = next(keys, len(chosen))  # without a whole picture, the sound alone
-        return [p for i, p in enumerate(chosen) if p.stream.type != "video" or i >= key]
+    def close(self) -> None:
+        """The source has ended: what a connection that hangs has not written never will be."""
+        with self._lock:
+            left, self._wanted, self._reader = self._wanted, [], None
+            self._ring = deque()
+        for wanted in left:
+            wanted.done(wanted.path, "the source ended")
+
+
+def _detach(ring: deque[tuple[float, Any]]) -> None:
+    """Have packets outlive their container: they get streams of one that is never written."""
+    made: dict[int, Any] = {}
+    try:
+        never = av.open(io.BytesIO(), "w", format="matroska")
+        for _, packet in ring:
+            if packet.stream.index not in made:
+                made[packet.stream.index] = never.add_stream_from_template(packet.stream)
+            packet.stream = made[packet.stream.index]
+    except (OSError, ValueError):  # of what Matroska does not hold there is no clip anyway
+        ring.clear()
+
+
+def _write(due: Sequence[_Wanted], ring: Iterable[tuple[float, Any]], offset: float) -> None:
+    for wanted in due:
+        why = ""
+        try:
+            stretch = _between(ring, wanted.start - offset, wanted.end - offset)
+            _copy(wanted.path, stretch, wanted.silences, offset)
+        except (OSError, ValueError) as error:  # PyAV's errors are such
+            why = str(error) or type(error).__name__
+        wanted.done(wanted.path, why)
+
+
+def _between(ring: Iterable[tuple[float, Any]], start: float, end: float) -> list[Any]:
+    """Packets of a stretch; its picture begins at the key frame before it."""
+    first = start
+    for at, packet in ring:
+        if at > start:
+            break
+        if packet.stream.type == "video" and packet.is_keyframe:
+            first = at
+    chosen = [packet for at, packet in ring if first <= at <= end]
+    keys = (i for i, p in enumerate(chosen) if p.stream.type == "video" and p.is_keyframe)
+    key = next(keys, len(chosen))  # without a whole picture, the sound alone
+    return [p for i, p in enumerate(chosen) if p.stream.type != "video" or i >= key]
