@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from mmtransfer.monitoring.events import Delivery, Raised, Transcript
+from mmtransfer.monitoring.events import Delivery, Raised, SourceEnd, Transcript
 from mmtransfer.monitoring.journal.journal import Journal
 from mmtransfer.monitoring.options import MonitorOptions
 from mmtransfer.monitoring.outputs.alerts import STOPPED, Channel, Mqtt, Settled, Webhook
@@ -58,11 +58,11 @@ def _journalled(journal: Journal | None, channel: str) -> Settled:
 
 def take_up(
     journal: Journal,
-    write: Callable[[Transcript | Raised], None],
+    write: Callable[[Transcript | Raised | SourceEnd], None],
     channels: Mapping[str, Channel],
 ) -> None:
-    """Write what earlier sessions found, and send again the alerts that were on their way when one
-    ended.
+    """Write what earlier sessions found, and where sources ended, and send again the alerts that
+    were on their way when one ended.
     """
     waiting: dict[tuple[str, ...], Raised] = {}
     for record, to in journal.records():
@@ -70,7 +70,7 @@ def take_up(
             waiting.pop((record.to, record.camera, record.segment, record.keyword), None)
         if isinstance(record, Raised):
             waiting |= {(name, record.camera, *record.key): record for name in to}
-        if isinstance(record, Transcript | Raised):
+        if isinstance(record, Transcript | Raised | SourceEnd):
             write(record)
     for (name, *_), alert in waiting.items():
         if name in channels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -28,6 +29,7 @@ from mmtransfer.monitoring.options import MonitorOptions
 from mmtransfer.monitoring.outputs.alerts import Channel
 from mmtransfer.monitoring.outputs.dashboard import host_and_port, metrics_server
 from mmtransfer.monitoring.outputs.sinks import (
+    OF_ONE_RECORDING,
     FileSink,
     ReportSink,
     Sink,
@@ -273,7 +275,7 @@ class Session:
             logger.info("serving Prometheus metrics at http://%s:%d/metrics", host, port)
         self._files = self._open_files(cameras, outputs, opened)
         if self._journal is not None:
-            take_up(self._journal, self._write_again, self._channels)
+            self._take_up(self._journal)
 
     def _open_files(
         self, cameras: Sequence[Camera], outputs: Sequence[Path], opened: ExitStack
@@ -295,8 +297,36 @@ class Session:
                 files[camera.name].append(self._sinks[path])
         return files
 
-    def _write_again(self, item: Shown) -> None:
-        for sink in self._files.get(item.camera, ()):
+    def _take_up(self, journal: Journal) -> None:
+        """Write again what earlier sessions found. What was piped in to its end is another
+        recording than what is piped in now: files of one recording are without it.
+        """
+        late: dict[str, list[tuple[Sink, Shown]]] = {
+            camera.name: [] for camera in self.cameras if is_piped(camera.url)
+        }
+        of_one = {sink for path, sink in self._sinks.items() if path.suffix in OF_ONE_RECORDING}
+        left_out: set[str] = set()
+
+        def write(item: Shown | SourceEnd) -> None:
+            if isinstance(item, SourceEnd):
+                if item.error is None and late.get(item.camera):
+                    late[item.camera].clear()
+                    left_out.add(item.camera)
+                return
+            for sink in self._files.get(item.camera, ()):
+                if item.camera in late and sink in of_one:
+                    late[item.camera].append((sink, item))
+                else:
+                    sink.write(item)
+
+        take_up(journal, write, self._channels)
+        for name in left_out:
+            logger.warning(
+                "%s: what was piped in before has ended; subtitles and reports are without it, the "
+                "journal has it",
+                name,
+            )
+        for sink, item in itertools.chain(*late.values()):
             sink.write(item)
 
 

@@ -1,7 +1,9 @@
 """The monitor from Python: sinks, files, journal, a webhook, alerts that are sent again."""
 
 import json
+import re
 import runpy
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -147,6 +149,36 @@ def test_what_a_session_left_over_is_in_the_files_and_on_its_way_in_the_next(
     assert sorted(set(sent)) == sorted(known)
     arrived = [x for x in lines_of(tmp_path / "j") if x.get("event") == "alert delivered"]
     assert {line["segment"] for line in arrived} == set(sent)
+
+
+def test_files_of_one_recording_hold_nothing_of_what_was_piped_in_before(model, tmp_path, caplog):
+    def pipe(until, interrupted=False):
+        """What the files hold after a session that transcribed one line."""
+        options = MonitorOptions(
+            model,
+            sources=["pcm:16000"],
+            journal=tmp_path / "j",
+            output=[tmp_path / f"o{suffix}" for suffix in (".srt", ".html", ".txt")],
+        )
+        with Session(options) as session:
+            assert session._journal is not None
+            (camera,) = session.cameras
+            line = replace(transcript(f"up to {until}", until - 1, until), camera=camera.name)
+            session._journal.write(asdict(line))
+            for sink in session._files[camera.name]:
+                sink.write(line)
+            if not interrupted:
+                session._journal.write(SourceEnd("-", camera.name, None).line())
+        return [
+            re.findall(r"up to \d", (tmp_path / f"o{suffix}").read_text())
+            for suffix in (".srt", ".html", ".txt")
+        ]
+
+    first, second, third = (f"up to {number}" for number in (1, 2, 3))
+    assert pipe(1) == [[first], [first], [first]]
+    assert pipe(2, interrupted=True) == [[second], [second], [first, second]]
+    assert "what was piped in before has ended" in caplog.text
+    assert pipe(3) == [[second, third], [second, third], [first, second, third]]
 
 
 def test_a_source_that_breaks_off_does_not_end_the_others(model, speech, tmp_path, caplog):

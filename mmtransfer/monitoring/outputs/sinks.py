@@ -35,7 +35,8 @@ from mmtransfer.speech.subtitles import escape_ass, escape_subtitle
 
 VTT_HEADER = "WEBVTT\n\n"
 SUFFIXES = (".jsonl", ".srt", ".vtt", ".ass", ".txt", ".html")
-_OF_ONE_RECORDING = (".srt", ".vtt", ".ass", ".html")
+OF_ONE_RECORDING = (".srt", ".vtt", ".ass", ".html")
+"""Of these forms each recording has a file of its own."""
 _EPOCH_S = 1e9  # times from here on are those of live sources, since 1970
 
 
@@ -210,7 +211,7 @@ def check_outputs(paths: list[Path], live: Sequence[str] = ()) -> None:
             raise UserError(
                 f"{path}: unknown output format '{path.suffix}'; use {', '.join(SUFFIXES)}."
             )
-        if path.suffix in _OF_ONE_RECORDING and live:
+        if path.suffix in OF_ONE_RECORDING and live:
             raise UserError(
                 f"{path}: {path.suffix} files belong to a recording, but {live[0]} is live; use "
                 ".jsonl or .txt."
@@ -227,6 +228,6 @@ def output_path(path: Path, camera: str, cameras: list[str]) -> Path:
     """The file for one source. Subtitles and reports belong to one recording, so with several
     sources each gets a file of its own: out.srt becomes out.CAMERA.srt.
     """
-    if len(cameras) == 1 or path.suffix not in _OF_ONE_RECORDING:
+    if len(cameras) == 1 or path.suffix not in OF_ONE_RECORDING:
         return path
     return path.with_name(f"{path.stem}.{file_name(camera)}{path.suffix}")
