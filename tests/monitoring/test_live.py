@@ -245,7 +245,7 @@ def test_a_clock_that_is_set_forward_makes_nothing_old(monkeypatch):
     engine, at = FakeEngine(workers=1, hold=lambda: is_set.wait(60)), time.time() - 10
 
     def audio(stopping):
-        utterance = np.repeat(np.float32([0.5, 0.0]), [24_000, 16_000])
+        utterance = np.repeat(np.array([0.5, 0.0], np.float32), [24_000, 16_000])
         for number in range(4):
             yield Block(utterance, at + 2.5 * number, number > 0)
             wait_for(lambda: engine.running)  # the others wait behind the first

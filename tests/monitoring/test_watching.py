@@ -360,7 +360,7 @@ def test_a_clip_that_is_wanted_after_the_connection_ended_is_written_of_what_it_
     with av.open(str(VIDEO)) as container:
         recorder.begin()
         for packet in container.demux():
-            if packet.stream.type == "audio" and packet.pts * packet.time_base > 12:
+            if packet.stream.type == "audio" and (packet.pts or 0) * packet.time_base > 12:
                 break
             recorder.keep(packet)
         recorder.leave()

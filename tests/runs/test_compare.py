@@ -356,7 +356,8 @@ def test_a_budget_in_seconds_is_spent_on_steps_and_evaluations(
     texts, text_backbone, tmp_path, monkeypatch, name, pause
 ):
     """By a clock of our own: a step takes 0.01 s, an evaluation as long as it is told."""
-    shaped = {"objective": "contrastive", "steps": 3}
+    shaped: dict[str, Any] = {"objective": "contrastive", "steps": 3}
+    structures: dict[str, list[dict[str, Any]] | None]
     structures = {name: [shaped, {"frozen": "all"}] if name == "shaped" else None}
     config = build_config(values(texts, text_backbone))
     trained = []

@@ -72,7 +72,7 @@ class Opened:
 
     def open(self, checkpoint, *, language, **options):
         self.options.append(options)
-        engine = SpokenEngine()
+        engine: Any = SpokenEngine()
         engine.language, engine.own_language = language, "de"
         return Recognizer(engine)
 
@@ -82,6 +82,7 @@ class Opened:
         path.write_text(yaml.safe_dump(content))
         options = ServerOptions(models, cameras=path, **given)
         watched = camera_options(options)
+        assert watched is not None
         opened = open_models(options, watched)
         found = resolve_models(watched, watched.cameras())
         recognizers = Recognizers(watched, found, watched.cameras(), opened.open_speech)
