@@ -121,6 +121,10 @@ COMMANDS = {
     "6 --runtime.threads 1 --data.allow_leaks '[\"same-text\"]'": RUN_SLOWLY,
     "mmtransfer merge runs/books runs/dvd runs/electronics --to runs/reviews": RUN_SLOWLY,
     "mmtransfer merge runs/my_site --keep-source 0.005 --to runs/my_site_kept": RUN_SLOWLY,
+    "mmtransfer compare configs/video_monitoring/feature.yaml --structures scratch feature "
+    "end_to_end --seeds 3 --steps 150 --shares 0.05 0.1 0.25 0.5 --to runs/claims_grid --data.train "
+    "grid_s1/train --data.validation grid_s1/validation --train.evaluate_every 150 "
+    "--runtime.threads 1": RUN_SLOWLY,
     # --- evaluate and use
     "mmtransfer evaluate runs/my_site --data my_site/validation": RUN,
     "mmtransfer evaluate runs/my_site --data talk.mp3 --reference talk.srt": RUN,
@@ -241,6 +245,9 @@ MORE = {
     "mmtransfer merge runs/my_site": "--source-model whisper",
     "mmtransfer merge runs/grid": "--source-model whisper",
     "mmtransfer compare": f"{TINY} --seeds 2 --steps 2",
+    "mmtransfer compare configs/video_monitoring": (
+        "--source_model whisper --runtime.device cpu --seeds 2 --steps 2"
+    ),
     "python benchmarks/auto.py choose": "--most 16",
     "python benchmarks/auto.py seeds": "--pairs 1",
     # SetFit is not here.

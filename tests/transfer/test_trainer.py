@@ -32,6 +32,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from mmtransfer import runs
 from mmtransfer.config import build_config
 from mmtransfer.errors import UserError
+from mmtransfer.hub.checkpoint import resolve
 from mmtransfer.runtime import make_accelerator, tracked
 from mmtransfer.speech.clip_scores import ClipScoring
 from mmtransfer.speech.clips import Clip, load_clips
@@ -114,6 +115,7 @@ def make_trainer(data, random_whisper, run_dir, **train):
     speech = load_speech_model(config.source_model)
     sets = [load_clips(data / name, config.data, name=name) for name in ("train", "validation")]
     task = SpeechTask(speech, sets[0], sets[1], config)
+    task.source = resolve(config.source_model)
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(config.train, config.runtime)
     return training.Trainer(task, task.stages[0], config, accelerator, Path(run_dir))
