@@ -283,6 +283,7 @@ class Session:
         """Output files by camera; one may be shared by all, and be open already."""
         names = [camera.name for camera in cameras]
         is_shared = self._stays_open or len(names) > 1  # others may come
+        waits = self._stays_open or any(goes_on(c) or is_piped(c.url) for c in cameras)
         files: dict[str, list[Sink]] = {name: [] for name in names}
         for camera in cameras:
             for output in outputs:
@@ -291,7 +292,7 @@ class Session:
                     self._sinks[path] = (
                         ReportSink(path, public_address(camera.url))
                         if path.suffix == ".html"
-                        else FileSink(path, name_source=is_shared)
+                        else FileSink(path, name_source=is_shared, waits=waits)
                     )
                     opened.callback(self._sinks[path].close)
                 files[camera.name].append(self._sinks[path])

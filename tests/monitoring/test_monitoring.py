@@ -1,3 +1,4 @@
+import errno
 import json
 import signal
 import subprocess
@@ -76,6 +77,59 @@ def test_json_lines_and_text_are_on_disk_at_once(tmp_path):
     row = json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))
     assert (row["start"], row["end"], row["text"]) == (14.6, 21.9, "北门")
     assert {"avg_logprob", "no_speech_prob", "compression_ratio"} <= set(row)
+
+
+class FullDisk:
+    """A file that takes so many bytes more, until the disk is made free."""
+
+    def __init__(self, file, room):
+        self._file, self.room = file, room
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = self._file.write(data[: self.room])
+        self.room -= taken
+        return taken
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._file.close()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".txt", ".vtt"])
+def test_lines_that_a_full_disk_does_not_take_are_written_when_it_does(suffix, tmp_path, caplog):
+    paths = [tmp_path / f"{name}{suffix}" for name in ("whole", "late", "closed")]
+    whole, late, closed = (FileSink(path, waits=True) for path in paths)
+    disk = late._file = FullDisk(late._file, 10)
+    closed._file = FullDisk(closed._file, 0)
+    for number, text in enumerate(["one", "北门", "three", "four"]):
+        if number == 3:
+            disk.room = 10_000
+        for sink in (whole, late, closed):
+            sink.write(transcript(text))
+        assert (paths[1].read_bytes() == paths[0].read_bytes()) is (number == 3)
+    with pytest.raises(OSError, match=re.escape(str(paths[2]))):
+        closed.close()
+    assert [str(path) in caplog.text for path in paths] == [False, True, True]
+    assert len(caplog.messages) == 2
+    for sink in (whole, late):
+        sink.close()
+    again = FileSink(paths[2], waits=True)
+    other = again._file = FullDisk(again._file, 0)
+    again.write(transcript("one"))
+    other.room = 10_000
+    again.close()
+    assert "one" in paths[2].read_text(encoding="utf-8")
+
+
+def test_lines_that_can_be_transcribed_again_do_not_wait_for_a_disk(tmp_path):
+    sink = FileSink(tmp_path / "o.txt")
+    sink._file = FullDisk(sink._file, 0)
+    with pytest.raises(OSError, match=r"No space left on device: .*o\.txt"):
+        sink.write(transcript())
 
 
 def test_outputs_are_checked_before_work(tmp_path):

@@ -21,6 +21,7 @@ from mmtransfer.monitoring import (
     Transcript,
     run,
 )
+from mmtransfer.monitoring.outputs.sinks import FileSink
 from mmtransfer.speech.recognition import Recognizer
 
 VIDEO = EXAMPLE / "monitor.mp4"
@@ -67,6 +68,16 @@ def test_sinks_files_and_a_webhook_get_the_same(model, receiver, tmp_path):
     assert [json.loads(body)["segment"] for _, body in other.got] == [a.segment for a in raised]
     assert desk.is_closed
     assert not stats.failed
+
+
+def test_files_of_live_sources_and_pipes_wait_for_a_full_disk(model, tmp_path):
+    write_media(tmp_path / "a.wav", np.zeros(16000, np.float32))
+    for source, waits in [("-", True), ("rtsp://c/1", True), (tmp_path / "a.wav", False)]:
+        options = MonitorOptions(model, sources=[source], output=[tmp_path / "o.txt"])
+        with Session(options) as session:
+            (sink,) = session._sinks.values()
+            assert isinstance(sink, FileSink)
+            assert sink._waits is waits
 
 
 @pytest.mark.parametrize(("names", "before"), [(["a"], ""), (["a", "b"], "a ")])

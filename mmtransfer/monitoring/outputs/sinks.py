@@ -7,6 +7,7 @@ escaping what would be a tag; so it forms the lines of ASS alone.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -33,6 +34,7 @@ from mmtransfer.monitoring.outputs.report import report
 from mmtransfer.monitoring.sources.cameras import file_name
 from mmtransfer.speech.subtitles import escape_ass, escape_subtitle
 
+logger = logging.getLogger(__name__)
 VTT_HEADER = "WEBVTT\n\n"
 SUFFIXES = (".jsonl", ".srt", ".vtt", ".ass", ".txt", ".html")
 OF_ONE_RECORDING = (".srt", ".vtt", ".ass", ".html")
@@ -139,43 +141,78 @@ class ReportSink:
 class FileSink:
     """Writes one file, in the form its ending names; plain text names the source where there are
     several.
+
+    With `waits`, what a full disk does not take is held, and written before the next item or at
+    the end, since what live sources and standard input say comes once; else it is an error.
     """
 
-    def __init__(self, path: Path, *, name_source: bool = False):
-        self._path, self._name_source = path, name_source
+    def __init__(self, path: Path, *, name_source: bool = False, waits: bool = False):
+        self._path, self._name_source, self._waits = path, name_source, waits
         self._count = 0
-        self._file: IO[str] = open_private(path, "w", follow=True, encoding="utf-8")
+        self._held = b""  # lines of text, so little that memory is no matter
+        self._is_blocked = False
+        self._file: IO[bytes] = open_private(path, "wb", follow=True, buffering=0)
         if path.suffix == ".vtt":
-            self._file.write(VTT_HEADER)
+            self._put(VTT_HEADER)
         elif path.suffix == ".ass":
-            self._file.write(_ass([]))
-        self._file.flush()
+            self._put(_ass([]))
 
     def write(self, item: Shown) -> None:
-        """Write and flush one transcript; in JSON Lines also the class of a sound, an `event`."""
-        if isinstance(item, ClassifiedSound) and self._path.suffix == ".jsonl":
-            self._file.write(json_line(asdict(item)) + "\n")
-            self._file.flush()
-        if not isinstance(item, Transcript):
-            return
-        self._count += 1
+        """Write one transcript at once; in JSON Lines also the class of a sound, an `event`.
+
+        Raises:
+            OSError: the disk does not take it, and nothing here can wait.
+        """
+        self._put(self._text(item))
+
+    def _text(self, item: Shown) -> str:
         suffix = self._path.suffix
+        if isinstance(item, ClassifiedSound) and suffix == ".jsonl":
+            return json_line(asdict(item)) + "\n"
+        if not isinstance(item, Transcript):
+            return ""
+        self._count += 1
         if suffix == ".jsonl":
-            text = json_line(asdict(item)) + "\n"
-        elif suffix == ".ass":
+            return json_line(asdict(item)) + "\n"
+        if suffix == ".ass":
             body = "\n".join(map(escape_ass, rows(printable(item.text))))
-            text = _ass([(item.start, item.end, body)]).rstrip("\n").rpartition("\n")[2] + "\n"
-        elif suffix == ".txt":
+            return _ass([(item.start, item.end, body)]).rstrip("\n").rpartition("\n")[2] + "\n"
+        if suffix == ".txt":
             name = f"{printable(item.camera)} " if self._name_source else ""
-            text = f"{'~ ' if item.revision else ''}{name}{line(item)}\n"
+            return f"{'~ ' if item.revision else ''}{name}{line(item)}\n"
+        return cue(item, self._count, is_vtt=suffix == ".vtt")
+
+    def _put(self, text: str) -> None:
+        self._held += text.encode()
+        try:
+            self._write_held()
+        except OSError as error:
+            if not self._waits:
+                raise
+            if not self._is_blocked:
+                logger.warning(
+                    "%s: cannot be written (%s); its lines are held until the disk accepts writes",
+                    *(self._path, error.strerror),
+                )
+            self._is_blocked = True
         else:
-            text = cue(item, self._count, is_vtt=suffix == ".vtt")
-        self._file.write(text)
-        self._file.flush()
+            self._is_blocked = False
+
+    def _write_held(self) -> None:
+        while self._held:  # of which a disk that is nearly full takes a part
+            try:
+                self._held = self._held[self._file.write(self._held) :]
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file.
+
+        Raises:
+            OSError: the disk does not take what is held.
+        """
+        with self._file:
+            self._write_held()
 
 
 def cue(item: Transcript, number: int, *, is_vtt: bool) -> str:
