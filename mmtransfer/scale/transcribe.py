@@ -136,6 +136,8 @@ class _Work:
     ends: dict[int, FileEnd] = field(default_factory=dict)
     cut: Sequence[str] | None = None
     """Its pieces, in order, once they are all cut."""
+    reached: dict[int, float] = field(default_factory=dict)
+    """To where, in seconds, its files are transcribed: one may take hours."""
 
 
 class BulkRun:
@@ -176,6 +178,8 @@ class BulkRun:
             return
         self._output.write_piece(group, piece, lines)
         work.pieces.add(piece)
+        for file, line in lines:
+            work.reached[file] = max(line.end, work.reached.get(file, 0.0))
         self.summary.pieces += 1
         self._advance(0, 0)
         self._finish(group)
@@ -187,8 +191,9 @@ class BulkRun:
 
     def _advance(self, files: int, size: int) -> None:
         summary = self.summary
-        hours, pieces = summary.audio_hours, summary.pieces
-        self._progress.advance(files, size, audio_hours=hours, pieces=pieces)
+        begun = sum(sum(work.reached.values()) for work in self._work.values())
+        hours = summary.audio_hours + begun / 3600
+        self._progress.advance(files, size, audio_hours=hours, pieces=summary.pieces)
 
     def give_up(self, group: Group, why: str) -> None:
         """A group cannot be transcribed: its files are errors."""

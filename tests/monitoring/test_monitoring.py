@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -102,7 +103,8 @@ class FullDisk:
 @pytest.mark.parametrize("suffix", [".jsonl", ".txt", ".vtt"])
 def test_lines_that_a_full_disk_does_not_take_are_written_when_it_does(suffix, tmp_path, caplog):
     paths = [tmp_path / f"{name}{suffix}" for name in ("whole", "late", "closed")]
-    whole, late, closed = (FileSink(path, waits=True) for path in paths)
+    sinks: list[Any] = [FileSink(path, waits=True) for path in paths]
+    whole, late, closed = sinks
     disk = late._file = FullDisk(late._file, 10)
     closed._file = FullDisk(closed._file, 0)
     for number, text in enumerate(["one", "北门", "three", "four"]):
@@ -117,7 +119,7 @@ def test_lines_that_a_full_disk_does_not_take_are_written_when_it_does(suffix, t
     assert len(caplog.messages) == 2
     for sink in (whole, late):
         sink.close()
-    again = FileSink(paths[2], waits=True)
+    again: Any = FileSink(paths[2], waits=True)
     other = again._file = FullDisk(again._file, 0)
     again.write(transcript("one"))
     other.room = 10_000
@@ -126,7 +128,7 @@ def test_lines_that_a_full_disk_does_not_take_are_written_when_it_does(suffix, t
 
 
 def test_lines_that_can_be_transcribed_again_do_not_wait_for_a_disk(tmp_path):
-    sink = FileSink(tmp_path / "o.txt")
+    sink: Any = FileSink(tmp_path / "o.txt")
     sink._file = FullDisk(sink._file, 0)
     with pytest.raises(OSError, match=r"No space left on device: .*o\.txt"):
         sink.write(transcript())

@@ -227,6 +227,21 @@ def test_a_group_that_is_cut_again_has_the_pieces_of_its_last_cutting(engine, tm
     assert {row["file"] for row in found} == {str(tmp_path / "b.wav")}
 
 
+def test_progress_goes_on_within_a_long_file(archive, engine, tmp_path, monkeypatch):
+    seen: list[tuple[int, float]] = []
+
+    def advance(self, files, size, *, audio_hours, pieces):
+        seen.append((files, 3600 * audio_hours))
+
+    monkeypatch.setattr("mmtransfer.scale.progress.BulkProgress.advance", advance)
+    summary = bulk([archive / "yard" / "long.wav"], tmp_path / "out")
+    *within, (files, whole) = seen
+    assert (files, whole) == (1, pytest.approx(3600 * summary.audio_hours))
+    seconds = [found for _, found in within]
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[0] < seconds[-1] <= whole
+
+
 def test_what_is_new_is_transcribed_and_what_changed_is_said(archive, engine, tmp_path, caplog):
     out = tmp_path / "out"
     bulk([archive / "gate"], out)
