@@ -30,6 +30,7 @@ COMMANDS = {
     "python examples/monitor_desk.py gate.mp4 journal": RUN,
     # --- transcribe archives
     "mmtransfer transcribe runs/my_site recordings --output rows": RUN,
+    "mmtransfer transcribe bundled:whisper-tiny.en recordings --output rows": RUN_SLOWLY,
     "mmtransfer transcribe runs/my_site recordings 'more/*.mp4' list.csv s3://archive/2025 --output "
     "rows --partition day --formats srt jsonl": RUN_SLOWLY,
     "mmtransfer transcribe runs/my_site recordings --ray local --workers 2 --output rows": RUN_SLOWLY,
