@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mmtransfer.data import USUAL_COLUMNS
+from mmtransfer.data import MOST_THREADS, USUAL_COLUMNS, WIDEST_BEAM
 from mmtransfer.data.files import read_text
 from mmtransfer.data.former_names import CONFIGURATION, DATA, with_new_names
 from mmtransfer.data.languages import normal_language
@@ -404,7 +404,7 @@ class EvaluationConfig(_Section):
     transformers in float32, greedy, without guards."""
     compute_type: Literal["int8", "float16", "float32"] | None = None
     """Precision of ctranslate2, as for `monitor`."""
-    beam_size: int | None = Field(None, ge=1)
+    beam_size: int | None = Field(None, ge=1, le=WIDEST_BEAM)
     """Beam size, as for `monitor`; needs `engine`."""
     guards: bool = True
     """Whether flagged texts are decoded again and rejected, as `monitor` does; needs `engine`."""
@@ -417,7 +417,7 @@ class RuntimeConfig(_Section):
 
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of data order, splits, augmentation, dropout and bootstrap."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=MOST_THREADS)
     """CPU threads; 0 uses every core this process may run on."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto lets Accelerate choose."""

@@ -9,6 +9,8 @@ import pytest
 from conftest import child_environment
 
 from mmtransfer.cli import VERBS, main
+from mmtransfer.config import build_config
+from mmtransfer.errors import UserError
 
 HEAVY = ("torch", "numpy", "av", "transformers", "datasets")
 
@@ -54,6 +56,14 @@ def test_behind_two_dashes_everything_is_a_source(capsys):
     for arguments in (["--keywords", "fire", "--", "-a.mp4"], ["--", "-a.mp4"]):
         assert main(["monitor", "bundled:whisper-tiny.en", *arguments]) == 2
         assert "-a.mp4: no such" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["1025", "99999999999999999999"])
+def test_threads_that_no_machine_has_are_one_line(number, capsys):
+    assert main(["predict", "m", "--text", "x", "--threads", number]) == 2
+    assert "expected 1024 threads at most" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"runtime\.threads"):
+        build_config({"runtime": {"threads": int(number)}})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import warnings
 from datetime import datetime
 from typing import Any
 
+from mmtransfer.data import MOST_THREADS
+
 MODEL_HELP = "run folder, checkpoint folder, Hub id (or ID@REVISION), or bundled:NAME"
 REVISION_HELP = "branch, tag or commit of a model on the Hub"
 INDEX_HELP = (
@@ -104,6 +106,14 @@ def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number of 0 or more, found {text!r}")
     return int(text)
+
+
+def threads(text: str) -> int:
+    """An argument that is a number of threads."""
+    number = count(text)
+    if number > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected {MOST_THREADS} threads at most, found {number}")
+    return number
 
 
 def moment(text: str) -> float:

@@ -11,9 +11,9 @@ from mmtransfer.cli.common import (
     add_model,
     add_ray,
     at_revision,
-    count,
     data_config,
     quiet_libraries,
+    threads,
 )
 from mmtransfer.data.printing import json_line, printable, whole_text
 from mmtransfer.errors import UserError
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target-column", help="column with that entity or aspect (default target); none for none"
     )
-    parser.add_argument("--threads", type=count, default=0, help="CPU threads; 0 uses every core")
+    parser.add_argument("--threads", type=threads, default=0, help="CPU threads; 0 uses every core")
     add_ray(parser)
 
 

@@ -8,3 +8,8 @@ USUAL_COLUMNS = {
     "end": "end",
 }
 """Names of optional columns where none is chosen, by role."""
+
+MOST_THREADS = 1024
+"""More than machines have; far more end the process in libraries."""
+WIDEST_BEAM = 100
+"""Of what can be waited for."""

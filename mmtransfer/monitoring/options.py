@@ -11,6 +11,7 @@ from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mmtransfer.data import MOST_THREADS, WIDEST_BEAM
 from mmtransfer.data.former_names import MONITOR, with_new_names
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.lines import LineSettings
@@ -281,12 +282,18 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "engine": (lambda value: value in ENGINES, f"one of {', '.join(ENGINES)}"),
     "compute_type": (lambda value: value in COMPUTE_TYPES, f"one of {', '.join(COMPUTE_TYPES)}"),
     "device": (lambda value: value in DEVICES, f"one of {', '.join(DEVICES)}"),
-    "threads": (lambda value: _is_count(value) and value >= 0, "a number of 0 or more"),
+    "threads": (
+        lambda value: _is_count(value) and 0 <= value <= MOST_THREADS,
+        f"a number from 0 to {MOST_THREADS}",
+    ),
     "context_s": (
         lambda value: value == "full" or (_is_number(value) and value > 0),
         "seconds or 'full'",
     ),
-    "beam_size": (lambda value: _is_count(value) and value >= 1, "a number of 1 or more"),
+    "beam_size": (
+        lambda value: _is_count(value) and 1 <= value <= WIDEST_BEAM,
+        f"a number from 1 to {WIDEST_BEAM}",
+    ),
     "prompt": (lambda value: isinstance(value, str), "a text"),
     "words": _FLAG,
     "line_s": (lambda value: _is_number(value) and 0 < value < math.inf, "seconds above 0"),

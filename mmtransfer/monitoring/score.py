@@ -17,6 +17,8 @@ from mmtransfer.data.printing import whole_text
 from mmtransfer.errors import UserError
 from mmtransfer.monitoring.events import Transcript
 from mmtransfer.monitoring.loading import load_monitor
+from mmtransfer.monitoring.sources.kinds import is_folder, is_live
+from mmtransfer.speech.addresses import public_address
 from mmtransfer.speech.scores import default_normalizer, get_normalizer, speech_metric
 from mmtransfer.speech.subtitles import read_subtitles
 
@@ -81,6 +83,13 @@ def evaluate_recording(
     Example:
         evaluate_recording("bundled:whisper-tiny.en", "talk.mp3", "talk.srt").rate
     """
+    source = str(recording)
+    if is_folder(source) or is_live(source):
+        kind = "a folder" if is_folder(source) else "a live source"
+        raise UserError(
+            f"{public_address(source)}: expected the recording that the reference is of, found "
+            f"{kind}. Name one file."
+        )
     spoken = read_reference(reference)
     monitor = load_monitor(model, **settings | {"words": True})  # lines need exact times
     started = time.perf_counter()

@@ -148,7 +148,7 @@ def test_the_command_line_goes_before_the_file(tmp_path):
     [
         ("beam: 4", r"found 'beam'\. Did you mean 'beam_size'"),
         ("sources: [a.mp4]", "found 'sources'"),
-        ("beam_size: many", r"cameras\.yaml: beam_size: expected a number of 1 or more"),
+        ("beam_size: many", r"cameras\.yaml: beam_size: expected a number from 1 to 100"),
         ("keywords: fire", r"cameras\.yaml: keywords: expected a list"),
         ("output: [cameras.yaml]", "names the cameras"),
     ],
@@ -165,8 +165,10 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, text, message, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--beam", "0"], "argument --beam: expected a number of 1 or more, found 0"),
-        (["--beam", "many"], "argument --beam: expected a number of 1 or more, found 'many'"),
+        (["--beam", "0"], "argument --beam: expected a number from 1 to 100, found 0"),
+        (["--beam", "many"], "argument --beam: expected a number from 1 to 100, found 'many'"),
+        (["--beam", "3000"], "argument --beam: expected a number from 1 to 100, found 3000"),
+        (["--threads", "100000"], "argument --threads: expected a number from 0 to 1024"),
         (["--loud", "nan"], "argument --loud: expected dB above"),
         (["--context", "none"], "argument --context: expected seconds or 'full', found 'none'"),
         (["--channels", "both"], "argument --channels: expected mix, split or a number"),

@@ -118,6 +118,18 @@ def test_a_recording_is_scored_on_the_path_of_monitor(whisper_tiny, tmp_path, ca
     assert found["seconds_audio"] == pytest.approx(120, abs=10)
 
 
+@pytest.mark.parametrize(
+    ("source", "kind"), [("{}", "a folder"), ("rtsp://u:secret@c/1", "a live source")]
+)
+def test_what_has_no_end_is_not_scored(source, kind, tmp_path, capsys):
+    (tmp_path / "r.txt").write_text("words")
+    command = ["evaluate", "bundled:whisper-tiny.en", "--data", source.format(tmp_path)]
+    assert main([*command, "--reference", str(tmp_path / "r.txt")]) == 2
+    error = capsys.readouterr().err
+    assert f"found {kind}. Name one file." in error
+    assert "secret" not in error
+
+
 def test_a_missing_recording_or_reference_is_one_line(whisper_tiny, tmp_path, capsys):
     command = ["evaluate", str(whisper_tiny), "--data", str(VIDEO), "--reference"]
     assert main([*command, str(tmp_path / "none.srt")]) == 2

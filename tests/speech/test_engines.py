@@ -226,7 +226,7 @@ def test_engines_refuse_what_they_cannot_do(whisper_tiny, tmp_path, capsys):
     with pytest.raises(UserError, match="expected one of auto"):
         open_recognizer(str(whisper_tiny), engine="fast")
     assert main(["monitor", str(whisper_tiny), str(VIDEO), "--beam", "0"]) == 2
-    assert "expected a number of 1 or more" in capsys.readouterr().err
+    assert "expected a number from 1 to 100" in capsys.readouterr().err
 
 
 @pytest.mark.slow
