@@ -144,7 +144,10 @@ def test_the_language_of_one_camera_is_not_that_of_others(
 
 def test_what_cameras_say_reaches_all_who_follow(fake_recognizer, speech, tmp_path):
     fake_recognizer()
-    camera = Server([2.0, transport_stream(speech), 3600.0])
+    stream = transport_stream(speech)
+    part = len(stream) // 40  # at once there would be no time for provisional texts
+    script = [(stream[start : start + part], 0.1) for start in range(0, len(stream), part)]
+    camera = Server([2.0, *(item for pair in script for item in pair), 3600.0])
     path = cameras_file(tmp_path, camera.url, model="bundled:whisper-tiny.en")
 
     async def follow(live):
