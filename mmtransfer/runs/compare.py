@@ -197,15 +197,14 @@ class _Plan:
     def _other_stages(self) -> list[str]:
         """Structures of which the folder holds runs by other stages; lengths follow the budget."""
         found = []
-        for key in self.cells():
-            own = [_without_length(stage) for stage in self._stages(key.structure)]
-            for folder in (f"cells/{key.folder}", f"trials/{key.structure}"):
-                path = self.folder / folder / "config.yaml"
-                if path.is_file():
-                    stages = load_config(path).transfer.stages
-                    if [_without_length(stage) for stage in stages] != own:
-                        found.append(f"stages of {key.structure}")
-        return list(dict.fromkeys(found))
+        for name in self.structures:
+            own = [_without_length(stage) for stage in self._stages(name)]
+            places = [f"cells/{key.folder}" for key in self.cells() if key.structure == name]
+            paths = [self.folder / place / "config.yaml" for place in (f"trials/{name}", *places)]
+            runs = [load_config(path).transfer.stages for path in paths if path.is_file()]
+            if any([_without_length(stage) for stage in stages] != own for stages in runs):
+                found.append(f"stages of {name}")
+        return found
 
     def _identity(self) -> dict[str, Any]:
         """What may not change between two starts; more structures, shares and seeds may come."""
