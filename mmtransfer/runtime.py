@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,7 @@ from mmtransfer.errors import UserError
 if TYPE_CHECKING:  # neither is needed to watch a camera, and both take long to load
     import torch
     from accelerate import Accelerator
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
     from mmtransfer.config import Config, RuntimeConfig, TrainConfig
 
@@ -107,7 +110,11 @@ def make_accelerator(
             cpu=runtime.device == "cpu",
             log_with=tracker,
             project_dir=run_dir,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=WAIT_S))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(
+                    init_method=_rendezvous_method(), timeout=timedelta(seconds=WAIT_S)
+                )
+            ],
         )
     except ValueError as error:
         reason = " ".join(str(error).split())
@@ -123,6 +130,59 @@ def make_accelerator(
             "not fit, freeze layers, use adapters or train.gradient_checkpointing."
         )
     return accelerator
+
+
+def _rendezvous_method() -> str | None:
+    """How the processes of a launcher find each other; None for torch's own way."""
+    from torch.distributed.rendezvous import register_rendezvous_handler
+
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    with suppress(RuntimeError):  # it is registered already
+        register_rendezvous_handler("mmtransfer", _rendezvous)  # type: ignore[no-untyped-call]
+    return "mmtransfer://"
+
+
+def _rendezvous(url: str, timeout: timedelta) -> Iterator[tuple[Store, int, int]]:
+    """Torch's rendezvous, with a part of the store for this start of the processes alone.
+
+    What torchrun restarts is given the store of those that have died (torch 2.12, static and
+    c10d), and would wait at their addresses for ever. Its count of restarts differs between nodes.
+    """
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    yield PrefixStore(_session(store, rank, size, timeout), store), rank, size
+
+
+def _session(store: Store, rank: int, size: int, timeout: timedelta) -> str:
+    """The name of a session in which all these processes are, and none that has died before.
+
+    The first process opens one and begins when all others have signed in; whoever comes later,
+    in the place of one that is gone, waits for the next.
+
+    Raises:
+        TimeoutError: they were not all there in time.
+    """
+    if rank == 0:
+        name = f"session {store.add('sessions', 1)}"
+        store.set("session", name)
+        places = [f"{name}, process {other}" for other in range(1, size)]
+        store.wait(places)
+        store.set(f"{name} begins", " ".join(store.get(place).decode() for place in places))
+        return name
+    own = uuid.uuid4().hex
+    deadline = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < deadline:
+        name = store.get("session").decode()
+        if store.check([f"{name} begins"]):
+            if own in store.get(f"{name} begins").decode().split():
+                return name
+        else:
+            store.set(f"{name}, process {rank}", own)
+        time.sleep(0.05)
+    raise TimeoutError(f"process {rank} waited {timeout} for process 0")
 
 
 @contextmanager

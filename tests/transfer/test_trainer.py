@@ -423,13 +423,20 @@ def assert_same_weights(*run_dirs):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def two_torchruns(path, *options, max_restarts=0):
+def two_torchruns(path, *options, max_restarts=0, rendezvous="static"):
     """torchrun on two "nodes" of this machine, a process on each."""
-    rendezvous = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    common = ["--nnodes", "2", "--nproc-per-node", "1", *rendezvous]
-    common += ["--max-restarts", str(max_restarts), "-m", "mmtransfer.cli", "train", str(path)]
-    starts = [["torch.distributed.run", "--node-rank", str(rank), *common] for rank in (0, 1)]
-    return start_nodes(starts, path, options)
+    return start_nodes(torchrun_commands(path, max_restarts, rendezvous), path, options)
+
+
+def torchrun_commands(path, max_restarts, rendezvous):
+    common = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", str(max_restarts)]
+    if rendezvous == "static":
+        common += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    else:
+        common += ["--rdzv-backend", rendezvous, "--rdzv-id", "run", "--local-addr", "127.0.0.1"]
+        common += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    common += ["-m", "mmtransfer.cli", "train", str(path)]
+    return [["torch.distributed.run", "--node-rank", str(rank), *common] for rank in (0, 1)]
 
 
 def two_machines(path, *options):
@@ -446,20 +453,19 @@ def two_machines(path, *options):
 
 def start_nodes(starts, path, options):
     """A process for each node; what they print goes into files beside the configuration."""
-    nodes = []
-    for number, start in enumerate(starts):
-        with (path.parent / f"node{number}.log").open("w") as log:
-            nodes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", *start, *options],
-                    env=child_environment(),
-                    cwd=ROOT,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            )
-    return nodes
+    return [start_node(start, path, options, number) for number, start in enumerate(starts)]
+
+
+def start_node(start, path, options, number):
+    with (path.parent / f"node{number}.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", *start, *options],
+            env=child_environment(),
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def finished(nodes, path):
@@ -577,33 +583,47 @@ def test_nodes_need_not_share_the_run_folder(data, random_whisper, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_node_comes_back_to_the_same_weights(data, random_whisper, tmp_path):
-    """By torchrun's restarts, and by the same command again."""
+    """By torchrun's restarts on either rendezvous, a node alone, and all by the same command."""
     long = {"steps": 40, "evaluate_every": 10, "checkpoint_every": 5}
     paths = {}
-    for name in ("whole", "restarted", "again"):
+    for name in ("whole", "static", "c10d", "joined", "again"):
         paths[name] = tmp_path / name / "config.yaml"
         paths[name].parent.mkdir()
         config = values(data, random_whisper, tmp_path / name / "run", **long)
         paths[name].write_text(yaml.safe_dump(config))
     finished(two_torchruns(paths["whole"], "--resume"), paths["whole"])
 
-    nodes = two_torchruns(paths["restarted"], "--resume", max_restarts=2)
-    when_at(tmp_path / "restarted" / "run", 12)
-    for worker in below(nodes[1].pid):  # the process that trains; its launcher lives
-        os.kill(worker, signal.SIGKILL)
-    logs = finished(nodes, paths["restarted"])
-    assert "resuming at step" in logs[0]
+    for rendezvous in ("static", "c10d"):
+        path = paths[rendezvous]
+        nodes = two_torchruns(path, "--resume", max_restarts=2, rendezvous=rendezvous)
+        when_at(tmp_path / rendezvous / "run", 12)
+        kill(below(nodes[1].pid))  # the process that trains; its launcher lives
+        assert "resuming at step" in finished(nodes, path)[0]
 
-    nodes = two_torchruns(paths["again"], "--resume")
+    path = paths["joined"]
+    starts = torchrun_commands(path, 2, "c10d")
+    nodes = start_nodes(starts, path, ["--resume"])
+    when_at(tmp_path / "joined" / "run", 12)
+    kill([nodes[1].pid, *below(nodes[1].pid)])
+    nodes[1].wait(60)
+    nodes[1] = start_node(starts[1], path, ["--resume"], 1)
+    assert "resuming at step" in finished(nodes, path)[0]
+
+    path = paths["again"]
+    nodes = two_torchruns(path, "--resume")
     when_at(tmp_path / "again" / "run", 12)
-    for member in (nodes[1].pid, *below(nodes[1].pid)):
-        os.kill(member, signal.SIGKILL)
+    kill([nodes[1].pid, *below(nodes[1].pid)])
     assert [node.wait(600) != 0 for node in nodes] == [True, True]
-    finished(two_torchruns(paths["again"], "--resume"), paths["again"])
+    finished(two_torchruns(path, "--resume"), path)
 
-    for name in ("restarted", "again"):
+    for name in paths:
         assert losses(tmp_path / "whole" / "run") == losses(tmp_path / name / "run")
         assert_same_weights(tmp_path / "whole" / "run", tmp_path / name / "run")
+
+
+def kill(processes):
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
 
 
 def when_at(run_dir, steps):
