@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import time
 import uuid
@@ -91,6 +93,7 @@ def make_accelerator(
             installed, or a distributed type that this loop does not run.
     """
     import torch
+    import torch.distributed.nn.functional  # later, its defaults would hold the group for ever
     from accelerate import Accelerator, DistributedType
     from accelerate.utils import InitProcessGroupKwargs
 
@@ -129,7 +132,21 @@ def make_accelerator(
             "scores, regularisers and checkpoints are not made of shards. For a model that does "
             "not fit, freeze layers, use adapters or train.gradient_checkpointing."
         )
+    if accelerator.num_processes > 1:
+        atexit.unregister(_leave_processes)
+        atexit.register(_leave_processes)
     return accelerator
+
+
+def _leave_processes() -> None:
+    """End the threads of communication while there is an interpreter: one that lets go of a tensor
+    after that aborts the process, whose work is done.
+    """
+    import torch
+
+    gc.collect()  # what is left of a parallel model holds them too
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _rendezvous_method() -> str | None:

@@ -460,7 +460,8 @@ def start_node(start, path, options, number):
     with (path.parent / f"node{number}.log").open("a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", *start, *options],
-            env=child_environment(),
+            # Without it torch 2.12 lets no node in that comes in the place of another.
+            env=child_environment() | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
             cwd=ROOT,
             stdout=log,
             stderr=log,
