@@ -88,6 +88,9 @@ COMMANDS = {
     "torchrun --nnodes 2 --nproc-per-node 4 --node-rank 0 --master-addr 10.0.0.5 --master-port 29500 "
     "--max-restarts 3 -m mmtransfer train configs/video_monitoring/end_to_end.yaml --data.train "
     "my_site/train --resume --run-dir runs/my_site": LAUNCH,
+    "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint 10.0.0.5:29500 "
+    "--rdzv-id my_site --max-restarts 3 -m mmtransfer train configs/video_monitoring/end_to_end.yaml "
+    "--data.train my_site/train --resume --run-dir /shared/runs/my_site": LAUNCH,
     "accelerate launch --num_machines 2 --machine_rank 0 --num_processes 8 --main_process_ip 10.0.0.5 "
     "--main_process_port 29500 -m mmtransfer train configs/video_monitoring/end_to_end.yaml "
     "--data.train my_site/train --resume --run-dir runs/my_site": LAUNCH,

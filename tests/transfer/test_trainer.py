@@ -432,11 +432,14 @@ def torchrun_commands(path, max_restarts, rendezvous):
     common = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", str(max_restarts)]
     if rendezvous == "static":
         common += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+        own = [["--node-rank", "0"], ["--node-rank", "1"]]
     else:
         common += ["--rdzv-backend", rendezvous, "--rdzv-id", "run", "--local-addr", "127.0.0.1"]
         common += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+        # As if the address were the first node's alone.
+        own = [["--rdzv-conf", "is_host=1"], ["--rdzv-conf", "is_host=0"]]
     common += ["-m", "mmtransfer.cli", "train", str(path)]
-    return [["torch.distributed.run", "--node-rank", str(rank), *common] for rank in (0, 1)]
+    return [["torch.distributed.run", *node, *common] for node in own]
 
 
 def two_machines(path, *options):
