@@ -1,10 +1,10 @@
-"""Texts in bulk: in this process, on Ray, and killed on the way.
+"""Texts in bulk: in this process, and on Ray, killed on the way.
 
     python benchmarks/bulk_texts.py runs/sst2 sst2/train.csv --rows 2000000 --kills 3
 
 Makes a file of so many rows out of a table with the column text, each with a number of its own,
-and classifies it in process, on Ray with two workers, and on Ray again while the whole run is
-killed some times and started anew. Prints wall time, memory of the process that was started, and
+and classifies it in process, and on Ray with two workers, where the whole run is killed some times
+and started anew. Prints wall time with all starts, memory of the process that was started, and
 whether each output is that of the first way: each row once, in order, with the same probabilities
 to the last bit.
 """
@@ -43,7 +43,6 @@ def main() -> None:
         expected, first_s = "", 0.0
         for way, options, kills in (
             ("in process, 2 threads", ["--threads", "2"], 0),
-            ("Ray, 2 workers", RAY, 0),
             (f"Ray, 2 workers, {arguments.kills} kills", RAY, arguments.kills),
         ):
             output = Path(work) / "output"

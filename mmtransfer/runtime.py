@@ -93,10 +93,11 @@ def make_accelerator(
             installed, or a distributed type that this loop does not run.
     """
     import torch
-    import torch.distributed.nn.functional  # later, its defaults would hold the group for ever
     from accelerate import Accelerator, DistributedType
     from accelerate.utils import InitProcessGroupKwargs
 
+    if torch.distributed.is_available():
+        import torch.distributed.nn.functional  # later, its defaults would hold the group for ever
     _check_device(runtime)
     tracker = None if train.report_to == "none" else train.report_to
     if tracker is not None and find_spec(tracker) is None:
