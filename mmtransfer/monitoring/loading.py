@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -165,7 +166,7 @@ def resolve_models(
 
 
 def text_classifier(checkpoint: Checkpoint) -> TextClasses:
-    """What gives texts the classes of a sentiment model.
+    """What gives texts the classes of a sentiment model, from any thread.
 
     Raises:
         UserError: not a text classifier.
@@ -179,8 +180,11 @@ def text_classifier(checkpoint: Checkpoint) -> TextClasses:
             f"{checkpoint.source}: expected a model that classifies texts, found one of speech."
         )
 
+    one_at_a_time = threading.Lock()  # a tokenizer keeps how it was last asked to cut
+
     def classifier(texts: list[str]) -> list[tuple[str, float]]:
-        found = model.predict(texts)
+        with one_at_a_time:
+            found = model.predict(texts)
         return [(verdict.label, verdict.probabilities[verdict.label]) for verdict in found]
 
     return classifier

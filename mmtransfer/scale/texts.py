@@ -126,6 +126,7 @@ class Classifier:
         self._model = open_classifier(model, runtime)
         self._model.network.eval()
         self._tokenizing = threading.Lock()  # a tokenizer keeps how it was last asked to cut
+        self._of_thread = threading.local()
         self.settings = self._model.settings
 
     def classify(self, texts: Sequence[str], targets: Sequence[str | None]) -> list[Prediction]:
@@ -135,7 +136,10 @@ class Classifier:
         torch.set_num_threads(1)  # of this thread; with more, sums are in another order
         with self._tokenizing:
             encoded = self._model.encode(texts, targets)
-        return self._model.predict_encoded(encoded)
+        if not hasattr(self._of_thread, "model"):
+            # A forward pass keeps states in its modules; the weights are shared.
+            self._of_thread.model = self._model.with_own_modules()
+        return self._of_thread.model.predict_encoded(encoded)
 
 
 class TextRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import reprlib
 from collections.abc import Sequence
@@ -88,6 +89,11 @@ class TextModel:
     """Name it was loaded by."""
     is_source_head: bool = False
     """Whether the head came with the source, so that the source can be scored."""
+
+    def with_own_modules(self) -> TextModel:
+        """The same model for another thread: on the same weights, with modules of its own."""
+        shared = (*self.network.parameters(), *self.network.buffers(), self.tokenizer)
+        return copy.deepcopy(self, {id(one): one for one in shared})
 
     def encode(self, texts: Sequence[str], targets: Sequence[str | None]) -> list[Encoded]:
         """Tokenise texts, each with its target as a second segment where it has one.

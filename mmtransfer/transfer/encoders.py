@@ -7,6 +7,7 @@ layers, and the hidden states of layer `depth` are the encoder's output, its fin
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -48,6 +49,22 @@ class _Skipped(nn.Module):
         return hidden, None
 
 
+class _OneAtATime:
+    """A lock that is not copied with what it guards."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[_OneAtATime], tuple[()]]:
+        return _OneAtATime, ()
+
+
 @contextmanager
 def _replaced(owner: nn.Module, name: str, stand_in: nn.Module) -> Iterator[None]:
     original = getattr(owner, name)
@@ -63,7 +80,8 @@ class TextEncoder(nn.Module):
 
     The model's own forward pass is used on every path, so that masks, relative positions, pooler
     and classification head are the library's: to start at a layer, the embeddings are replaced by
-    the given hidden states and the layers below are left out.
+    the given hidden states and the layers below are left out. Meanwhile other threads wait: they
+    would take each other's states for their own.
 
     `model` is the bare encoder, or a sequence-classification model around one.
 
@@ -75,6 +93,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.model = model
         self.fixed: list[nn.Module] = []
+        self._forward_pass = _OneAtATime()
         config = model.config
         self.width = int(config.hidden_size)
         self.depth = int(config.num_hidden_layers)
@@ -141,8 +160,8 @@ class TextEncoder(nn.Module):
             states[start] = inputs["hidden"]
         if start is not None and stop <= start:
             return states
-        layers = self.layers
-        with ExitStack() as stack:
+        with self._forward_pass, ExitStack() as stack:
+            layers = self.layers
             for index in keep:
                 if index == 0 and start is None:
                     entry = getattr(self.base, "embeddings_project", self.base.embeddings)
@@ -161,13 +180,13 @@ class TextEncoder(nn.Module):
         `inputs` as for `hidden_states`; the last layer's states are those before a final norm, as
         `last_before_norm` gives them.
         """
-        with ExitStack() as stack:
+        with self._forward_pass, ExitStack() as stack:
             return self.model(**self._cut(stack, inputs, start, self.depth)).logits
 
     def last_before_norm(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """States of the last layer as `logits` takes them."""
         states: dict[int, torch.Tensor] = {}
-        with _captured(self.layers[-1], states, self.depth):
+        with self._forward_pass, _captured(self.layers[-1], states, self.depth):
             self.base(**inputs)
         return states[self.depth]
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ from mmtransfer.text.classifier import TextModel, new_text_model
 from mmtransfer.text.prediction import given_rows
 
 
-def save_model(folder, backbone, seed=0):
+def save_model(folder, backbone, seed=0, head=None):
     """A text classifier that nobody has trained."""
     checkpoint = resolve(str(backbone))
-    head, data = HeadConfig(), DataConfig()
+    head, data = head or HeadConfig(), DataConfig()
     model = new_text_model(checkpoint, ["bad", "good"], data=data, head=head, seed=seed)
     folder.mkdir()
     model.save(folder, "full")
@@ -75,6 +76,46 @@ def test_rows_are_those_of_the_model_in_order_with_their_columns(model, tmp_path
         [one.probabilities["good"] for one in expected], abs=2e-5
     )
     assert len(list((out / "rows").iterdir())) == 5
+
+
+@pytest.mark.parametrize("layers", ["all", [2]])
+def test_parts_classified_at_the_same_time_keep_out_of_each_other(
+    text_backbone, layers, tmp_path, small_parts
+):
+    """Of layers below the last as well, which a forward pass leaves in its modules."""
+    head = HeadConfig(type="classifier", layers=layers)
+    model = save_model(tmp_path / "model", text_backbone, head=head)
+    data = write_texts(tmp_path / "data.csv", 700)
+    for threads in (1, 4):
+        run(model, data, tmp_path / f"out{threads}", runtime=RuntimeConfig(threads=threads))
+    assert rows(tmp_path / "out4") == rows(tmp_path / "out1")
+
+
+def test_each_thread_has_modules_of_its_own_on_the_same_weights(text_backbone, tmp_path):
+    head = HeadConfig(type="classifier", layers="all")
+    classifier = Classifier(
+        str(save_model(tmp_path / "model", text_backbone, head=head)), RuntimeConfig()
+    )
+    both = threading.Barrier(2)
+    networks = []
+
+    def wait(*_):  # in the middle of the forward pass
+        both.wait(60)
+
+    classifier._model.network.encoder.layers[0].register_forward_hook(wait)
+
+    def own(text):
+        found = classifier.classify([text], [None])
+        networks.append(classifier._of_thread.model.network)
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(own, [WORDS[5], WORDS[6]]))
+    assert found[0] != found[1]
+    one, other = networks
+    assert one is not other
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert a is b
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(model, tmp_path, small_parts, monkeypatch):

@@ -1,3 +1,9 @@
+import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
 import pytest
 import torch
 from conftest import TEXT_ARCHITECTURES, WAVE_ARCHITECTURES, random_text_model, random_wave_model
@@ -43,6 +49,33 @@ def test_layers_above_the_highest_kept_one_are_not_run():
     ids = torch.tensor([[5, 6, 7]])
     encoder.hidden_states([1], {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     assert ran == [1]
+
+
+@pytest.mark.parametrize("keep", [[1, 2, 3], [2]], ids=["whole", "cut"])
+def test_threads_with_one_model_get_their_own_states(keep):
+    encoder = TextEncoder(random_text_model("bert"))
+    texts = [{"input_ids": torch.full((2, 5), token)} for token in (7, 8)]
+    expected = [encoder.hidden_states(keep, text) for text in texts]
+    other_thread = threading.Barrier(2)
+
+    def wait(*_):  # in the middle of the forward pass, for as long as another may come in
+        with suppress(threading.BrokenBarrierError):
+            other_thread.wait(0.5)
+
+    encoder.layers[0].register_forward_hook(wait)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda text: encoder.hidden_states(keep, text), texts))
+    for own, wanted in zip(found, expected, strict=True):
+        assert own.keys() == wanted.keys()
+        assert all(torch.equal(own[layer], wanted[layer]) for layer in keep)
+    assert len(encoder.layers) == encoder.depth
+
+
+def test_a_copy_of_a_model_waits_for_nobody_but_its_own_threads():
+    encoder = TextEncoder(random_text_model("bert"))
+    with encoder._forward_pass:
+        for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+            assert other.hidden_states([1], {"input_ids": torch.tensor([[5, 6]])}).keys() == {1}
 
 
 @pytest.mark.parametrize("kind", WAVE_ARCHITECTURES)
