@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
@@ -60,13 +61,16 @@ class _TransformersEngine(ABC):
 
     def __init__(self, speech: Any, device: torch.device, threads: int | None):
         self.speech, self.device, self._threads = speech, device, threads
+        # Segments and turns come from two threads, and word times are taken from within layers.
+        self._one_at_a_time = threading.RLock()
         speech.model.to(device)
 
     def decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:
         """Hypotheses of clips, each padded or cut to the context."""
         if self._threads is not None and self._threads != torch.get_num_threads():
             torch.set_num_threads(self._threads)  # of the calling thread, which is ours
-        return self._decode(clips, context_s)
+        with self._one_at_a_time:
+            return self._decode(clips, context_s)
 
     @abstractmethod
     def _decode(self, clips: Sequence[np.ndarray], context_s: float) -> list[Hypothesis]:

@@ -3,6 +3,9 @@
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +116,22 @@ def test_beams_words_and_prompts(engine, whisper_tiny, clips):
         assert words[-1].end_s > len(clip) / 16_000 / 2
     same = sum(a.text.lower() == b.text.lower() for a, b in zip(greedy, found, strict=True))
     assert same >= len(clips) // 2
+
+
+def test_threads_with_one_model_get_their_own_words(whisper_tiny, clips):
+    options = DecodingOptions(words_from_s=0.0)
+    engine = recognizer(whisper_tiny, "transformers", options=options).engine
+    expected = [engine.decode([clip], 20.0) for clip in clips[:2]]
+    other_thread = threading.Barrier(2)
+
+    def wait(*_):  # between two layers, for as long as another may come in
+        with suppress(threading.BrokenBarrierError):
+            other_thread.wait(0.5)
+
+    engine.speech.model.model.decoder.layers[1].register_forward_hook(wait)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda clip: engine.decode([clip], 20.0), clips[:2]))
+    assert found == expected
 
 
 @pytest.mark.parametrize("engine", ["transformers", "ctranslate2"])
