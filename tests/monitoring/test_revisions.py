@@ -168,7 +168,7 @@ def test_a_turn_that_its_last_segment_was_decoded_with_is_not_decoded_again(watc
     engine = Counted(["oh pen", "a gate"], ["open", "the gate"])
     items, _ = watch(engine, utterances([0.6, 4.0]), until=is_revised)
     assert [line.text for line in lines(items)] == ["oh pen", "the gate", "open"]
-    assert decoded == ["oh pen", "open the gate"]
+    assert sorted(decoded) == ["oh pen", "open the gate"]  # by two threads
 
 
 def test_a_segment_that_its_turn_has_no_text_for_is_decoded_alone(watch):

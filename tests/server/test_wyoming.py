@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -98,17 +99,21 @@ def test_what_is_no_event_ends_the_connection(sent, served, monkeypatch, caplog)
 
 
 @pytest.mark.parametrize("farewell", [True, False])
-def test_a_command_longer_than_may_be_gets_the_text_so_far(farewell, fake_recognizer, speech):
+def test_a_command_longer_than_may_be_gets_the_text_so_far(
+    farewell, fake_recognizer, speech, monkeypatch
+):
     fake_recognizer()
     sent = np.tile(speech, 4)  # more than waits for a reader
     with running(wyoming=0, streams=1, max_audio_s=5.0) as server:
-        for _ in range(2):  # its place is free again
+        take = Mock(wraps=server.state.streams.take)
+        monkeypatch.setattr(server.state.streams, "take", take)
+        for number in (1, 2):  # its place is free again
             if farewell:
                 found = asyncio.run(command(server.wyoming, sent))
                 assert Transcript.from_event(found).text == "some words here"
             else:
                 asyncio.run(leave_in(server.wyoming, sent))
-            wait_for(lambda: server.state.streams.taken == 0)
+            wait_for(lambda n=number: take.call_count == n and not server.state.streams.taken)
         assert server.state.streams.refused == 0
 
 

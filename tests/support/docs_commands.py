@@ -176,6 +176,7 @@ COMMANDS = {
     "python benchmarks/relatedness.py domains --reviews product_reviews --sst2 sst2": RUN_SLOWLY,
     'python benchmarks/bulk.py conversation --hours 1.56 --only "in process" "Ray, 1 worker" '
     '"Ray, 2 workers" --peer-python peer/bin/python': OPTIONS,
+    "python benchmarks/bulk_texts.py MODEL texts.csv --rows 2000000 --kills 3": OPTIONS,
     "mmtransfer merge runs/grid --keep-source 0.005 --source-domain ljspeech=ljspeech "
     "telephone=telephone_prompts --to runs/kept": RUN_SLOWLY,
     "python benchmarks/relatedness.py text-layers --sst2 sst2": RUN_SLOWLY,
