@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
+from mmtransfer.data.words import split_words
 from mmtransfer.monitoring.events import NoText, Transcript, line_id
 from mmtransfer.monitoring.fair_queue import BATCH_SEGMENTS, Job
 from mmtransfer.monitoring.lines import (
     Line,
     LineSettings,
     last_piece,
+    longest_word_s,
     split_lines,
     split_pieces,
     text_ends_at,
@@ -30,6 +32,7 @@ TextClasses = Callable[[list[str]], list[tuple[str, float]]]
 Found = list[Transcript | NoText] | NoText
 """What became of a segment: lines of text, with a half that gave none behind them; or no text."""
 _MISSED_S = 2.0  # speech at the end of a window without a word is decoded on its own
+_LONGEST_WORD_S = 1.6  # speech in one word, which alignment gives what a decoder left out beside it
 _DELAY_S = 0.3  # by which a doubted segment is moved in its window when it is decoded again
 
 
@@ -105,14 +108,21 @@ class Decoder:
         """What becomes of a segment: its text, a rejection, or what is to be decoded in its place.
         A doubted text is decoded again: that of a segment in its turn without it, others in a
         longer context, and when there is none, in two halves; and once more if it is doubted for
-        its repetitions alone. What a decoder left out at the end of a window is decoded on its own.
+        its repetitions alone. What a decoder left out at the end of a window is decoded on its own;
+        where it seems to have left out something else, both halves are, see `of_halves`.
         """
         segment, hypothesis = job.segment, result.hypothesis
         seconds = segment.end - segment.start
         reason = rejection(hypothesis, seconds)
         if reason is None:
             cut = missed_from(segment, hypothesis)
-            return result if cut is None else self._parts(job, segment.parts(cut))
+            if cut is not None:
+                return self._parts(job, segment.parts(cut))
+            halves = segment.halves() if skips_speech(segment, hypothesis) else None
+            if halves is None:
+                return result
+            job.kept = result
+            return self._parts(job, halves)
         if job.window is not None:
             context_s = self._recognizers[job.camera].context_s(segment.samples, is_first=True)
             kind, most = self.kind(job.camera, context_s)
@@ -199,7 +209,8 @@ class Decoder:
         parts = []
         for segment in segments:
             kind, most = self.kind(job.camera, recognizer.context_s(segment.samples))
-            part = replace(job, segment=segment, kind=kind, most=most, half_of=job, halves={})
+            half = replace(job, segment=segment, kind=kind, most=most, kept=None)
+            part = replace(half, half_of=job, halves={})
             parts.append(part)
         return parts
 
@@ -218,7 +229,8 @@ def _of_segment(job: Job, whole: Hypothesis) -> Hypothesis:
 def is_trusted(segment: Segment, hypothesis: Hypothesis) -> bool:
     """Whether no guard objects to a text, and it is that of all that was spoken."""
     is_doubted = rejection(hypothesis, segment.end - segment.start) is not None
-    return not is_doubted and missed_from(segment, hypothesis) is None
+    is_whole = missed_from(segment, hypothesis) is None and not skips_speech(segment, hypothesis)
+    return is_whole and not is_doubted
 
 
 def missed_from(segment: Segment, hypothesis: Hypothesis) -> int | None:
@@ -226,6 +238,27 @@ def missed_from(segment: Segment, hypothesis: Hypothesis) -> int | None:
     cut = text_ends_at(hypothesis, segment)
     missed = sum(piece.end - piece.start for piece in segment.pieces[cut:])
     return cut if cut > 0 and missed >= _MISSED_S else None
+
+
+def skips_speech(segment: Segment, hypothesis: Hypothesis) -> bool:
+    """Whether a word of a window has taken so much speech that a decoder must have left out some of
+    it, before a pause or behind one.
+    """
+    return longest_word_s(hypothesis, segment) > _LONGEST_WORD_S
+
+
+def of_halves(job: Job) -> Result | Found | None:
+    """What became of a job both halves of which are known: its own text if that was doubted for
+    what it may lack, and the halves have no more words.
+    """
+    found = joined(job.id, [job.halves[start] for start in sorted(job.halves)])
+    if job.kept is None:
+        return found
+    lines = (
+        [line for line in found if isinstance(line, Transcript)] if isinstance(found, list) else []
+    )
+    own, words = (sum(len(split_words(line.text)) for line in of) for of in (job.kept.lines, lines))
+    return job.kept if own >= words else found
 
 
 def joined(identity: str, halves: Sequence[Found | None]) -> Found | None:

@@ -56,6 +56,8 @@ class Job:
     """The job whose window was cut in two because a guard objected to the text of the whole."""
     halves: dict[float, Any] = field(default_factory=dict)
     """Of such a job: what became of its halves, by where they start."""
+    kept: Any = None
+    """Of such a job: the result of the whole, if it stays unless its halves have more words."""
 
     @property
     def samples(self) -> np.ndarray:

@@ -252,6 +252,19 @@ def text_ends_at(hypothesis: Hypothesis, segment: Segment) -> int:
     return sum(piece.offset_s <= latest for piece in segment.pieces)
 
 
+def longest_word_s(hypothesis: Hypothesis, segment: Segment) -> float:
+    """How many seconds of a window's speech are in one word; 0 where the times of the words are not
+    known, or it is one piece.
+    """
+    spoken = [
+        (piece.offset_s + piece.start - piece.samples_start, piece.end - piece.start)
+        for piece in segment.pieces
+    ]
+    spans = [(start, start + seconds) for start, seconds in spoken]
+    times = (sum(max(0.0, _shared(word, span)) for span in spans) for word in hypothesis.words)
+    return max(times, default=0.0)
+
+
 def _breaks(
     words: Sequence[Word], texts: Sequence[str], first: int, stop: int, settings: LineSettings
 ) -> list[int]:

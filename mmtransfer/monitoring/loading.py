@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +25,8 @@ from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.recognizers import open_recognizer
 from mmtransfer.speech.segments import SegmenterSettings
 
-_TIMED_FROM_S = 1.5  # the words of a turn this long get times, by which they find their lines
+_TURN_TIMED_FROM_S = 1.5  # the words of a turn this long get times, by which they find their lines
+_WINDOW_TIMED_FROM_S = 4.0  # those of a window, by which it is seen whether words are missing
 
 
 def load_monitor(
@@ -84,7 +84,7 @@ def recognizer_of(
     checkpoint: Checkpoint,
     options: RecognitionOptions,
     *,
-    words_from_s: float = math.inf,
+    words_from_s: float = _WINDOW_TIMED_FROM_S,
     open_speech: Callable[..., Recognizer] = open_recognizer,
 ) -> Recognizer:
     """A recogniser with a model; the words of speech of that length get times in any case.
@@ -130,7 +130,7 @@ class Recognizers:
             self._opened[model, language] = recognizer_of(
                 self._models[model],
                 replace(self._options, language=language),
-                words_from_s=_TIMED_FROM_S if self._has_live else math.inf,
+                words_from_s=_TURN_TIMED_FROM_S if self._has_live else _WINDOW_TIMED_FROM_S,
                 open_speech=self._open,
             )
         return self._opened[model, language]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmtransfer.monitoring.decoding import Decoder, Found, Rejected, Result, joined, lines_of
+from mmtransfer.monitoring.decoding import Decoder, Found, Rejected, Result, lines_of, of_halves
 from mmtransfer.monitoring.events import (
     ClassifiedSound,
     FileDone,
@@ -426,13 +426,17 @@ class Pipeline:
             text = verdict.likeliest.text
             self._finish(job, NoText(source.name, job.id, *times, verdict.reason, text=text))
         else:
-            found = lines_of(
-                *(source.address_of(job.id), source.name, job.id, verdict),
-                with_words=self._with_words,
-            )
-            if source.has_turns and job.half_of is None:
-                self._output(source).logprobs[job.id] = verdict.hypothesis.word_logprob
-            self._finish(job, [*found])
+            self._keep(job, verdict)
+
+    def _keep(self, job: Job, result: Result) -> None:
+        """A result is the segment's."""
+        source = self._sources[job.camera]
+        found = lines_of(
+            *(source.address_of(job.id), source.name, job.id, result), with_words=self._with_words
+        )
+        if source.has_turns and job.half_of is None:
+            self._output(source).logprobs[job.id] = result.hypothesis.word_logprob
+        self._finish(job, [*found])
 
     def _finish(self, job: Job, found: Found | None) -> None:
         source = self._sources[job.camera]
@@ -440,7 +444,11 @@ class Pipeline:
             whole, halves = job.half_of, job.half_of.halves
             halves[job.segment.start] = found
             if len(halves) == 2:
-                self._finish(whole, joined(whole.id, [halves[at] for at in sorted(halves)]))
+                both = of_halves(whole)
+                if isinstance(both, Result):
+                    self._keep(whole, both)
+                else:
+                    self._finish(whole, both)
             return
         for item in [found] if isinstance(found, NoText) else found or []:
             if isinstance(item, NoText) and item.event == LineKind.REJECTED:

@@ -12,8 +12,8 @@ from mmtransfer.monitoring.decoding import (
     Rejected,
     Result,
     TextClasses,
-    joined,
     lines_of,
+    of_halves,
 )
 from mmtransfer.monitoring.events import NoText, Transcript
 from mmtransfer.monitoring.fair_queue import Job
@@ -92,7 +92,7 @@ class Transcriber:
                 if isinstance(verdict, list):
                     again += verdict
                 else:
-                    _finish(found, job, self._found(job, file, verdict))
+                    self._finish(found, job, file, self._found(job, file, verdict))
             waiting = again + waiting
         lines: list[tuple[int, Line]] = []
         for spoken, one in zip(piece.spoken, found, strict=True):
@@ -111,16 +111,19 @@ class Transcriber:
             return NoText(file.name, job.id, *times, verdict.reason, text=verdict.likeliest.text)
         return [*lines_of(file.shown, file.name, job.id, verdict, with_words=self._with_words)]
 
-
-def _finish(found: list[Found | None], job: Job, one: Found | None) -> None:
-    """Note what became of a job; of a half once the other is known."""
-    if job.half_of is None:
-        found[job.number] = one
-        return
-    halves = job.half_of.halves
-    halves[job.segment.start] = one
-    if len(halves) == 2:
-        _finish(found, job.half_of, joined(job.half_of.id, [halves[at] for at in sorted(halves)]))
+    def _finish(
+        self, found: list[Found | None], job: Job, file: BulkFile, one: Found | None
+    ) -> None:
+        """Note what became of a job; of a half once the other is known."""
+        whole = job.half_of
+        if whole is None:
+            found[job.number] = one
+            return
+        whole.halves[job.segment.start] = one
+        if len(whole.halves) == 2:
+            both = of_halves(whole)
+            one = self._found(whole, file, both) if isinstance(both, Result) else both
+            self._finish(found, whole, file, one)
 
 
 def open_transcriber(

@@ -40,9 +40,9 @@ class SegmenterSettings:
     """Audio kept before the speech; in noise its beginning is noticed late."""
     piece_pause_s: float = 0.3
     """A pause this long ends a piece of a window; a window is cut between pieces alone."""
-    join_share: float = 0.5
-    """Pieces are joined over a pause of at most this share of the speech before it: who has talked
-    for a while pauses and goes on, after a short call or answer the turn is over."""
+    join_share: float = 1.5
+    """Pieces are joined over a pause of at most this many times the speech before it: who has
+    talked for a while pauses and goes on, after a short call or answer the turn is over."""
     join_least_s: float = 0.8
     """A pause of this length is joined over in any case."""
     join_s: float = 3.0
@@ -342,7 +342,8 @@ class TurnJoiner:
     A model that has the context of a word makes fewer errors than one that is given
     sentence by sentence. Of a long pause only a part is kept, as it would take room that speech can
     use. A window that is full is cut at the widest pause of its second half. Where somebody waits
-    for the text, it is closed at the first pause after `close_s` instead.
+    for the text, it is closed at the first pause after `close_s` instead, and once what is being
+    spoken behind it has no room in it.
     """
 
     def __init__(self, settings: SegmenterSettings, window_s: float, *, close_s: float = math.inf):
@@ -385,6 +386,11 @@ class TurnJoiner:
     def wait_until(self, at: float) -> Iterator[Segment]:
         """No other piece starts before that time; yields the window if its turn is over by then."""
         if self._pieces and not self._goes_on(at):
+            yield self._close(len(self._pieces))
+
+    def go_on(self, running: Segment) -> Iterator[Segment]:
+        """So much of the next piece has been spoken; yields the window if it has no room for it."""
+        if self._pieces and self._length_s([*self._pieces, running]) > self._window_s:
             yield self._close(len(self._pieces))
 
     def finish(self) -> Iterator[Segment]:

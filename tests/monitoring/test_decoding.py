@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 from support.engines import FakeEngine
 
-from mmtransfer.monitoring.decoding import Decoder, Rejected, Result, is_trusted, joined, lines_of
+from mmtransfer.monitoring.decoding import (
+    Decoder,
+    Rejected,
+    Result,
+    is_trusted,
+    joined,
+    lines_of,
+    of_halves,
+)
 from mmtransfer.monitoring.events import NoText, Transcript
 from mmtransfer.monitoring.fair_queue import Job
-from mmtransfer.monitoring.lines import LineSettings
+from mmtransfer.monitoring.lines import Line, LineSettings
 from mmtransfer.monitoring.sources.cameras import Camera
 from mmtransfer.monitoring.sources.source import Source
 from mmtransfer.monitoring.stats import CameraStats
@@ -95,6 +103,44 @@ def test_what_a_decoder_left_out_at_the_end_of_a_window_is_decoded_on_its_own(de
     assert (one.segment.end, other.segment.start) == (2.0, 2.5)
     assert not is_trusted(window, found.hypothesis)
     assert is_trusted(segment(2.0), found.hypothesis)
+
+
+def skipping():
+    """A window and a result whose first word has the time of what came before it."""
+    words = (Word(" gate", 0.0, 2.4, 0.3), Word(" now", 2.6, 3.0, 0.9))
+    return segment(2.0, 3.0), replace(
+        result(" gate now", 30.0, words=words), lines=[Line(0.0, 5.5, "gate now")]
+    )
+
+
+def test_what_a_decoder_left_out_before_a_pause_is_decoded_in_halves(decoder):
+    window, found = skipping()
+    job = job_of(decoder, window, 30.0)
+    one, other = decoder.settle(job, found)
+    assert (one.segment.end, other.segment.start) == (2.0, 2.5)
+    assert not is_trusted(window, found.hypothesis)
+    assert (one.kept, other.kept) == (None, None)
+    # One piece has no pause at which a part may be missing.
+    alone = job_of(decoder, segment(5.0), 30.0)
+    assert decoder.settle(alone, found) is found
+    quick = (Word(" gate", 0.0, 1.5, 0.9), Word(" now", 2.6, 3.0, 0.9))
+    spoken = replace(found, hypothesis=hypothesis(" gate now", 30.0, words=quick))
+    assert decoder.settle(job_of(decoder, window, 30.0), spoken) is spoken
+
+
+@pytest.mark.parametrize("texts", [("open the", "gate now"), ("gate", "now"), ("gate", None)])
+def test_halves_take_the_place_of_a_text_only_with_more_words(decoder, texts):
+    window, found = skipping()
+    job = job_of(decoder, window, 30.0)
+    decoder.settle(job, found)
+    for start, text in zip((0.0, 2.5), texts, strict=True):
+        line = Transcript("s", "gate", "gate@0.000", start, start + 1, text, -0.1, 0.0, 1.0, 4.0)
+        job.halves[start] = [line] if text else NoText("gate", "gate@0.000", 2.5, 5.5, "empty")
+    both = of_halves(job)
+    if texts == ("open the", "gate now"):
+        assert [line.text for line in both] == ["open the", "gate now"]
+    else:
+        assert both is found
 
 
 def test_where_a_turn_follows_a_doubted_segment_does_not_wait_for_the_full_context():

@@ -119,7 +119,7 @@ def test_a_long_pause_ends_a_turn_and_a_shorter_one_is_shortened():
 
 def test_after_a_short_answer_a_pause_ends_the_turn_sooner():
     second = round(SAMPLE_RATE / 512)
-    found = windows(stream([2 * second, 2 * second, 5 * second, 2 * second, second]), 28.0)
+    found = windows(stream([second, 2 * second, 5 * second, 2 * second, second]), 28.0)
     assert [len(window.pieces) for window in found] == [1, 2]
 
 
@@ -132,6 +132,19 @@ def test_where_somebody_waits_a_long_turn_is_closed_at_its_next_pause():
     closed = [[piece.start for w in turns.add(piece) for piece in w.pieces] for piece in pieces]
     assert closed == [[], [], [0.0, 4.5, 9.0], [], []]
     assert [piece.start for w in turns.finish() for piece in w.pieces] == [13.5, 18.0]
+
+
+def test_where_somebody_waits_a_turn_is_closed_once_it_has_no_room_for_what_is_spoken():
+    def piece(start, seconds):
+        return Segment(start, start + seconds, np.zeros(round(seconds * SAMPLE_RATE)), start)
+
+    turns = TurnJoiner(SegmenterSettings(), 19.0, close_s=12.0)
+    assert list(turns.go_on(piece(0.0, 25.0))) == []  # nothing is before it
+    assert not [*turns.add(piece(0.0, 5.0)), *turns.add(piece(5.5, 5.0))]
+    assert list(turns.go_on(piece(11.0, 8.5))) == []
+    (closed,) = turns.go_on(piece(11.0, 9.5))
+    assert [piece.start for piece in closed.pieces] == [0.0, 5.5]
+    assert turns.start is None
 
 
 def test_a_segment_is_decoded_with_its_turn_and_a_young_turn_with_the_one_before():
@@ -283,9 +296,10 @@ class WindowEngine(FakeEngine):
             seconds = len(clip) / SAMPLE_RATE
             self.lengths.append(seconds)
             text = "no no no no no no no" if seconds > self._bears_s else "one two. three four."
-            times = [seconds * k / 4 for k in range(5)]
+            times = [seconds * k / 4 for k in range(4)]
             words = tuple(
-                Word(word, times[k], times[k + 1], 0.9) for k, word in enumerate(text.split()[:4])
+                Word(word, at, at + 0.5, 0.9)
+                for word, at in zip(text.split()[:4], times, strict=False)
             )
             found.append(Hypothesis(text, (1,), -0.1, 0.0, context_s, words=words))
         return found
@@ -415,6 +429,42 @@ def test_what_a_decoder_left_out_at_the_end_of_a_window_is_decoded_on_its_own(lo
     assert len(covered) == 3
     assert sum(len(line.text.split()) for line in found) >= 9
     assert (len(engine.lengths) > 1) == (longest_s < 10)
+
+
+class SkippingEngine(ForgetfulEngine):
+    """Leaves out a window's beginning, whose time its first word takes."""
+
+    def _decode(self, seconds, context_s):
+        skipped_s = 3.0 if seconds > self.longest_s else 0.0
+        words = [
+            Word(f" w{at:.0f}", at, at + 0.5, 0.9) for at in np.arange(skipped_s, seconds - 0.5)
+        ]
+        words[0] = replace(words[0], start_s=0.0)
+        text = "".join(word.text for word in words)
+        return Hypothesis(text, (1,), -0.1, 0.0, context_s, words=tuple(words))
+
+
+@pytest.mark.parametrize("longest_s", [100.0, 6.0, 0.0])
+def test_what_a_decoder_left_out_before_a_pause_is_decoded_in_halves(longest_s, tmp_path):
+    second = round(SAMPLE_RATE / 512)
+    samples = stream([4 * second, second, 4 * second, 4 * second])
+    path = tmp_path / "talk.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    engine = SkippingEngine(longest_s)
+    found = list(Monitor(Recognizer(engine)).transcribe(path))
+    whole, *halves = engine.lengths
+    assert len(halves) == (0 if longest_s > 10 else 2)
+    spoken = [word for line in found for word in line.text.split()]
+    if longest_s:
+        assert len(spoken) >= 8
+        assert found[0].start < 1.0
+    else:  # the halves lack as much, so the whole stays
+        (alone,) = engine.decode([np.zeros(round(whole * SAMPLE_RATE), np.float32)], 30.0)
+        assert spoken == alone.text.split()
 
 
 def two_pieces() -> Segment:

@@ -76,7 +76,7 @@ class LiveSettings:
     learned_end: bool = True
     """Whether, for a model that has learnt it, the head of `end_of_turn.py` decides that instead:
     sooner where the speaker is likely done, later where they are likely to go on."""
-    turn_s: float = 15.0
+    turn_s: float = 12.0
     """Speech of a turn that goes on after which it is decoded as a whole at its next pause."""
     partial_s: float = 0.8
     """Speech after which a provisional text is made, and made again."""

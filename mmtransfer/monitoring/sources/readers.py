@@ -313,12 +313,16 @@ def read_camera(reader: Reader) -> None:
         reader.classify(item.samples, item.at, reader.name)
         for segment in segmenter.feed(item.samples):
             report(segment.moved(base))
-        if turns is not None:
-            # Once somebody speaks again, what counts is when that began.
-            at = segmenter.scored_s if segmenter.is_idle else segmenter.running_s
-            for window in turns.wait_until(base + at) if at is not None else ():
-                reader.report(Turn(window))
         running = segmenter.running()
+        if turns is not None:
+            over: list[Segment] = []
+            if running is not None:  # what counts is when somebody began to speak again
+                speech = running[0].moved(base)
+                over = [*turns.wait_until(speech.start), *turns.go_on(speech)]
+            elif segmenter.is_idle:
+                over = [*turns.wait_until(base + segmenter.scored_s)]
+            for window in over:
+                reader.report(Turn(window))
         if running is None:
             continue
         # What may be the whole segment is decoded in the pause that decides whether it is.
