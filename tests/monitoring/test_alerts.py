@@ -183,7 +183,8 @@ def test_an_address_may_hold_spaces_letters_of_any_alphabet_and_a_password(recei
 
 def test_the_command_raises_alerts(whisper_tiny, short_video, receiver, tmp_path, capsys):
     other = receiver()
-    command = ["monitor", str(whisper_tiny), str(short_video), "--keywords", "Hexburn yard", "gantrel"]
+    command = ["monitor", str(whisper_tiny), str(short_video)]
+    command += ["--keywords", "Hexburn yard", "gantrel"]
     command += ["--webhook", other.url, "--journal", str(tmp_path / "journal")]
     assert main(command) == 0
     printed = [x for x in capsys.readouterr().out.splitlines() if x.startswith("ALERT monitor: ")]

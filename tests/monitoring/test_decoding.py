@@ -138,6 +138,7 @@ def test_halves_take_the_place_of_a_text_only_with_more_words(decoder, texts):
         job.halves[start] = [line] if text else NoText("gate", "gate@0.000", 2.5, 5.5, "empty")
     both = of_halves(job)
     if texts == ("open the", "gate now"):
+        assert isinstance(both, list)
         assert [line.text for line in both] == ["open the", "gate now"]
     else:
         assert both is found
