@@ -134,7 +134,7 @@ COMMANDS = {
     "mmtransfer evaluate runs/my_site --data talk.mp3 --reference talk.srt": RUN,
     "mmtransfer evaluate bundled:whisper-tiny.en --data my_site/validation --no-guards": RUN,
     "mmtransfer evaluate --no-guards": PART,
-    "mmtransfer evaluate bundled:whisper-tiny.en --data RECORDING --reference TEXT": PART,
+    "mmtransfer evaluate --data --reference": PART,
     "mmtransfer evaluate bundled:whisper-tiny.en --data examples/site/monitor.mp4 --reference "
     "examples/site/monitor.json": RUN_SLOWLY,
     "mmtransfer evaluate runs/news --data more_news.csv": RUN,
