@@ -209,9 +209,8 @@ class Decoder:
         parts = []
         for segment in segments:
             kind, most = self.kind(job.camera, recognizer.context_s(segment.samples))
-            half = replace(job, segment=segment, kind=kind, most=most, kept=None)
-            part = replace(half, half_of=job, halves={})
-            parts.append(part)
+            part = replace(job, segment=segment, kind=kind, most=most, half_of=job)
+            parts.append(replace(part, halves={}, kept=None))
         return parts
 
 
@@ -254,10 +253,9 @@ def of_halves(job: Job) -> Result | Found | None:
     found = joined(job.id, [job.halves[start] for start in sorted(job.halves)])
     if job.kept is None:
         return found
-    lines = (
-        [line for line in found if isinstance(line, Transcript)] if isinstance(found, list) else []
-    )
-    own, words = (sum(len(split_words(line.text)) for line in of) for of in (job.kept.lines, lines))
+    lines = found if isinstance(found, list) else []
+    words = sum(len(split_words(line.text)) for line in lines if isinstance(line, Transcript))
+    own = sum(len(split_words(line.text)) for line in job.kept.lines)
     return job.kept if own >= words else found
 
 

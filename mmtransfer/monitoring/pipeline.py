@@ -429,7 +429,7 @@ class Pipeline:
             self._keep(job, verdict)
 
     def _keep(self, job: Job, result: Result) -> None:
-        """A result is the segment's."""
+        """Take a result as the segment's, whatever it lacks."""
         source = self._sources[job.camera]
         found = lines_of(
             *(source.address_of(job.id), source.name, job.id, result), with_words=self._with_words
