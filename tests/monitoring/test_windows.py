@@ -380,6 +380,17 @@ def window_of(count):
     return Segment(10.0, pieces[-1].end, samples, 10.0, pieces)
 
 
+def talk(folder, samples):
+    """A recording of that."""
+    path = folder / "talk.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return path
+
+
 class ForgetfulEngine(FakeEngine):
     """Ends behind the first piece of what is longer than it likes; notes what it was given."""
 
@@ -412,12 +423,7 @@ def test_how_much_of_a_window_has_text():
 def test_what_a_decoder_left_out_at_the_end_of_a_window_is_decoded_on_its_own(longest_s, tmp_path):
     second = round(SAMPLE_RATE / 512)
     samples = stream([3 * second, second, 3 * second, second, 3 * second, 4 * second])
-    path = tmp_path / "talk.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    path = talk(tmp_path, samples)
     engine = ForgetfulEngine(longest_s)
     found = list(Monitor(Recognizer(engine)).transcribe(path))
     assert len({line.id.partition("#")[0] for line in found}) == 1
@@ -448,12 +454,7 @@ class SkippingEngine(ForgetfulEngine):
 def test_what_a_decoder_left_out_before_a_pause_is_decoded_in_halves(longest_s, tmp_path):
     second = round(SAMPLE_RATE / 512)
     samples = stream([4 * second, second, 4 * second, 4 * second])
-    path = tmp_path / "talk.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    path = talk(tmp_path, samples)
     engine = SkippingEngine(longest_s)
     found = list(Monitor(Recognizer(engine)).transcribe(path))
     whole, *halves = engine.lengths
