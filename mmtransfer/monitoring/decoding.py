@@ -209,8 +209,9 @@ class Decoder:
         parts = []
         for segment in segments:
             kind, most = self.kind(job.camera, recognizer.context_s(segment.samples))
-            part = replace(job, segment=segment, kind=kind, most=most, half_of=job)
-            parts.append(replace(part, halves={}, kept=None))
+            part = replace(job, half_of=job, halves={}, kept=None)
+            part.segment, part.kind, part.most = segment, kind, most
+            parts.append(part)
         return parts
 
 

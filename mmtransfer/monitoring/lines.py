@@ -256,11 +256,8 @@ def longest_word_s(hypothesis: Hypothesis, segment: Segment) -> float:
     """How many seconds of a window's speech are in one word; 0 where the times of the words are not
     known, or it is one piece.
     """
-    spoken = [
-        (piece.offset_s + piece.start - piece.samples_start, piece.end - piece.start)
-        for piece in segment.pieces
-    ]
-    spans = [(start, start + seconds) for start, seconds in spoken]
+    begins = [piece.offset_s - piece.samples_start for piece in segment.pieces]
+    spans = [(at + p.start, at + p.end) for at, p in zip(begins, segment.pieces, strict=True)]
     times = (sum(max(0.0, _shared(word, span)) for span in spans) for word in hypothesis.words)
     return max(times, default=0.0)
 

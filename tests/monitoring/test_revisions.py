@@ -151,7 +151,7 @@ def test_first_texts_do_not_wait_for_a_turn_that_is_being_decoded(watch):
             hold.set()
         return len(first) == 5
 
-    items, _ = watch(engine, utterances([0.6, 4.0, 0.6, 4.0, 4.0]), until=until)
+    items, _ = watch(engine, utterances([0.6, 2.7, 0.6, 4.0, 4.0], 0.8), until=until)
     first = [line.text for line in lines(items) if not line.revision]
     assert [text[0].lower() for text in first] == list("abcde")
 
