@@ -5,12 +5,15 @@ from __future__ import annotations
 SHORTEST_S = 0.5
 UNADAPTED_CONTEXT_S = 20.0
 """Shortest context at which a Whisper that never saw short ones keeps its accuracy."""
-WINDOW_S = UNADAPTED_CONTEXT_S - 1.0
-"""Speech that a Whisper takes in at a time: what that context holds, with the silence at the end
-without which it loops. Windows of the pretrained 30 s have as many errors and take half as long
-again (attention grows with the square of the context)."""
+SILENCE_S = 1.0
+"""Silence at the end of a context, without which a Whisper loops that never saw short ones."""
+WINDOW_S = UNADAPTED_CONTEXT_S - SILENCE_S
+"""Speech that a Whisper takes in at a time: what that context holds beside the silence. Windows of
+the pretrained 30 s have as many errors and take half as long again (attention grows with the square
+of the context)."""
 ADAPTED_CLIP_S = 15.0
 """Longest clip of an adapter for short contexts that does not state its own."""
+_LONGEST_TAUGHT_S = 8.0
 _DOUBTFUL_S = 8.0  # the context of a doubtful short clip, before the full window
 
 
@@ -22,12 +25,14 @@ def clip_context_s(
     margin_s: float = 0.0,
     short_s: float = float("inf"),
 ) -> float:
-    """The context of a clip: its own length and a margin; for clips over `short_s`, which a short
-    context does not do justice to, the least that the source's own weights decode.
+    """The context of a clip: its own length and a margin, at least `shortest_s`; for clips over
+    `short_s`, which a short context does not do justice to, the least that the source's own weights
+    decode.
     """
     if seconds > short_s:
         own_s = own_context_s(min(short_s + margin_s, longest_s), longest_s)
-        return own_s if seconds <= own_s - UNADAPTED_CONTEXT_S + WINDOW_S else longest_s
+        own_s = max(own_s, min(shortest_s, longest_s))
+        return own_s if seconds <= own_s - SILENCE_S else longest_s
     return context_step_s(max(seconds + margin_s, shortest_s), longest_s)
 
 
@@ -37,6 +42,14 @@ def own_context_s(short_s: float, longest_s: float) -> float:
     """
     is_free = context_step_s(short_s, longest_s) < UNADAPTED_CONTEXT_S
     return min(UNADAPTED_CONTEXT_S, longest_s) if is_free else longest_s
+
+
+def taught_context_s(clip_s: float, longest_s: float) -> float:
+    """Shortest context for a model that learns from clips of up to `clip_s`: the longest of them
+    and silence, at most 8 s. Conversation, of which fine-tuning sees little, has more errors in
+    short contexts, so clips beyond those learnt from have the source's; see `clip_context_s`.
+    """
+    return context_step_s(min(clip_s + SILENCE_S, _LONGEST_TAUGHT_S), longest_s)
 
 
 def context_step_s(seconds: float, longest_s: float) -> float:

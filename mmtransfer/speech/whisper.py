@@ -24,6 +24,7 @@ from mmtransfer.hub.metadata import Base, write_metadata
 from mmtransfer.progress import no_library_bars
 from mmtransfer.speech.contexts import (
     ADAPTED_CLIP_S,
+    SILENCE_S,
     UNADAPTED_CONTEXT_S,
     WINDOW_S,
     clip_context_s,
@@ -106,11 +107,13 @@ class SpeechModel:
 
     @property
     def short_s(self) -> float:
-        """Longest clip that is decoded in a context for its length."""
+        """Longest clip that is decoded in a context for its length: by a fine-tuned model, what its
+        shortest context holds.
+        """
         if self.short is not None:
             return self.short.longest_s
         is_trained = getattr(self.model.config, _CONTEXT_KEY, None) is not None
-        return float("inf") if is_trained else WINDOW_S
+        return max(self.shortest_context_s - SILENCE_S, 0.0) if is_trained else WINDOW_S
 
     @property
     def window_s(self) -> float:

@@ -31,7 +31,7 @@ from mmtransfer.speech.clip_scores import (
 )
 from mmtransfer.speech.clip_task import ClipTask, check_views, skip_long
 from mmtransfer.speech.clips import Clip, ClipSet, read_clips, usual_language
-from mmtransfer.speech.contexts import WINDOW_S
+from mmtransfer.speech.contexts import WINDOW_S, taught_context_s
 from mmtransfer.speech.recognizers import engine_for
 from mmtransfer.speech.scores import ClipScore
 from mmtransfer.speech.splits import add_rehearsal, load_clip_splits
@@ -119,6 +119,8 @@ class SpeechTask(ClipTask):
         if config.train.gradient_checkpointing:
             model.activation_checkpointing_enable()
         self.lengths = [speech.context_s(clip.seconds, shortest=0) for clip in clips]
+        longest_s = max(clip.seconds for clip in self.target.clips)
+        self._taught_s = taught_context_s(longest_s, speech.max_context_s)
         self._store: FeatureStore | None = None
         self._items: dict[tuple[int, int, bool], int] = {}
         self._views = 1
@@ -425,8 +427,9 @@ class SpeechTask(ClipTask):
     # --- evaluation -------------------------------------------------------------------------
 
     def validate(self, indices: Sequence[int], device: torch.device) -> list[ClipScore]:
-        """Scores at each clip's own length, which training makes readable."""
-        return self._score([self.validation.clips[index] for index in indices], device, 0.0)
+        """Scores in the short context that the model is to be used in."""
+        clips = [self.validation.clips[index] for index in indices]
+        return self._score(clips, device, self._taught_s)
 
     def _score(
         self, clips: Sequence[Clip], device: torch.device, shortest_context_s: float
@@ -504,11 +507,12 @@ class SpeechTask(ClipTask):
         scores: dict[float, list[list[ClipScore]]] = {}
 
         def rates(context: float) -> list[float]:
+            self.speech.shortest_context_s = context  # so that clips beyond it have longer ones
             scores[context] = [self._score(clips, device, context) for clips in sets]
             return [self.rate(found) for found in scores[context]]
 
         full_s = self.speech.max_context_s
-        safe_s = shortest_safe_context_s(full_s, min(self.lengths), rates)
+        safe_s = shortest_safe_context_s(full_s, self._taught_s, rates)
         self.speech.shortest_context_s = safe_s
         return scores[safe_s]
 
@@ -587,9 +591,8 @@ def shortest_safe_context_s(
 ) -> float:
     """The shortest context at which a model keeps its accuracy.
 
-    Tried from short to long are `shortest_s`, the shortest trained on, 10 s and 20 s. A context is
-    safe if `rates` (of sets of clips, lower is better, at a context) are within 0.01 of those in
-    the full window.
+    Tried from short to long are `shortest_s`, 10 s and 20 s. A context is safe if `rates` (of sets
+    of clips, lower is better, at a context) are within 0.01 of those in the full window.
     """
     reference = rates(full_s)
     for candidate in sorted({shortest_s, *_SAFE_CONTEXTS_S}):

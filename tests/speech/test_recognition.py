@@ -2,6 +2,7 @@ import copy
 import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,14 @@ from peft import LoraConfig, get_peft_model
 from mmtransfer.errors import UserError
 from mmtransfer.hub.files import fetch
 from mmtransfer.speech.audio import decode_clip
-from mmtransfer.speech.contexts import UNADAPTED_CONTEXT_S, WINDOW_S, clip_context_s, own_context_s
+from mmtransfer.speech.contexts import (
+    SILENCE_S,
+    UNADAPTED_CONTEXT_S,
+    WINDOW_S,
+    clip_context_s,
+    own_context_s,
+    taught_context_s,
+)
 from mmtransfer.speech.engine import Hypothesis, Word
 from mmtransfer.speech.guards import agreed, is_looping, rejection
 from mmtransfer.speech.recognition import Recognizer
@@ -36,20 +44,48 @@ def clips():
     st.floats(0.1, 40.0),
     st.floats(0.5, 29.0),
     st.sampled_from([0.0, 0.5]),
+    st.sampled_from([1.5, 25.0, 30.0]),
 )
-def test_a_clip_fits_its_context_which_only_one_of_two_models_decodes(seconds, short_s, margin_s):
+def test_a_clip_fits_its_context_which_only_one_of_two_models_decodes(
+    seconds, short_s, margin_s, shortest_s
+):
     """An adapter for clips of up to `short_s` beside the source, which takes 20 s or more."""
     context = clip_context_s(
-        seconds, shortest_s=1.5, longest_s=30.0, margin_s=margin_s, short_s=short_s
+        seconds, shortest_s=shortest_s, longest_s=30.0, margin_s=margin_s, short_s=short_s
     )
-    assert context >= min(seconds, 30.0) - 1e-4
+    assert context >= max(min(seconds, 30.0) - 1e-4, shortest_s)
     own = own_context_s(min(short_s + margin_s, 30.0), 30.0)
     assert own in (UNADAPTED_CONTEXT_S, 30.0)
     if seconds > short_s:  # the source's own weights, which need silence at the end
         assert context >= own
         assert context == 30.0 or context - seconds >= UNADAPTED_CONTEXT_S - WINDOW_S
     else:
-        assert context < own or context == 30.0
+        assert context < own or context == 30.0 or shortest_s > 1.5
+
+
+@given(st.floats(0.1, 40.0), st.floats(0.1, 40.0))
+def test_only_clips_like_those_learnt_from_have_a_short_context(learnt_s, seconds):
+    """What was learnt from clips of up to `learnt_s` holds them with a second of silence, if they
+    are not much longer than a sentence; other speech has the source's 20 s.
+    """
+    shortest_s = taught_context_s(learnt_s, 30.0)
+    assert shortest_s <= 8.0
+    assert shortest_s >= min(learnt_s + 1.0, 8.0) - 1e-4
+    context = clip_context_s(
+        seconds, shortest_s=shortest_s, longest_s=30.0, short_s=shortest_s - SILENCE_S
+    )
+    assert context == shortest_s if seconds <= shortest_s - SILENCE_S else context >= 20.0
+
+
+def test_a_fine_tuned_model_takes_longer_clips_in_the_sources_contexts(tiny):
+    config = copy.deepcopy(tiny.model.config)
+    config.shortest_context_s = 4.0
+    model = SimpleNamespace(config=config, generation_config=tiny.model.generation_config)
+    tuned = replace(tiny, model=model, short=None)
+    contexts = [tuned.context_s(seconds) for seconds in (0.5, 3.0, 3.5, 19.0, 19.5)]
+    assert contexts == [4, 4, 20, 20, 30]
+    source = replace(tiny, short=None)
+    assert [source.context_s(seconds) for seconds in (0.5, 19.0, 19.5)] == [20, 20, 30]
 
 
 @pytest.fixture(scope="module")

@@ -305,8 +305,9 @@ def test_a_context_is_safe_only_if_the_source_domain_is_read_as_well(
 ):
     task = make_trainer(data, random_whisper, tmp_path).task
     source = load_clips(data / "validation", build_config({}).data, name="source")
-    rates = {"target": {30.0: 0.1, 20.0: 0.1, 10.0: 0.1, 1.0: 0.105}}
-    rates["source"] = {30.0: 0.2, 20.0: 0.2, 10.0: 0.3, 1.0: 0.3}
+    # Clips of up to 1.5 s and a second of silence.
+    rates = {"target": {30.0: 0.1, 20.0: 0.1, 10.0: 0.1, 2.5: 0.105}}
+    rates["source"] = {30.0: 0.2, 20.0: 0.2, 10.0: 0.3, 2.5: 0.3}
 
     def score(clips, device, shortest_s):
         return (rates["source" if clips == source.clips else "target"], shortest_s)
@@ -314,7 +315,7 @@ def test_a_context_is_safe_only_if_the_source_domain_is_read_as_well(
     task.validation = load_clips(data / "train", build_config({}).data, name="target")
     monkeypatch.setattr(task, "_score", score)
     monkeypatch.setattr(task, "summarize", lambda found: {"wer": found[0][found[1]]})
-    for sets, safe_s in (([task.validation], 1.0), ([task.validation, source], 20.0)):
+    for sets, safe_s in (([task.validation], 2.5), ([task.validation, source], 20.0)):
         clips = [clips.clips for clips in sets]
         alone = task.measure_shortest_context("cpu", clips)
         assert task.speech.shortest_context_s == safe_s
