@@ -32,11 +32,15 @@ from mmtransfer.speech.recognition import Recognizer
 
 Line = Transcript | NoText
 
+_RECOGNITION_VERSION = 2  # raise it when speech comes to be cut or decoded in another way
+
 
 def settings_of(
     options: RecognitionOptions, models: Mapping[str, Checkpoint]
 ) -> dict[str, str | float | bool | dict[str, float] | None]:
-    """What the rows of a run depend on: digests of the models, and how they are used."""
+    """What the rows of a run depend on: digests of the models, and how they are used; also by which
+    version, so that no archive is cut in two ways.
+    """
     return {
         "model": models[options.model].digest,
         "language": options.language,
@@ -51,6 +55,7 @@ def settings_of(
         "sentiment": models[options.sentiment].digest if options.sentiment else None,
         "sounds": models[options.sounds].digest if options.sounds else None,
         "sound_thresholds": dict(options.sound_thresholds or {}),
+        "recognition_version": _RECOGNITION_VERSION,
     }
 
 
