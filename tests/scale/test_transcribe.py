@@ -314,7 +314,7 @@ def test_an_output_belongs_to_a_model_its_settings_and_one_run(archive, engine, 
     output = Output(str(out), settings, partition="folder")
     with output.alone(), pytest.raises(UserError, match="another run"):
         bulk([archive / "gate"], out)
-    # Begun by a version that cut speech in another way: its pieces do not fit those of this one.
+    # An earlier version, which cut speech in another way, has begun it.
     del settings["recognition_version"]
     (out / "_run" / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"recognition_version null, and \d+ was asked for"):
