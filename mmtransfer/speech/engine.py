@@ -127,7 +127,7 @@ class Engine(Protocol):
 
     @property
     def short_s(self) -> float:
-        """Longest clip that is decoded in a context shorter than `max_context_s`."""
+        """Longest clip that is decoded in a context for its length."""
         ...
 
     @property

@@ -427,7 +427,7 @@ class SpeechTask(ClipTask):
     # --- evaluation -------------------------------------------------------------------------
 
     def validate(self, indices: Sequence[int], device: torch.device) -> list[ClipScore]:
-        """Scores in the short context that the model is to be used in."""
+        """Scores at each clip's own length, at least in the short context that is for use."""
         clips = [self.validation.clips[index] for index in indices]
         return self._score(clips, device, self._taught_s)
 
