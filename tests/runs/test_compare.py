@@ -396,13 +396,27 @@ def test_a_budget_in_seconds_is_spent_on_steps_and_evaluations(
     assert again._budget(second) == plan._budget(first)
 
 
-def test_a_budget_in_seconds_becomes_steps(texts, text_backbone, tmp_path):
+def test_a_budget_in_seconds_becomes_steps(texts, text_backbone, tmp_path, monkeypatch):
+    """Of a real trial, whose figures do not decide: a busy machine makes them any."""
+    measured = []
+    real = comparing._seconds_of
+
+    def steady(metrics):
+        measured.append(real(metrics))
+        return 0.02, 0.01
+
+    monkeypatch.setattr(comparing, "_seconds_of", steady)
     config = build_config(values(texts, text_backbone))
     compare(config, structures=["feature"], seeds=2, seconds=0.2, to=str(tmp_path / "out"))
-    steps = {
-        json.loads(path.read_text())["cost"]["steps"]
-        for path in (tmp_path / "out" / "cells").glob("*/report.json")
-    }
+    [(each, pause)] = measured
+    assert each > 0 and pause >= 0
+    reports = [
+        json.loads(path.read_text()) for path in (tmp_path / "out").glob("cells/*/report.json")
+    ]
+    assert len(reports) == 2
+    steps = {report["cost"]["steps"] for report in reports}
     assert len(steps) == 1  # the same for every seed
+    [spent] = steps
+    assert 0.1 < 0.02 * spent < 0.2  # the rest is for evaluations
     with pytest.raises(UserError, match="do not hold one run of end_to_end"):
         compare(config, structures=["end_to_end"], seconds=1e-6, to=str(tmp_path / "short"))
