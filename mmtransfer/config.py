@@ -360,6 +360,9 @@ class TrainConfig(_Section):
     """Gradients are clipped to this norm."""
     full_context: float = Field(0.03, ge=0, le=1)
     """Share of clips padded to the model's full window, so that 30-s pipelines still work."""
+    joined: float = Field(0.5, ge=0, le=1)
+    """Share of a Whisper's clips that are joined to windows of up to 19 s, as recordings are
+    transcribed: learnt one by one, clips of a sentence teach it to end after a sentence."""
     timestamps: float = Field(0.5, ge=0, le=1)
     """Share of clips whose targets carry timestamps, so that the ability to emit them is kept."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"

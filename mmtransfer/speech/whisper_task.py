@@ -31,7 +31,12 @@ from mmtransfer.speech.clip_scores import (
 )
 from mmtransfer.speech.clip_task import ClipTask, check_views, skip_long
 from mmtransfer.speech.clips import Clip, ClipSet, read_clips, usual_language
-from mmtransfer.speech.contexts import WINDOW_S, taught_context_s
+from mmtransfer.speech.contexts import (
+    SILENCE_S,
+    UNADAPTED_CONTEXT_S,
+    WINDOW_S,
+    taught_context_s,
+)
 from mmtransfer.speech.recognizers import engine_for
 from mmtransfer.speech.scores import ClipScore
 from mmtransfer.speech.splits import add_rehearsal, load_clip_splits
@@ -52,6 +57,7 @@ from mmtransfer.transfer.stages import (
 _IGNORED = -100  # target positions without loss
 _SAFE_CONTEXTS_S = (10.0, 20.0)  # tried between the full window and the clips' own length
 _JOINED_PAUSE_S = 0.3
+_PAUSES_S = (0.1, 1.0)  # shortest and longest between clips that are learnt in one window
 _SAFE_LOSS = 0.01  # of the metric
 SAFE_CLIPS = 64
 """Clips of a set that decide which contexts are safe."""
@@ -271,34 +277,79 @@ class SpeechTask(ClipTask):
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def prepare(self, batch: Sequence[int], share: slice, epoch: int) -> list[SpeechBatch]:
-        """Micro-batches: clips at the batch's common short context, and a few at the full one."""
+        """Micro-batches: clips at the batch's common short context, windows of several at theirs,
+        and a few at the full one.
+        """
         if self._store is not None:
             return self._prepare_stored(batch[share], epoch)
         config, full = self.config.train, self.speech.max_context_s
-        # From the whole batch, so that contexts do not depend on who shares the work; one for the
-        # target's clips and one for the rehearsal's, which may be much longer.
+        # From the whole batch, so that neither windows nor contexts depend on who shares the work.
+        units = self._units(batch, epoch)
+        # One for the target's clips and one for the rehearsal's, which may be much longer.
         shortest: dict[bool, float] = defaultdict(float)
-        for index in batch:
-            is_rehearsed = index >= self._targets
-            longest_s = max(shortest[is_rehearsed], self._longest_context_s(index))
-            shortest[is_rehearsed] = longest_s
+        for first, *others in units:
+            if not others:
+                own_s, is_rehearsed = self._longest_context_s(first), first >= self._targets
+                shortest[is_rehearsed] = max(shortest[is_rehearsed], own_s)
         groups: dict[tuple[float, bool], tuple[list[_Example], list[np.random.Generator]]]
         groups = defaultdict(lambda: ([], []))
-        for index in batch[share]:
-            is_rehearsed = index >= self._targets
-            rng = np.random.default_rng([self.config.runtime.seed, epoch, index])
+        for unit in units[share]:
+            is_rehearsed = unit[0] >= self._targets
+            rng = np.random.default_rng([self.config.runtime.seed, epoch, unit[0]])
             is_padded = rng.random() < config.full_context
-            stamped = rng.random() < config.timestamps
-            samples, speed = self._augmenter.waveform(self.train.clips[index].samples(), rng)
-            context = full if is_padded else shortest[is_rehearsed]
-            examples, rngs = groups[context, is_rehearsed]
-            examples.append((samples, self._target(index, speed, timestamps=stamped)))
+            context = self._window_context_s if len(unit) > 1 else shortest[is_rehearsed]
+            examples, rngs = groups[full if is_padded else context, is_rehearsed]
+            examples.append(self._example(unit, rng))
             rngs.append(rng)
         found = []
         for context, is_rehearsed in sorted(groups):
             examples, rngs = groups[context, is_rehearsed]
             found += self._batches(examples, rngs, context, is_rehearsed=is_rehearsed)
         return found
+
+    @property
+    def _window_context_s(self) -> float:
+        """The context of windows."""
+        return min(UNADAPTED_CONTEXT_S, self.speech.max_context_s)
+
+    def _units(self, batch: Sequence[int], epoch: int) -> list[list[int]]:
+        """The clips of a batch: alone, or several of a language that are joined to a window.
+
+        Silence stays alone, and rehearsed clips are joined among themselves.
+        """
+        rng = np.random.default_rng([self.config.runtime.seed, epoch, 5, *batch])
+        units: list[list[int]] = []
+        open_units: dict[tuple[bool, str | None], tuple[list[int], float, int]] = {}
+        room_s = self._window_context_s - SILENCE_S
+        for index in batch:
+            clip = self.train.clips[index]
+            seconds = clip.seconds / self._augmenter.slowest + _PAUSES_S[1]
+            tokens = len(self._tokens[index])
+            kind = (index >= self._targets, clip.language)
+            unit, taken_s, taken = open_units.get(kind, ([], 0.0, 0))
+            is_joined = rng.random() < self.config.train.joined and tokens > 0
+            fits = taken_s + seconds <= room_s and taken + tokens <= decoder_room(self.speech)
+            if not (is_joined and unit and fits):
+                unit, taken_s, taken = [], 0.0, 0
+                units.append(unit)
+            unit.append(index)
+            if is_joined:
+                open_units[kind] = (unit, taken_s + seconds, taken + tokens)
+        return units
+
+    def _example(self, unit: Sequence[int], rng: np.random.Generator) -> _Example:
+        """Samples of a clip, or of several with pauses between, and the target."""
+        stamped = rng.random() < self.config.train.timestamps
+        samples, speed = self._augmenter.waveform(self.train.clips[unit[0]].samples(), rng)
+        if len(unit) == 1:
+            return samples, self._target(unit[0], speed, timestamps=stamped)
+        parts, tokens = [samples], list(self._tokens[unit[0]])
+        for index in unit[1:]:
+            pause = np.zeros(round(rng.uniform(*_PAUSES_S) * SAMPLE_RATE), np.float32)
+            parts += [pause, self._augmenter.waveform(self.train.clips[index].samples(), rng)[0]]
+            tokens += self._tokens[index]
+        prompt = self.speech.prompt(timestamps=False, language=self.train.clips[unit[0]].language)
+        return np.concatenate(parts), [*prompt, *tokens, self.model.config.eos_token_id]
 
     def _target(self, index: int, speed: float, *, timestamps: bool) -> list[int]:
         """Prompt, text and end token. Timestamps mark where speech starts and ends in the clip."""
@@ -575,9 +626,15 @@ def joined_clips(clips: Sequence[Clip]) -> list[list[Clip]]:
     return windows
 
 
+def decoder_room(speech: SpeechModel) -> int:
+    """Tokens of text that a Whisper's decoder takes, beside prompt, timestamps and end token."""
+    room: int = speech.model.config.max_target_positions - 8
+    return room
+
+
 def fitting_clips(speech: SpeechModel, clips: ClipSet) -> ClipSet:
     """The clips whose transcripts a Whisper's decoder can take."""
-    room = speech.model.config.max_target_positions - 8  # prompt, timestamps and end token
+    room = decoder_room(speech)
     lengths = [len(speech.spell(clip.text, clip.language)) for clip in clips.clips]
     pairs = list(zip(clips.clips, lengths, strict=True))
     long = [(clip, f"{length} tokens") for clip, length in pairs if length > room]

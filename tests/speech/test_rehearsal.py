@@ -85,8 +85,9 @@ def test_every_batch_holds_the_asked_share_of_rehearsal():
 def test_long_rehearsal_clips_do_not_lengthen_the_context_of_the_target(
     data, random_whisper, tmp_path
 ):
-    config = build_config(values(data, random_whisper, tmp_path / "run"))
-    task = runs.set_up(config, CPU)
+    config = values(data, random_whisper, tmp_path / "run")
+    config["train"]["joined"] = 0.0
+    task = runs.set_up(build_config(config), CPU)
     assert isinstance(task, SpeechTask)
     long = task._targets
     task.train.clips[long] = replace(task.train.clips[long], seconds=20.0)
@@ -103,7 +104,7 @@ def test_rehearsed_clips_are_learnt_as_the_source_in_its_full_window_takes_them(
     config = values(data, random_whisper, tmp_path / "run")
     config["transfer"]["stages"] = [{"frozen": frozen}]
     # The source and what is trained take in the same then.
-    config["train"] |= {"full_context": 1.0, "batch_seconds": 300}
+    config["train"] |= {"full_context": 1.0, "batch_seconds": 300, "joined": 0.0}
     task = runs.set_up(build_config(config), CPU)
     assert isinstance(task, SpeechTask)
     task.begin(task.stages[0], CPU)
