@@ -273,9 +273,9 @@ class TransferConfig(_Section):
     epoch of texts (by number)."""
     interpolate: Literal["auto", "none"] | Annotated[float, Field(gt=0, lt=1)] = "auto"
     """Interpolation between the source model's weights (0) and the tuned ones (1) (WiSE-FT,
-    Wortsman et al. 2022), for a Whisper trained whole or with LoRA. auto: the smallest from 0.4 to
-    0.9 at which the validation score is as good; none: the tuned
-    weights."""
+    Wortsman et al. 2022), for a Whisper trained whole or with LoRA. auto: the smallest from 1
+    down to 0.4 up to which the validation score is as good, of clips and of windows that hold
+    several; none: the tuned weights."""
     max_forgetting: float = Field(0.02, ge=0)
     """How much worse the metric may get on a source-domain set before the run reports forgetting
     and a remedy."""

@@ -136,9 +136,7 @@ def _transfer(
         )
     share = 1.0
     if path is not None:
-        wanted, best = config.transfer.interpolate, results[-1].best
-        assert best is not None  # the last stage has the task's own loss
-        share = go_back(task, path, wanted, best, accelerator)
+        share = go_back(task, path, config.transfer.interpolate, accelerator)
 
     def finish() -> dict[str, Any]:
         device = accelerator.device

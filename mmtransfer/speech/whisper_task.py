@@ -482,6 +482,25 @@ class SpeechTask(ClipTask):
         clips = [self.validation.clips[index] for index in indices]
         return self._score(clips, device, self._taught_s)
 
+    @cached_property
+    def _windows(self) -> list[list[Clip]]:
+        first = self.validation.clips[:SAFE_CLIPS]
+        return [own for own in joined_clips(first) if len(own) > 1]
+
+    @property
+    def path_size(self) -> int:
+        """Number of validation clips, and of windows that hold the first of them."""
+        return self.validation_size + len(self._windows)
+
+    def validate_path(self, indices: Sequence[int], device: torch.device) -> list[ClipScore]:
+        """Scores of clips, and of windows behind them: that a model takes in several clips at a
+        time is lost further from the source than single clips show.
+        """
+        size = self.validation_size
+        found = self.validate([index for index in indices if index < size], device)
+        windows = [self._windows[index - size] for index in indices if index >= size]
+        return found + self._score_windows(windows, device, self._taught_s)
+
     def _score(
         self, clips: Sequence[Clip], device: torch.device, shortest_context_s: float
     ) -> list[ClipScore]:
@@ -582,33 +601,39 @@ class SpeechTask(ClipTask):
         real talk, which is not cut into clips, needs windows most.
         """
         self.speech.window_s = 0.0
-        pause = np.zeros(round(_JOINED_PAUSE_S * SAMPLE_RATE), np.float32)
         for clips, scores in zip(sets, alone, strict=True):
             single = iter(scores)
             windows = [(own, [next(single) for _ in own]) for own in joined_clips(clips)]
             windows = [(own, known) for own, known in windows if len(own) > 1]
             if not windows:
                 continue
-            found = decode_waves(
-                self.speech,
-                [
-                    np.concatenate([part for clip in own for part in (clip.samples(), pause)])
-                    for own, _ in windows
-                ],
-                [own[0] for own, _ in windows],
-                device,
-                self.config.evaluation.batch_seconds,
-                shortest_context_s=self.speech.shortest_context_s,
+            together = self._score_windows(
+                [own for own, _ in windows], device, self.speech.shortest_context_s
             )
-            scoring = ClipScoring(clips, self.speech.language, self.config)
-            together = [
-                scoring.score(replace(own[0], text=" ".join(clip.text for clip in own)), text.text)
-                for (own, _), text in zip(windows, found, strict=True)
-            ]
             before = [score for _, known in windows for score in known]
             if self.rate(together) <= self.rate(before) + _SAFE_LOSS:
                 self.speech.window_s = WINDOW_S
             return
+
+    def _score_windows(
+        self, windows: Sequence[Sequence[Clip]], device: torch.device, shortest_context_s: float
+    ) -> list[ClipScore]:
+        """Scores of clips that are decoded joined, one for each window."""
+        pause = np.zeros(round(_JOINED_PAUSE_S * SAMPLE_RATE), np.float32)
+        whole = [replace(own[0], text=" ".join(clip.text for clip in own)) for own in windows]
+        found = decode_waves(
+            self.speech,
+            [
+                np.concatenate([part for clip in own for part in (clip.samples(), pause)])
+                for own in windows
+            ],
+            whole,
+            device,
+            self.config.evaluation.batch_seconds,
+            shortest_context_s=shortest_context_s,
+        )
+        scoring = ClipScoring(whole, self.speech.language, self.config)
+        return [scoring.score(clip, text.text) for clip, text in zip(whole, found, strict=True)]
 
 
 def joined_clips(clips: Sequence[Clip]) -> list[list[Clip]]:

@@ -348,6 +348,15 @@ class Task(ABC):
     def validate(self, indices: Sequence[int], device: torch.device) -> list[Any]:
         """One picklable record for each of these validation examples."""
 
+    @property
+    def path_size(self) -> int:
+        """Number of validation examples that decide how far weights go back to the source."""
+        return self.validation_size
+
+    def validate_path(self, indices: Sequence[int], device: torch.device) -> list[Any]:
+        """One picklable record for each of these, as `validate` gives them."""
+        return self.validate(indices, device)
+
     @abstractmethod
     def summarize(self, records: Sequence[Any]) -> dict[str, float | None]:
         """Metrics of validation records, `metric` among them."""

@@ -48,8 +48,8 @@ from mmtransfer.transfer.stages import SourcePath, Stage
 from mmtransfer.transfer.task import Task, comparable
 
 logger = logging.getLogger(__name__)
-_SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the way from the source's weights, that are tried
-_SPENT = 0.003  # of the validation metric, for keeping more of the source
+_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of the way from the source's weights: tried
+_SPENT = 0.006  # of the validation metric, for keeping more of the source
 
 
 Watch = Callable[[int, float], None]
@@ -204,40 +204,46 @@ def train_stages(
     return results
 
 
-def evaluate_task(task: Task, accelerator: Accelerator) -> dict[str, float | None]:
-    """Validation metrics; each process scores its share, all get the same result."""
+def evaluate_task(
+    task: Task, accelerator: Accelerator, *, on_path: bool = False
+) -> dict[str, float | None]:
+    """Validation metrics; each process scores its share, all get the same result. `on_path`: of the
+    examples that decide how far weights go back to the source.
+    """
     rank, world = accelerator.process_index, accelerator.num_processes
-    mine = list(range(task.validation_size))[rank::world]
-    records = task.validate(mine, accelerator.device) if mine else []
+    size = task.path_size if on_path else task.validation_size
+    validate = task.validate_path if on_path else task.validate
+    mine = list(range(size))[rank::world]
+    records = validate(mine, accelerator.device) if mine else []
     pairs = gather_object(list(zip(mine, records, strict=True)))
     ordered = [record for _, record in sorted(pairs, key=lambda pair: pair[0])]
     return task.summarize(ordered)
 
 
-def go_back(
-    task: Task, path: SourcePath, wanted: float | str, best: float, accelerator: Accelerator
-) -> float:
+def go_back(task: Task, path: SourcePath, wanted: float | str, accelerator: Accelerator) -> float:
     """Put weights between the source's and the tuned ones into the model; returns the share of the
     way.
 
-    `wanted` is that share, or auto: the smallest that scores within 0.003 of `best`, the tuned
-    weights' validation score.
+    `wanted` is that share, or auto: from the tuned weights on towards the source, as long as the
+    validation score stays within 0.006 of the best on the way.
     """
     path.close(task.model)
     if wanted != "auto":
         path.go(float(wanted))
         return float(wanted)
     sign = -1 if task.higher_is_better else 1
+    best, kept = math.inf, 1.0
     for share in _SHARES:
         path.go(share)
-        score = comparable(evaluate_task(task, accelerator), task.metric)
+        score = comparable(evaluate_task(task, accelerator, on_path=True), task.metric)
         logger.info(
             "interpolation %g between source and tuned weights: %s %.4f", share, task.metric, score
         )
-        if sign * (score - best) <= _SPENT:
-            return share
-    path.go(1.0)
-    return 1.0
+        if sign * score - best > _SPENT:
+            break
+        best, kept = min(best, sign * score), share
+    path.go(kept)
+    return kept
 
 
 def standard_error(score: float, examples: int) -> float:

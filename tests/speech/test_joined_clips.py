@@ -1,9 +1,11 @@
 """Clips that a Whisper learns in windows of several, as recordings are transcribed."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,9 +14,11 @@ from mmtransfer.config import build_config
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.clips import load_clips
 from mmtransfer.speech.contexts import WINDOW_S
+from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.whisper import load_speech_model
-from mmtransfer.speech.whisper_task import SpeechTask, decoder_room
+from mmtransfer.speech.whisper_task import SpeechTask, decoder_room, joined_clips
 
+CPU = torch.device("cpu")
 TEXTS = ["gate one", "gate two is open", "", "stop", "all clear", "go", "hold", "crane two"]
 
 
@@ -127,3 +131,31 @@ def test_every_clip_of_a_batch_is_learnt_once_and_every_window_fits(
     assert units == task._units(batch, epoch)
     shared = [units[slice(rank, None, world)] for rank in range(world)]
     assert sorted(unit for part in shared for unit in part) == sorted(units)
+
+
+def test_how_far_to_go_back_is_decided_by_windows_too(make_task, monkeypatch):
+    """By a model that ends after the first clip of a window, as single ones do not show."""
+    task = make_task()
+    clips = task.validation.clips
+    samples = [(clip.samples(), clip.text) for clip in clips]
+
+    def transcribe(self, waves, **options):
+        firsts = [
+            next(text for own, text in samples if np.array_equal(wave[: len(own)], own))
+            for wave in waves
+        ]
+        return [SimpleNamespace(text=text) for text in firsts]
+
+    monkeypatch.setattr(Recognizer, "transcribe", transcribe)
+    windows = [own for own in joined_clips(clips) if len(own) > 1]
+    assert windows
+    assert task.path_size == len(clips) + len(windows)
+    every = list(range(task.path_size))
+    found = task.validate_path(every, CPU)
+    lost = [sum(len(clip.text.split()) for clip in own[1:]) for own in windows]
+    assert [record.word_errors for record in found] == [0] * len(clips) + lost
+    assert task.summarize(task.validate(every[: len(clips)], CPU))["wer"] == 0
+    assert task.summarize(found)["wer"] > 0.2
+    # As two processes share it.
+    shared = [task.validate_path(every[rank::2], CPU) for rank in range(2)]
+    assert [shared[index % 2][index // 2] for index in every] == found

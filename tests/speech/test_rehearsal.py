@@ -367,10 +367,11 @@ def test_weights_lie_on_the_line_from_the_source(stages, data, random_whisper):
 
 def test_auto_goes_back_as_far_as_the_score_is_kept(data, random_whisper, monkeypatch):
     task, path = tuned(data, random_whisper, [{"frozen": "none"}])
-    rates = {0.4: 0.02, 0.5: 0.0131, 0.6: 0.013, 0.7: 0.0}
+    rates = {1.0: 0.01, 0.9: 0.011, 0.8: 0.009, 0.7: 0.01, 0.6: 0.015, 0.5: 0.0151, 0.4: 0.0}
     seen = []
 
-    def evaluate(task, accelerator):
+    def evaluate(task, accelerator, *, on_path):
+        assert on_path
         seen.append(gone[-1])
         return {"wer": rates[gone[-1]]}
 
@@ -383,14 +384,16 @@ def test_auto_goes_back_as_far_as_the_score_is_kept(data, random_whisper, monkey
 
     monkeypatch.setattr(path, "go", noted)
     monkeypatch.setattr(training, "evaluate_task", evaluate)
-    assert training.go_back(task, path, "auto", 0.01, None) == 0.6
-    assert seen == [0.4, 0.5, 0.6]
+    assert training.go_back(task, path, "auto", None) == 0.6
+    assert seen == [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
     assert gone[-1] == 0.6
-    rates |= dict.fromkeys((0.6, 0.7, 0.8, 0.9), 0.02)
-    assert training.go_back(task, path, "auto", 0.01, None) == 1.0
+    rates |= dict.fromkeys((0.9, 0.8, 0.7, 0.6, 0.5, 0.4), 0.02)
+    assert training.go_back(task, path, "auto", None) == 1.0
     assert gone[-1] == 1.0
+    rates |= {0.9: 0.01, 0.8: 0.01, 0.7: 0.01, 0.6: 0.01, 0.5: 0.01, 0.4: 0.01}
+    assert training.go_back(task, path, "auto", None) == 0.4
     seen.clear()
-    assert training.go_back(task, path, 0.5, 0.01, None) == 0.5
+    assert training.go_back(task, path, 0.5, None) == 0.5
     assert (gone[-1], seen) == (0.5, [])
 
 
