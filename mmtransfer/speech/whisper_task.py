@@ -26,7 +26,6 @@ from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.clip_scores import (
     ClipScoring,
     as_monitored,
-    decode_clips,
     decode_waves,
 )
 from mmtransfer.speech.clip_task import ClipTask, check_views, skip_long
@@ -502,10 +501,16 @@ class SpeechTask(ClipTask):
         return found + self._score_windows(windows, device, self._taught_s)
 
     def _score(
-        self, clips: Sequence[Clip], device: torch.device, shortest_context_s: float
+        self,
+        clips: Sequence[Clip],
+        device: torch.device,
+        shortest_context_s: float,
+        waves: Sequence[np.ndarray] | None = None,
     ) -> list[ClipScore]:
-        hypotheses = decode_clips(
+        """Scores of clips, decoded from `waves` or else from their own samples."""
+        hypotheses = decode_waves(
             self.speech,
+            [clip.samples() for clip in clips] if waves is None else waves,
             clips,
             device,
             self.config.evaluation.batch_seconds,
@@ -621,19 +626,11 @@ class SpeechTask(ClipTask):
         """Scores of clips that are decoded joined, one for each window."""
         pause = np.zeros(round(_JOINED_PAUSE_S * SAMPLE_RATE), np.float32)
         whole = [replace(own[0], text=" ".join(clip.text for clip in own)) for own in windows]
-        found = decode_waves(
-            self.speech,
-            [
-                np.concatenate([part for clip in own for part in (clip.samples(), pause)])
-                for own in windows
-            ],
-            whole,
-            device,
-            self.config.evaluation.batch_seconds,
-            shortest_context_s=shortest_context_s,
-        )
-        scoring = ClipScoring(whole, self.speech.language, self.config)
-        return [scoring.score(clip, text.text) for clip, text in zip(whole, found, strict=True)]
+        waves = [
+            np.concatenate([part for clip in own for part in (clip.samples(), pause)])
+            for own in windows
+        ]
+        return self._score(whole, device, shortest_context_s, waves)
 
 
 def joined_clips(clips: Sequence[Clip]) -> list[list[Clip]]:
