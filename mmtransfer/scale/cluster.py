@@ -200,12 +200,16 @@ def _room(ray: Any, workers: int | None, gpus: float, threads: int) -> int:
     return workers or most
 
 
-class _Head:
-    """The head of the cluster, without which Ray ends this process after a minute, in its words."""
+class Head:
+    """The head of the cluster, without which Ray ends this process after a minute, in its words.
 
-    def __init__(self, address: str):
+    `resumes` says what goes on later where it is gone.
+    """
+
+    def __init__(self, address: str, resumes: str):
         host, _, port = address.rpartition(":")
         self._address, self._place = address, (host.strip("[]"), int(port))
+        self._resumes = resumes
         self._seen = self._looked = time.monotonic()
 
     def check(self) -> None:
@@ -224,7 +228,7 @@ class _Head:
                 why = error.strerror or error
                 raise UserError(
                     f"the head of the cluster, {self._address}, does not answer any more ({why}). "
-                    "The same command goes on once there is a cluster again."
+                    f"{self._resumes} once there is a cluster again."
                 ) from None
         self._looked = time.monotonic()
 
@@ -242,7 +246,7 @@ class Workers:
         self._busy: dict[Any, int] = {}  # worker -> its calls
         self._calls: dict[Any, Any] = {}  # call -> worker
         self._failed_starts = 0
-        self._head = _Head(self._ray.get_runtime_context().gcs_address)
+        self._head = Head(self._ray.get_runtime_context().gcs_address, "The same command goes on")
         for _ in range(count):
             self._start()
 

@@ -20,7 +20,7 @@ from mmtransfer.data.files import read_json
 from mmtransfer.errors import UserError
 from mmtransfer.runs.training import claim, train
 from mmtransfer.runtime import WAIT_S
-from mmtransfer.scale.cluster import check_ray, check_workers, connected, got, ray_module
+from mmtransfer.scale.cluster import Head, check_ray, check_workers, connected, got, ray_module
 from mmtransfer.transfer.processes import LostProcessError
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,8 @@ def _fit(values: dict[str, Any], run_dir: Path, count: int, threads: int, gpus: 
     from ray.train.torch import TorchConfig, TorchTrainer
 
     problems = ray.remote(_Problems).options(num_cpus=0).remote()
+    address = ray.get_runtime_context().gcs_address
+    head = Head(address, "--resume goes on from the last checkpoint")
     run_dir.mkdir(parents=True, exist_ok=True)
     seen = run_dir / _SEEN
     seen.touch()
@@ -100,7 +102,7 @@ def _fit(values: dict[str, Any], run_dir: Path, count: int, threads: int, gpus: 
                 ),
             )
             with _followed(run_dir / "metrics.jsonl"):
-                failure = _failure(trainer)
+                failure = _failure(trainer, head)
     finally:
         seen.unlink(missing_ok=True)
     problem = got(problems.first.remote())
@@ -154,20 +156,32 @@ def _rows(text: str) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _failure(trainer: Any) -> str | None:
-    """Let Ray Train run; why it failed, if it did.
+def _failure(trainer: Any, head: Head) -> str | None:
+    """Let Ray Train run while the cluster has its head; why it failed, if it did.
 
     Raises:
-        KeyboardInterrupt: SIGINT, of which Ray Train makes the end of the process.
+        KeyboardInterrupt: SIGINT.
+        UserError: the cluster is gone.
     """
+    failures: list[str] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # of any kind: Ray's versions differ in what they raise
+            failures.append(" ".join(str(error).split())[:300])
+
+    # In a thread of its own, since without a head it never returns, and takes SIGINT for itself.
+    running = threading.Thread(target=fit, daemon=True)
+    running.start()
     try:
-        trainer.fit()
-    except SystemExit:
+        while running.is_alive():
+            running.join(_LOOK_S)
+            head.check()
+    except KeyboardInterrupt:
         logger.warning("stopped; --resume continues from the last checkpoint")
-        raise KeyboardInterrupt from None
-    except Exception as error:  # of any kind: Ray's versions differ in what they raise
-        return " ".join(str(error).split())[:300]
-    return None
+        raise
+    return failures[0] if failures else None
 
 
 class _Problems:

@@ -62,7 +62,7 @@ def test_what_answers_but_is_no_cluster_is_not_waited_for(tmp_path, monkeypatch,
 def test_a_head_that_is_gone_ends_the_run_with_one_line(monkeypatch):
     monkeypatch.setattr(cluster, "_GONE_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        head = cluster._Head(f"127.0.0.1:{server.getsockname()[1]}")
+        head = cluster.Head(f"127.0.0.1:{server.getsockname()[1]}", "The same command goes on")
         time.sleep(0.3)
         head.check()
     time.sleep(0.1)

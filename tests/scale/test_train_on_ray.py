@@ -1,6 +1,7 @@
 """Training on Ray: the losses of one process with the batch of all workers, whatever dies."""
 
 import json
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -17,6 +18,9 @@ from support.web import wait_for
 from mmtransfer import runs
 from mmtransfer.cli import main
 from mmtransfer.config import build_config
+from mmtransfer.errors import UserError
+from mmtransfer.scale import cluster
+from mmtransfer.scale.cluster import Head
 from mmtransfer.scale.train_on_ray import _failure
 
 
@@ -73,14 +77,38 @@ def test_what_ray_cannot_train_is_one_line(source, tmp_path, capsys, options, me
     assert not (tmp_path / "run").exists()
 
 
+class EndlessTrainer:
+    """As Ray Train without a cluster: it waits for the workers."""
+
+    def fit(self):
+        threading.Event().wait()
+
+
 def test_a_run_that_is_stopped_says_how_it_continues(caplog):
-    class Trainer:  # as Ray Train ends after SIGINT
-        def fit(self):
-            sys.exit(0)
+    class Stopped(Head):  # SIGINT comes while the head is looked at
+        def check(self):
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        _failure(Trainer())
+        _failure(EndlessTrainer(), Stopped("127.0.0.1:1", ""))
     assert "--resume continues" in caplog.text
+
+
+def test_training_ends_with_one_line_when_the_head_is_gone(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = Head(f"127.0.0.1:{server.getsockname()[1]}", "--resume goes on")
+    monkeypatch.setattr(cluster, "_GONE_S", 0.1)
+    with pytest.raises(UserError, match=r"head of the cluster, .*--resume goes on once"):
+        _failure(EndlessTrainer(), head)
+
+
+def test_why_ray_train_failed_is_one_line():
+    class Failing:
+        def fit(self):
+            raise RuntimeError("Worker group\n  failed")
+
+    # Of a head that is not looked at so soon.
+    assert _failure(Failing(), Head("127.0.0.1:1", "")) == "Worker group failed"
 
 
 def test_without_ray_the_line_that_installs_it_is_printed(source, tmp_path, monkeypatch, capsys):
