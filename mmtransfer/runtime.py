@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # neither is needed to watch a camera, and both take long to 
 WAIT_S = 24 * 3600
 """How long a process waits for others, which may fill the cache of their node meanwhile."""
 
+_NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "failed to map segment")
+
 
 def cores() -> int:
     """Cores for this process: those it may run on, shared with the processes launched beside it."""
@@ -49,12 +51,11 @@ def use_runtime(runtime: RuntimeConfig) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the device or the machine has no memory left."""
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # of torch
         return True
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # Plain ones are of torch's CPU allocator, CTranslate2, MKL in it, and a library being loaded.
+    text, kinds = str(error).lower(), (RuntimeError, ImportError)
+    return isinstance(error, kinds) and any(words in text for words in _NO_MEMORY)
 
 
 def _check_device(runtime: RuntimeConfig) -> None:

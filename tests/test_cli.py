@@ -52,6 +52,40 @@ def test_a_verb_that_is_none_and_an_argument_that_is_none_are_one_line(capsys):
     assert "commands:" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mkl_malloc: failed to allocate memory"),
+        RuntimeError("CUDA failed with error out of memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory"
+        ),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        MemoryError(),
+        MemoryError("Unable to allocate 8.00 TiB"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(monkeypatch, capsys, error):
+    def run(arguments):
+        raise error
+
+    monkeypatch.setattr("mmtransfer.cli.backbones.run", run)
+    assert main(["backbones"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mmtransfer: error: out of memory (")
+    assert (str(error) or "MemoryError") in line
+    assert "run again" in line
+
+
+def test_other_errors_of_a_library_keep_their_trace(monkeypatch):
+    def run(arguments):
+        raise RuntimeError("expected scalar type Float but found Half")
+
+    monkeypatch.setattr("mmtransfer.cli.backbones.run", run)
+    with pytest.raises(RuntimeError, match="scalar type"):
+        main(["backbones"])
+
+
 def test_behind_two_dashes_everything_is_a_source(capsys):
     for arguments in (["--keywords", "fire", "--", "-a.mp4"], ["--", "-a.mp4"]):
         assert main(["monitor", "bundled:whisper-tiny.en", *arguments]) == 2

@@ -39,6 +39,7 @@ from mmtransfer.cli.common import check_signature
 from mmtransfer.data.former_names import option_with_new_name
 from mmtransfer.data.printing import printable
 from mmtransfer.errors import UserError
+from mmtransfer.runtime import is_out_of_memory
 from mmtransfer.speech.addresses import without_secrets
 
 VERBS = {
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - keeps the exit flush from failing
         return 0
     except Exception as error:
-        message = _storage_problem(error)
+        message = _machine_problem(error)
         if message is None:
             raise
         return _fail(message)
@@ -147,12 +148,19 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _storage_problem(error: Exception) -> str | None:
-    """One line for a disk that is full or a file that may not be written; None for a bug."""
-    is_storage = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
-    if not is_storage:
-        return None
-    return f"{' '.join(str(error).split())}. Free space or choose another folder, then run again."
+def _machine_problem(error: Exception) -> str | None:
+    """One line for memory that is full, a disk that is, or a file that may not be written; None for
+    a bug.
+    """
+    why = " ".join(str(error).split())
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({why or type(error).__name__}). Free memory, or use a smaller model "
+            "or smaller batches, then run again."
+        )
+    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        return f"{why}. Free space or choose another folder, then run again."
+    return None
 
 
 class _Parser(argparse.ArgumentParser):
