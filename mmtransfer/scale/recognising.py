@@ -32,7 +32,7 @@ from mmtransfer.speech.recognition import Recognizer
 
 Line = Transcript | NoText
 
-_RECOGNITION_VERSION = 2  # raise it when speech comes to be cut or decoded in another way
+_RECOGNITION_VERSION = 3  # raise it when speech comes to be cut or decoded in another way
 
 
 def settings_of(

@@ -72,8 +72,8 @@ def is_looping(hypothesis: Hypothesis, speech_s: float = math.inf) -> bool:
 
 
 def _is_doubled(hypothesis: Hypothesis, speech_s: float) -> bool:
-    """Whether a phrase comes twice in a row, faster than anybody speaks. Where the times of the
-    words are not known, it has had all the time that there was.
+    """Whether a phrase comes twice in a row, faster than anybody speaks, or once more in next to no
+    time. Where the times of the words are not known, it has had all the time that there was.
     """
     timed = hypothesis.words or [Word(hypothesis.text, 0.0, speech_s, 1.0)]
     parts = [(part, word) for word in timed for part in split_words(word.text)]
@@ -82,8 +82,11 @@ def _is_doubled(hypothesis: Hypothesis, speech_s: float) -> bool:
         for length in range(_TWICE_WORDS, (len(words) - start) // 2 + 1):
             middle, stop = start + length, start + 2 * length
             if words[start:middle] == words[middle:stop]:
-                seconds = parts[stop - 1][1].end_s - parts[start][1].start_s
-                if _is_too_fast(words[start:stop], seconds, _TWICE_RATE):
+                end_s = parts[stop - 1][1].end_s
+                both_s, second_s = (end_s - parts[at][1].start_s for at in (start, middle))
+                if _is_too_fast(words[start:stop], both_s, _TWICE_RATE):
+                    return True
+                if _is_too_fast(words[middle:stop], second_s, _RATE):
                     return True
     return False
 

@@ -183,7 +183,7 @@ class SpeechTask(ClipTask):
         for index in range(len(self.train)):
             for view in range(self._views):
                 items.append((index, view, False))
-                contexts.append(self._longest_context_s(index))
+                contexts.append(self._context_s(index))
                 if self._pads(index):
                     items.append((index, view, True))
                     contexts.append(full)
@@ -236,9 +236,13 @@ class SpeechTask(ClipTask):
         rng = np.random.default_rng([self.config.runtime.seed, 3, index])
         return bool(rng.random() < self.config.train.full_context)
 
-    def _longest_context_s(self, index: int) -> float:
+    def _context_s(self, index: int) -> float:
+        """The context in which a clip is learnt alone: its own at its slowest; a target's clip has
+        none shorter than it will be decoded in.
+        """
         seconds = self.train.clips[index].seconds / self._augmenter.slowest
-        return self.speech.context_s(seconds, shortest=0)
+        shortest_s = self._taught_s if index < self._targets else 0.0
+        return self.speech.context_s(seconds, shortest=shortest_s)
 
     def _prepare_stored(self, indices: Sequence[int], epoch: int) -> list[SpeechBatch]:
         """Micro-batches of cached activations, one context each."""
@@ -288,7 +292,7 @@ class SpeechTask(ClipTask):
         shortest: dict[bool, float] = defaultdict(float)
         for first, *others in units:
             if not others:
-                own_s, is_rehearsed = self._longest_context_s(first), first >= self._targets
+                own_s, is_rehearsed = self._context_s(first), first >= self._targets
                 shortest[is_rehearsed] = max(shortest[is_rehearsed], own_s)
         groups: dict[tuple[float, bool], tuple[list[_Example], list[np.random.Generator]]]
         groups = defaultdict(lambda: ([], []))

@@ -49,7 +49,7 @@ from mmtransfer.transfer.task import Task, comparable
 
 logger = logging.getLogger(__name__)
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of the way from the source's weights: tried
-_SPENT = 0.006  # of the validation metric, for keeping more of the source
+_SPENT = 0.003  # of the validation metric, for keeping more of the source
 
 
 Watch = Callable[[int, float], None]
@@ -225,7 +225,7 @@ def go_back(task: Task, path: SourcePath, wanted: float | str, accelerator: Acce
     way.
 
     `wanted` is that share, or auto: from the tuned weights on towards the source, as long as the
-    validation score stays within 0.006 of the best on the way.
+    validation score stays within 0.003 of the best on the way.
     """
     path.close(task.model)
     if wanted != "auto":

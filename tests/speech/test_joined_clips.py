@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mmtransfer.config import build_config
 from mmtransfer.speech.audio import SAMPLE_RATE
 from mmtransfer.speech.clips import load_clips
-from mmtransfer.speech.contexts import WINDOW_S
+from mmtransfer.speech.contexts import WINDOW_S, taught_context_s
 from mmtransfer.speech.recognition import Recognizer
 from mmtransfer.speech.whisper import load_speech_model
 from mmtransfer.speech.whisper_task import SpeechTask, decoder_room, joined_clips
@@ -90,6 +90,18 @@ def test_rehearsed_clips_are_joined_among_themselves_and_silence_is_not(make_tas
 def test_none_is_joined_where_that_is_turned_off(make_task):
     batch = list(range(len(TEXTS)))
     assert make_task(joined=0.0)._units(batch, 0) == [[index] for index in batch]
+
+
+def test_a_clip_of_the_target_is_learnt_in_the_context_that_it_is_decoded_in(make_task):
+    task = make_task(joined=0.0)
+    decoded_s = taught_context_s(max(clip.seconds for clip in task.target.clips), 30.0)
+    own_s = [task.speech.context_s(clip.seconds, shortest=0) for clip in task.train.clips]
+    target, rehearsed = own_s[0], own_s[task._targets]
+    assert target < decoded_s  # silence follows the longest clip
+    [first] = task.prepare([0], slice(None), 0)
+    [second] = task.prepare([task._targets], slice(None), 0)
+    assert first.features.shape[-1] == round(100 * decoded_s)
+    assert second.features.shape[-1] == round(100 * rehearsed)
 
 
 def test_clips_of_other_languages_are_not_joined(make_task):

@@ -308,6 +308,22 @@ def test_a_sentence_that_comes_twice_in_the_time_of_one_loops(
         assert is_looping(hypothesis(text), seconds) is looping
 
 
+@pytest.mark.parametrize(("again_s", "looping"), [(0.1, True), (1.2, False)])
+def test_a_sentence_that_comes_once_more_in_no_time_loops(again_s, looping):
+    """Alignment may give the first one a pause before it, so that both have time enough."""
+    sentence = "could you spell that for me please"
+    words = [Word(w, 2 + n * 0.3, 2.3 + n * 0.3, 0.9) for n, w in enumerate(sentence.split())]
+    words[0] = replace(words[0], start_s=0.0)
+    end_s, each = words[-1].end_s, again_s / len(words)
+    words += [
+        Word(w, end_s + n * each, end_s + (n + 1) * each, 0.9)
+        for n, w in enumerate(sentence.split())
+    ]
+    found = replace(hypothesis(f"{sentence} {sentence}"), words=tuple(words))
+    assert is_looping(found) is looping
+    assert rejection(found, 6.0) == ("looping" if looping else None)
+
+
 AROUND = "Tower to crane three. {} Lower the hook slowly."
 
 
